@@ -1,0 +1,1 @@
+//! What Kubernetes objects ask Consul to hold. Pure.

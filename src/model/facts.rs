@@ -1,0 +1,112 @@
+//! What Lictor keeps of the Kubernetes objects that it watches: only the fields in use.
+
+use super::text::{Pairs, Text};
+
+/// `status.phase` of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not all containers were started yet; also a pod without a phase.
+    Pending,
+    /// Bound to a node, at least one container runs.
+    Running,
+    /// All containers ended with success.
+    Succeeded,
+    /// All containers ended, at least one with failure; evicted pods too.
+    Failed,
+    /// The kubelet's state cannot be obtained, or a phase that this version does not know.
+    Unknown,
+}
+
+/// A three-valued Kubernetes condition; a missing condition is `Unknown`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tristate {
+    /// `status: "True"`.
+    True,
+    /// `status: "False"`.
+    False,
+    /// `status: "Unknown"`, or no such condition.
+    Unknown,
+}
+
+/// A declared container port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// `name`, where given.
+    pub name: Option<Text>,
+    /// `containerPort`.
+    pub port: u16,
+    /// `hostPort`, where given and not 0.
+    pub host_port: Option<u16>,
+}
+
+/// A container that is not ready, for the output of the readiness check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadyContainer {
+    /// The container's name.
+    pub name: Text,
+    /// Why, e.g. `CrashLoopBackOff`, `Completed`; empty where the kubelet gives none.
+    pub reason: Text,
+}
+
+/// A pod, trimmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// `metadata.namespace`.
+    pub namespace: Text,
+    /// `metadata.name`.
+    pub name: Text,
+    /// `metadata.uid`.
+    pub uid: Text,
+    /// `metadata.creationTimestamp`, seconds since the epoch.
+    pub created: i64,
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// `metadata.labels`.
+    pub labels: Pairs,
+    /// `metadata.annotations`, each value cut to [`PodFacts::ANNOTATION_BYTES`].
+    pub annotations: Pairs,
+    /// `spec.nodeName`, where bound.
+    pub node: Option<Text>,
+    /// `spec.hostNetwork`.
+    pub host_network: bool,
+    /// Ports of the containers and of restartable init containers, in order of declaration.
+    pub ports: Box<[ContainerPort]>,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// `status.podIPs` in order, else `status.podIP`.
+    pub ips: Box<[Text]>,
+    /// `status.hostIP`.
+    pub host_ip: Option<Text>,
+    /// The condition `Ready`.
+    pub ready: Tristate,
+    /// `reason` of the condition `Ready`, empty where it has none.
+    pub ready_reason: Text,
+    /// Containers (and restartable init containers) whose status says that they are not ready.
+    pub unready: Box<[UnreadyContainer]>,
+}
+
+impl PodFacts {
+    /// Longest annotation value that is kept. Longer than anything that Lictor accepts from an
+    /// annotation of its own, so that a cut value is refused as too long and never half used.
+    pub const ANNOTATION_BYTES: usize = 16 * 1024;
+    /// Longest value kept of an annotation that is not in the domain `lictor.io`: these serve only
+    /// `${pod.annotations['KEY']}`, whose result is limited to less than this.
+    pub const FOREIGN_ANNOTATION_BYTES: usize = 600;
+}
+
+/// A Kubernetes node, trimmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// `metadata.name`.
+    pub name: Text,
+    /// The first address of type `InternalIP`.
+    pub internal_ip: Option<Text>,
+    /// The condition `Ready`.
+    pub ready: Tristate,
+    /// `reason` of the condition `Ready`, empty where it has none.
+    pub ready_reason: Text,
+    /// Label `topology.kubernetes.io/region`.
+    pub region: Option<Text>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Text>,
+}

@@ -1,0 +1,1 @@
+//! What Consul is known to hold. Pure.

@@ -1,0 +1,1 @@
+//! Outcomes turned into what people see. Pure.

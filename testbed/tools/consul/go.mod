@@ -1,0 +1,3 @@
+module lictor.io/testbed/tools/consul
+
+go 1.26.0
