@@ -4,7 +4,10 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 use lictor_testbed::{
     Bed, BedOptions, ConsulApi,
     kubelet::{self, TestNode, TestPod},
@@ -21,7 +24,7 @@ async fn a_bed_from_start_to_end() -> Result<()> {
     let client = bed.kube_client()?;
     let consul = bed.consul()?;
 
-    pods_live_and_die_as_with_a_kubelet(&client).await?;
+    Box::pin(pods_live_and_die_as_with_a_kubelet(&client)).await?;
     nodes_have_addresses_and_readiness(&client).await?;
     many_pods_are_made_at_once(&client).await?;
     a_service_account_may_do_what_rbac_grants(&bed).await?;
@@ -175,7 +178,7 @@ async fn many_pods_are_made_at_once(client: &Client) -> Result<()> {
     };
     kubelet::create_all(client, (1..=50).map(pods), 8).await?;
     let listed = Api::<Pod>::namespaced(client.clone(), "default")
-        .list(&Default::default())
+        .list(&ListParams::default())
         .await?;
     ensure!(
         listed
@@ -208,9 +211,9 @@ async fn a_service_account_may_do_what_rbac_grants(bed: &Bed) -> Result<()> {
 
     let client = bed.service_account_client("default", "reader").await?;
     Api::<Pod>::namespaced(client.clone(), "default")
-        .list(&Default::default())
+        .list(&ListParams::default())
         .await?;
-    let refused = Api::<Pod>::all(client).list(&Default::default()).await;
+    let refused = Api::<Pod>::all(client).list(&ListParams::default()).await;
     ensure!(
         matches!(&refused, Err(kube::Error::Api(status)) if status.is_forbidden()),
         "{refused:?}"

@@ -88,7 +88,7 @@ impl Place {
             .context("cannot start the keeper of the bed")?;
         let environment = dir.join(ENVIRONMENT);
         let mut ended = None;
-        wait::until("the bed to be up", Duration::from_secs(180), async || {
+        wait::until("the bed to be up", Duration::from_mins(3), async || {
             ended = keeper.try_wait()?;
             if ended.is_some() {
                 return Ok(());
