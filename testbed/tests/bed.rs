@@ -221,7 +221,7 @@ async fn a_service_account_may_do_what_rbac_grants(bed: &Bed) -> Result<()> {
 
     let kubeconfig = bed.service_account_kubeconfig("default", "reader").await?;
     ensure!(kubectl_as(bed, &kubeconfig, &["get", "pods"]).await?.0);
-    let (done, text) = kubectl_as(bed, &kubeconfig, &["delete", "pods", "--all"]).await?;
+    let (done, text) = kubectl_as(bed, &kubeconfig, &["create", "serviceaccount", "other"]).await?;
     ensure!(
         !done && text.contains("system:serviceaccount:default:reader"),
         "{text}"
