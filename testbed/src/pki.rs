@@ -1,5 +1,5 @@
 //! The keys of one bed: an authority, a server certificate for loopback, and the key that signs
-//! the tokens of ServiceAccounts. They live as long as the bed's folder.
+//! the tokens of `ServiceAccount`s. They live as long as the bed's folder.
 
 use std::{
     fs,
@@ -7,9 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// Where the keys of a bed are, and what a client needs of them.
 #[derive(Debug, Clone)]
@@ -22,7 +20,7 @@ pub struct Pki {
     pub cert_file: PathBuf,
     /// Its key (PEM).
     pub key_file: PathBuf,
-    /// The key that signs ServiceAccount tokens (PEM).
+    /// The key that signs the tokens of `ServiceAccount`s (PEM).
     pub sa_key_file: PathBuf,
     /// Its public half (PEM).
     pub sa_public_file: PathBuf,
@@ -40,7 +38,9 @@ impl Pki {
 
         let ca_key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "lictor test bed");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "lictor test bed");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = params.self_signed(&ca_key)?;
@@ -49,7 +49,9 @@ impl Pki {
         let key = KeyPair::generate()?;
         let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(String::from);
         let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, "lictor test bed server");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "lictor test bed server");
         let certificate = params.signed_by(&key, &issuer)?;
 
         let sa_key = KeyPair::generate()?;
