@@ -157,7 +157,8 @@ fn no_such_port(pod: &PodFacts, name: &str) -> String {
 }
 
 /// Both addresses of a dual-stack pod, as agents tag them.
-fn tagged_addresses(pod: &PodFacts, choice: AddressChoice, port: u16) -> Box<[TaggedAddress]> {
+#[must_use]
+pub fn tagged_addresses(pod: &PodFacts, choice: AddressChoice, port: u16) -> Box<[TaggedAddress]> {
     if choice == AddressChoice::HostIp || pod.ips.len() < 2 {
         return Box::default();
     }
