@@ -1,0 +1,1 @@
+//! Blocking queries: a read that returns when something changed.

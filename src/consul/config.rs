@@ -1,0 +1,229 @@
+//! Where Consul is and how to talk to it, checked before the first request.
+
+use std::path::PathBuf;
+
+use reqwest::Url;
+use secrecy::SecretString;
+
+/// What an operator gave, unchecked: the flags, or the environment variables that Consul's own
+/// tools read (<https://developer.hashicorp.com/consul/commands#environment-variables>).
+#[derive(Clone, Debug, Default)]
+pub struct ConsulSettings {
+    /// `CONSUL_HTTP_ADDR`: one address or several, comma-separated: `http://host:port`,
+    /// `https://host:port`, or `host:port`. Empty means `127.0.0.1:8500`.
+    pub addresses: String,
+    /// `CONSUL_HTTP_TOKEN`.
+    pub token: Option<SecretString>,
+    /// `CONSUL_HTTP_TOKEN_FILE`; goes before the token, as in Consul's own tools.
+    pub token_file: Option<PathBuf>,
+    /// `CONSUL_HTTP_SSL`: addresses use TLS even where they say `http://`.
+    pub ssl: bool,
+    /// `CONSUL_CACERT`: a PEM bundle; only these authorities are trusted then.
+    pub ca_cert: Option<PathBuf>,
+    /// `CONSUL_CLIENT_CERT`: a PEM chain.
+    pub client_cert: Option<PathBuf>,
+    /// `CONSUL_CLIENT_KEY`: the PEM key of the client certificate.
+    pub client_key: Option<PathBuf>,
+    /// `CONSUL_TLS_SERVER_NAME`: the name to ask for and to find in the server's certificate.
+    pub tls_server_name: Option<String>,
+    /// `CONSUL_NAMESPACE`, Enterprise only.
+    pub namespace: Option<String>,
+    /// `CONSUL_PARTITION`, Enterprise only.
+    pub partition: Option<String>,
+}
+
+/// Settings that hold together; made by [`ConsulConfig::new`].
+#[derive(Clone, Debug)]
+pub struct ConsulConfig {
+    /// In the order in which they are tried; never empty.
+    pub(super) addresses: Vec<Url>,
+    pub(super) token: TokenSource,
+    pub(super) tls: TlsConfig,
+    pub(super) namespace: Option<String>,
+    pub(super) partition: Option<String>,
+}
+
+/// Where the token comes from.
+#[derive(Clone, Debug)]
+pub(super) enum TokenSource {
+    /// There is none, or a login sets it later.
+    None,
+    /// It was given.
+    Fixed(SecretString),
+    /// It is in a file, which may change.
+    File(PathBuf),
+}
+
+/// Files and names for TLS.
+#[derive(Clone, Debug, Default)]
+pub struct TlsConfig {
+    pub(super) ca_cert: Option<PathBuf>,
+    /// Certificate chain and key.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    pub(super) server_name: Option<String>,
+}
+
+/// Why settings were refused: the variable and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {problem}")]
+pub struct ConfigError {
+    variable: &'static str,
+    problem: String,
+}
+
+impl ConfigError {
+    pub(super) fn new(variable: &'static str, problem: impl Into<String>) -> Self {
+        Self {
+            variable,
+            problem: problem.into(),
+        }
+    }
+
+    /// The environment variable of the setting that is at fault.
+    #[must_use]
+    pub fn variable(&self) -> &'static str {
+        self.variable
+    }
+}
+
+/// Where Consul's agents listen unless told otherwise.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
+
+impl ConsulConfig {
+    /// Checks settings without touching the network or a file.
+    pub fn new(settings: ConsulSettings) -> Result<Self, ConfigError> {
+        let ConsulSettings {
+            addresses,
+            token,
+            token_file,
+            ssl,
+            ca_cert,
+            client_cert,
+            client_key,
+            tls_server_name,
+            namespace,
+            partition,
+        } = settings;
+        let addresses = parse_addresses(&addresses, ssl)?;
+        let identity = match (client_cert, client_key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(ConfigError::new(
+                    "CONSUL_CLIENT_KEY",
+                    "missing, but CONSUL_CLIENT_CERT is set; give both",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError::new(
+                    "CONSUL_CLIENT_CERT",
+                    "missing, but CONSUL_CLIENT_KEY is set; give both",
+                ));
+            }
+        };
+        let server_name = filled(tls_server_name);
+        if let Some(name) = &server_name {
+            check_server_name(name)?;
+        }
+        let token = match (token_file, token) {
+            (Some(file), _) => TokenSource::File(file),
+            (None, Some(token)) => TokenSource::Fixed(token),
+            (None, None) => TokenSource::None,
+        };
+        Ok(Self {
+            addresses,
+            token,
+            tls: TlsConfig {
+                ca_cert,
+                identity,
+                server_name,
+            },
+            namespace: filled(namespace),
+            partition: filled(partition),
+        })
+    }
+
+    /// Whether any address uses TLS.
+    pub(super) fn uses_tls(&self) -> bool {
+        self.addresses.iter().any(|url| url.scheme() == "https")
+    }
+}
+
+/// A variable that is set to nothing is not set, as in Consul's own tools.
+fn filled(value: Option<String>) -> Option<String> {
+    value
+        .map(|value| value.trim().to_owned())
+        .filter(|value| !value.is_empty())
+}
+
+fn parse_addresses(list: &str, ssl: bool) -> Result<Vec<Url>, ConfigError> {
+    if list.trim().is_empty() {
+        return Ok(vec![parse_address(DEFAULT_ADDRESS, ssl)?]);
+    }
+    let mut urls = Vec::new();
+    for text in list.split(',') {
+        let url = parse_address(text.trim(), ssl)?;
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
+    Ok(urls)
+}
+
+fn parse_address(text: &str, ssl: bool) -> Result<Url, ConfigError> {
+    const VARIABLE: &str = "CONSUL_HTTP_ADDR";
+    // The text itself may hold a password, so it is shown only once it is known not to.
+    let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+    let scheme = match scheme {
+        "http" if ssl => "https",
+        "http" | "https" => scheme,
+        "unix" => {
+            let remedy =
+                "unix sockets are not supported; give http://HOST:PORT or https://HOST:PORT";
+            return Err(ConfigError::new(VARIABLE, remedy));
+        }
+        _ => {
+            return Err(ConfigError::new(
+                VARIABLE,
+                "unknown scheme; give http://HOST:PORT or https://HOST:PORT",
+            ));
+        }
+    };
+    if rest.contains('@') {
+        return Err(ConfigError::new(
+            VARIABLE,
+            "user and password are not supported; give a token instead",
+        ));
+    }
+    let url = Url::parse(&format!("{scheme}://{rest}"));
+    let url = url.map_err(|error| {
+        ConfigError::new(
+            VARIABLE,
+            format!("{text:?} is not an address ({error}); give http://HOST:PORT"),
+        )
+    })?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(ConfigError::new(
+            VARIABLE,
+            format!("{text:?} has a query or fragment; give http://HOST:PORT"),
+        ));
+    }
+    Ok(url)
+}
+
+fn check_server_name(name: &str) -> Result<(), ConfigError> {
+    const VARIABLE: &str = "CONSUL_TLS_SERVER_NAME";
+    if name.parse::<std::net::IpAddr>().is_ok() {
+        let remedy =
+            "an IP is no server name; give the name in the certificate, like server.dc1.consul";
+        return Err(ConfigError::new(VARIABLE, remedy));
+    }
+    let parsed = Url::parse(&format!("https://{name}")).ok();
+    if parsed.is_none_or(|url| url.host_str() != Some(name.to_ascii_lowercase().as_str())) {
+        return Err(ConfigError::new(
+            VARIABLE,
+            format!("{name:?} is not a host name like server.dc1.consul"),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! What can go wrong between Lictor and Consul, in the classes that decide what to do next.
+
+use std::fmt;
+
+/// Longest text of Consul that an error keeps, in bytes.
+const MAX_TEXT: usize = 1024;
+
+/// What a failure means for the one who asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ErrorClass {
+    /// No connection: the request was not sent, so nothing was applied. Try again with back-off.
+    Unreachable,
+    /// The request was sent and its fate is unknown: it may have been applied. Read again first.
+    Ambiguous,
+    /// Consul asks for less: back off, all workers together. Nothing was applied.
+    SlowDown,
+    /// The servers have no leader, or cannot reach it. Nothing was applied.
+    NoLeader,
+    /// The token lacks a right, or the endpoint is closed to us.
+    AccessDenied,
+    /// Consul does not know the token: revoked, expired, or never valid. Log in again.
+    TokenUnknown,
+    /// Someone else was faster; read again and plan again.
+    Conflict,
+    /// Consul will never accept this as it is.
+    Refused,
+    /// The answer is not one of Consul, or cannot be understood. A write may have been applied.
+    Malformed,
+}
+
+impl ErrorClass {
+    /// A short name for metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Ambiguous => "ambiguous",
+            Self::SlowDown => "slow_down",
+            Self::NoLeader => "no_leader",
+            Self::AccessDenied => "access_denied",
+            Self::TokenUnknown => "token_unknown",
+            Self::Conflict => "conflict",
+            Self::Refused => "refused",
+            Self::Malformed => "malformed",
+        }
+    }
+
+    /// Whether a write that ended so may have been applied all the same.
+    #[must_use]
+    pub const fn may_be_applied(self) -> bool {
+        matches!(self, Self::Ambiguous | Self::Malformed)
+    }
+
+    /// Whether the same request may succeed later without anyone changing anything about it.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        match self {
+            Self::Unreachable
+            | Self::Ambiguous
+            | Self::SlowDown
+            | Self::NoLeader
+            | Self::Malformed => true,
+            Self::AccessDenied | Self::TokenUnknown | Self::Conflict | Self::Refused => false,
+        }
+    }
+}
+
+impl fmt::Display for ErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A call that did not give what was asked for.
+///
+/// Holds what was asked (never the query string nor a header, where secrets could be) and what
+/// Consul said, cut to 1 KiB.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{method} {path}: {}{text}", Status(*.status))]
+pub struct ConsulError {
+    class: ErrorClass,
+    method: &'static str,
+    path: Box<str>,
+    status: Option<u16>,
+    text: Box<str>,
+}
+
+impl ConsulError {
+    /// What the failure means.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        self.class
+    }
+
+    /// The HTTP status, where there was an answer.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// What Consul said, or what happened on the way to it.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The path that was asked, without its query.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// A failure without an answer.
+    pub(super) fn without_answer(
+        class: ErrorClass,
+        method: &'static str,
+        path: &str,
+        text: &str,
+    ) -> Self {
+        Self {
+            class,
+            method,
+            path: path.into(),
+            status: None,
+            text: cut(text).into(),
+        }
+    }
+
+    /// An answer that says no.
+    pub(super) fn answered(method: &'static str, path: &str, status: u16, body: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)]);
+        let text = cut(text.trim());
+        Self {
+            class: classify(status, text),
+            method,
+            path: path.into(),
+            status: Some(status),
+            text: text.into(),
+        }
+    }
+
+    /// An answer that cannot be understood.
+    pub(super) fn malformed(method: &'static str, path: &str, status: u16, why: &str) -> Self {
+        let class = ErrorClass::Malformed;
+        Self {
+            class,
+            method,
+            path: path.into(),
+            status: Some(status),
+            text: cut(why).into(),
+        }
+    }
+}
+
+struct Status(Option<u16>);
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(status) => write!(f, "{status}: "),
+            None => Ok(()),
+        }
+    }
+}
+
+/// At most [`MAX_TEXT`] bytes of `text`, cut between characters.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
+}
+
+/// The class of an answer that is not a success.
+fn classify(status: u16, text: &str) -> ErrorClass {
+    let by_text = || {
+        TEXTS
+            .iter()
+            .find(|(fragment, _)| text.contains(fragment))
+            .map(|&(_, class)| class)
+    };
+    match status {
+        400 | 413 => ErrorClass::Refused,
+        403 => by_text().unwrap_or(ErrorClass::AccessDenied),
+        409 => ErrorClass::Conflict,
+        429 | 503 => ErrorClass::SlowDown,
+        // A proxy between us and Consul: it may have passed the request on.
+        500.. => by_text().unwrap_or(ErrorClass::Ambiguous),
+        // Consul uses no others on the endpoints in use here.
+        _ => ErrorClass::Malformed,
+    }
+}
+
+/// Texts by which Consul tells its failures apart, since almost all of them are a 500; the first
+/// fragment that is found decides. What is not listed counts as [`ErrorClass::Ambiguous`].
+///
+/// Taken from answers of Consul 1.22.7; `tests/consul_client.rs` provokes those that a single
+/// server can be made to give.
+const TEXTS: &[(&str, ErrorClass)] = &[
+    ("ACL not found", ErrorClass::TokenUnknown),
+    ("Permission denied", ErrorClass::AccessDenied),
+    // Committed or not, the leader that knew is gone.
+    (
+        "leadership lost while committing log",
+        ErrorClass::Ambiguous,
+    ),
+    ("No cluster leader", ErrorClass::NoLeader),
+    ("No known Consul servers", ErrorClass::NoLeader),
+    (
+        "Raft leader not found in server lookup mapping",
+        ErrorClass::NoLeader,
+    ),
+    ("Not ready to serve consistent reads", ErrorClass::NoLeader),
+    ("node is not the leader", ErrorClass::NoLeader),
+    ("leadership transfer in progress", ErrorClass::NoLeader),
+    ("rpc error getting client", ErrorClass::NoLeader),
+    ("rate limit exceeded", ErrorClass::SlowDown),
+];
