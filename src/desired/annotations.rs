@@ -10,6 +10,8 @@ use crate::model::text::Text;
 
 /// The domain of our annotations, with the slash.
 pub const DOMAIN: &str = "lictor.io/";
+/// The annotation, without its domain, that holds an object as it is.
+pub const PAUSED: &str = "paused";
 
 /// A setting that an annotation can give, for all services of a pod or for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,7 +131,7 @@ impl Annotations {
     fn take(&mut self, key: &str, value: &Text) {
         match key {
             "service" => self.take_services(value),
-            "paused" => match value.trim() {
+            PAUSED => match value.trim() {
                 "true" => self.paused = true,
                 "false" => {}
                 other => {
