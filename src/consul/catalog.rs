@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::wire::{HealthCheck, Node, NodeService, null_is_default, pairs};
-use super::{Client, Consistency, ConsulError, Observed, Request};
+use super::{Client, Consistency, ConsulError, Observed, Request, Response, Watch};
 use crate::model::text::Pairs;
 
 /// A node, at most one service on it, and checks, written as one.
@@ -29,6 +29,11 @@ pub struct Registration<'a> {
     /// Checks of the node or of the service.
     pub checks: &'a [HealthCheck],
 }
+
+/// Filters that select nothing, so that an answer is a few bytes long: no service and no check has
+/// an empty name.
+const NOTHING_SERVICE: &str = r#"ServiceName == """#;
+const NOTHING_CHECK: &str = r#"CheckID == """#;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -106,6 +111,31 @@ impl Client {
         Ok(found.map(Option::unwrap_or_default))
     }
 
+    /// Watches the nodes that a filter selects. Its index is that of all nodes.
+    #[must_use]
+    pub fn watch_nodes(&self, filter: &str, consistency: Consistency) -> Watch<Vec<Node>> {
+        let request = Request::get("catalog/nodes")
+            .query("filter", filter.to_owned())
+            .consistency(consistency);
+        Watch::new(self.clone(), request, Response::json)
+    }
+
+    /// Tells that some service changed, appeared or went, without saying which, in a few bytes.
+    #[must_use]
+    pub fn watch_any_service(&self) -> Watch<()> {
+        let request = Request::get("catalog/services").query("filter", NOTHING_SERVICE);
+        Watch::new(self.clone(), request, signal)
+    }
+
+    /// Tells that some check changed, appeared or went, without saying which, in a few bytes.
+    #[must_use]
+    pub fn watch_any_check(&self) -> Watch<()> {
+        let request = Request::get("health/state")
+            .segment("any")
+            .query("filter", NOTHING_CHECK);
+        Watch::new(self.clone(), request, signal)
+    }
+
     /// Writes a registration as one.
     pub async fn register(&self, registration: &Registration<'_>) -> Result<(), ConsulError> {
         let Registration {
@@ -169,9 +199,9 @@ impl Client {
         endpoint: &'static str,
         body: &impl Serialize,
     ) -> Result<(), ConsulError> {
-        let request = Request::put(endpoint);
-        let body = serde_json::to_vec(body).map_err(|error| request.unencodable(&error))?;
-        self.send(&request.body(body)).await?.success()?;
+        self.send(&Request::put(endpoint).json(body)?)
+            .await?
+            .success()?;
         Ok(())
     }
 }
@@ -186,4 +216,9 @@ impl<'a> NonEmpty<'a> {
     pub fn new(id: &'a str) -> Option<Self> {
         (!id.is_empty()).then_some(Self(id))
     }
+}
+
+/// The success alone; what it says is nothing anyway.
+fn signal(answer: Response) -> Result<Observed<()>, ConsulError> {
+    Ok(answer.success()?.observed(()))
 }

@@ -1,30 +1,24 @@
-//! Sending a request and judging what came back.
+//! Sending requests: which address, which token, how long, and who is told.
 
-use std::borrow::Cow;
-use std::num::NonZeroU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use reqwest::header::{HOST, HeaderMap, HeaderName};
+use reqwest::header::{HOST, HeaderName};
 use secrecy::SecretString;
-use serde::de::DeserializeOwned;
 use tokio::time::timeout_at;
 
 use super::config::{ConfigError, ConsulConfig};
-use super::token::Token;
+use super::request::Method;
+use super::token::{FileStamp, LOOK, Token};
 use super::transport::{Endpoint, Transport, chain};
-use super::{Consistency, ConsulError, ErrorClass, Observed, Quality, TokenStanding};
+use super::{ConsulError, ErrorClass, Request, Response, TokenStanding};
 
 /// Longest answer that is read, in bytes. A node with 8,000 instances is 6 MiB.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
-/// Deadline of a read.
-const READ: Duration = Duration::from_secs(30);
-/// Deadline of a write; without a leader Consul itself holds it for up to 19 s before it answers.
-const WRITE: Duration = Duration::from_secs(25);
-/// What a blocking query may take beyond its wait and the sixteenth that Consul adds to it.
-const BLOCKING_MARGIN: Duration = Duration::from_secs(10);
 /// How long a token check is believed.
-const STANDING: Duration = Duration::from_secs(15 * 60);
+const STANDING: Duration = Duration::from_mins(15);
+const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
 /// Is told of every request, for metrics.
 pub trait Observer {
@@ -45,244 +39,59 @@ pub struct Client {
 }
 
 struct Inner {
-    transport: Transport,
+    config: ConsulConfig,
+    transport: Mutex<Connections>,
     token: Token,
     /// `ns` and `partition`, where configured: Community Edition refuses them.
     tenancy: Vec<(&'static str, String)>,
     observer: Arc<dyn Observer + Send + Sync>,
     last_contact: Mutex<Option<Instant>>,
-    standing: Mutex<Option<Standing>>,
+    standing: Mutex<Option<Known>>,
 }
 
-struct Standing {
+/// The connections in use, and the TLS files that they were made from.
+struct Connections {
+    transport: Arc<Transport>,
+    looked: Instant,
+    stamps: Vec<Option<FileStamp>>,
+}
+
+/// What Consul took the token of this generation for.
+struct Known {
     generation: u64,
     since: Instant,
     standing: TokenStanding,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Method {
-    Get,
-    Put,
-    Post,
-    Delete,
-}
-
-/// A request in the making.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    method: Method,
-    endpoint: &'static str,
-    path: Vec<Cow<'a, str>>,
-    query: Vec<(&'static str, Cow<'a, str>)>,
-    body: Option<Vec<u8>>,
-    consistency: Consistency,
-    wait: Option<Duration>,
-}
-
-/// What Consul answered, whatever its status.
-#[derive(Clone, Debug)]
-pub struct Response {
-    /// HTTP status.
-    pub status: u16,
-    /// The whole body.
-    pub body: Vec<u8>,
-    /// `X-Consul-Index`, from a success only: errors carry a 1 that means nothing.
-    pub index: Option<NonZeroU64>,
-    /// `X-Consul-KnownLeader`, where given.
-    pub known_leader: Option<bool>,
-    /// `X-Consul-LastContact`: how long ago the server heard of its leader, where given.
-    pub last_contact: Option<Duration>,
-    /// `X-Consul-Results-Filtered-By-ACLs`.
-    pub filtered_by_acls: bool,
-    /// How far the answer can be trusted, seen the consistency that was asked for.
-    pub quality: Quality,
-    method: &'static str,
-    path: Box<str>,
-}
-
-impl Method {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Put => "PUT",
-            Self::Post => "POST",
-            Self::Delete => "DELETE",
-        }
-    }
-
-    fn of_http(self) -> reqwest::Method {
-        match self {
-            Self::Get => reqwest::Method::GET,
-            Self::Put => reqwest::Method::PUT,
-            Self::Post => reqwest::Method::POST,
-            Self::Delete => reqwest::Method::DELETE,
-        }
-    }
-}
-
-impl<'a> Request<'a> {
-    fn new(method: Method, endpoint: &'static str) -> Self {
-        Self {
-            method,
-            endpoint,
-            path: endpoint.split('/').map(Cow::Borrowed).collect(),
-            query: Vec::new(),
-            body: None,
-            consistency: Consistency::Default,
-            wait: None,
-        }
-    }
-
-    /// A read of `/v1/<endpoint>`, which is also the label in metrics.
-    #[must_use]
-    pub fn get(endpoint: &'static str) -> Self {
-        Self::new(Method::Get, endpoint)
-    }
-
-    /// A `PUT` to `/v1/<endpoint>`.
-    #[must_use]
-    pub fn put(endpoint: &'static str) -> Self {
-        Self::new(Method::Put, endpoint)
-    }
-
-    /// A `POST` to `/v1/<endpoint>`.
-    #[must_use]
-    pub fn post(endpoint: &'static str) -> Self {
-        Self::new(Method::Post, endpoint)
-    }
-
-    /// A `DELETE` of `/v1/<endpoint>`.
-    #[must_use]
-    pub fn delete(endpoint: &'static str) -> Self {
-        Self::new(Method::Delete, endpoint)
-    }
-
-    /// Adds one segment to the path, encoded whatever it holds.
-    #[must_use]
-    pub fn segment(mut self, segment: impl Into<Cow<'a, str>>) -> Self {
-        self.path.push(segment.into());
-        self
-    }
-
-    /// Adds the segments of a path whose parts are divided by `/`, like a key of the store.
-    #[must_use]
-    pub fn path(mut self, path: &'a str) -> Self {
-        self.path.extend(path.split('/').map(Cow::Borrowed));
-        self
-    }
-
-    /// Adds a parameter to the query.
-    #[must_use]
-    pub fn query(mut self, name: &'static str, value: impl Into<Cow<'a, str>>) -> Self {
-        self.query.push((name, value.into()));
-        self
-    }
-
-    /// Sets the body, which is JSON nearly everywhere.
-    #[must_use]
-    pub fn body(mut self, body: Vec<u8>) -> Self {
-        self.body = Some(body);
-        self
-    }
-
-    /// Asks for this consistency.
-    #[must_use]
-    pub fn consistency(mut self, consistency: Consistency) -> Self {
-        self.consistency = consistency;
-        self
-    }
-
-    /// Makes it a blocking query that returns when the index is beyond `index`, or after `wait`.
-    #[must_use]
-    pub fn blocking(mut self, index: NonZeroU64, wait: Duration) -> Self {
-        self.wait = Some(wait);
-        self.query("index", index.to_string())
-            .query("wait", format!("{}ms", wait.as_millis()))
-    }
-
-    fn deadline(&self) -> Duration {
-        match (self.method, self.wait) {
-            (Method::Get, Some(wait)) => wait * 17 / 16 + BLOCKING_MARGIN,
-            (Method::Get, None) => READ,
-            _ => WRITE,
-        }
-    }
-
-    /// The path for people: unencoded and without the query.
-    fn shown(&self) -> String {
-        self.path
-            .iter()
-            .fold("/v1".to_owned(), |path, segment| path + "/" + segment)
-    }
-
-    /// A body that cannot be written as JSON.
-    pub(super) fn unencodable(&self, error: &serde_json::Error) -> ConsulError {
-        self.error(ErrorClass::Refused, &error.to_string())
-    }
-
-    fn error(&self, class: ErrorClass, text: &str) -> ConsulError {
-        ConsulError::without_answer(class, self.method.as_str(), &self.shown(), text)
-    }
-}
-
-impl Response {
-    /// The answer itself if it is a success, else what its status and text mean.
-    pub fn success(self) -> Result<Self, ConsulError> {
-        if (200..300).contains(&self.status) {
-            return Ok(self);
-        }
-        Err(ConsulError::answered(
-            self.method,
-            &self.path,
-            self.status,
-            &self.body,
-        ))
-    }
-
-    /// The body of a success, decoded.
-    pub fn json<T: DeserializeOwned>(self) -> Result<Observed<T>, ConsulError> {
-        let this = self.success()?;
-        match serde_json::from_slice(&this.body) {
-            Ok(value) => Ok(Observed {
-                value,
-                quality: this.quality,
-                index: this.index,
-            }),
-            Err(error) => Err(this.malformed(&error.to_string())),
-        }
-    }
-
-    pub(super) fn malformed(&self, why: &str) -> ConsulError {
-        ConsulError::malformed(self.method, &self.path, self.status, why)
-    }
 }
 
 impl Client {
     /// A client that has connected to nothing yet.
     ///
     /// Fails where a file that the configuration names cannot be used.
-    pub fn new(config: &ConsulConfig) -> Result<Self, ConfigError> {
+    pub fn new(config: ConsulConfig) -> Result<Self, ConfigError> {
         Self::with_observer(config, Arc::new(()))
     }
 
     /// The same, with an observer of every request.
     pub fn with_observer(
-        config: &ConsulConfig,
+        config: ConsulConfig,
         observer: Arc<dyn Observer + Send + Sync>,
     ) -> Result<Self, ConfigError> {
         let tenancy = [("ns", &config.namespace), ("partition", &config.partition)];
         let tenancy = tenancy
             .into_iter()
-            .filter_map(|(name, value)| Some((name, value.clone()?)))
-            .collect();
+            .filter_map(|(name, value)| Some((name, value.clone()?)));
         let inner = Inner {
-            transport: Transport::new(config)?,
+            tenancy: tenancy.collect(),
+            transport: Mutex::new(Connections {
+                stamps: stamps(&config),
+                transport: Arc::new(Transport::new(&config)?),
+                looked: Instant::now(),
+            }),
             token: Token::new(config.token.clone())?,
-            tenancy,
             observer,
             last_contact: Mutex::new(None),
             standing: Mutex::new(None),
+            config,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -292,11 +101,7 @@ impl Client {
     /// When Consul last answered anything but a failure of its own; `None` before the first time.
     #[must_use]
     pub fn last_contact(&self) -> Option<Instant> {
-        *self
-            .inner
-            .last_contact
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.inner.last_contact)
     }
 
     /// Uses another token from now on, one from a login.
@@ -313,11 +118,11 @@ impl Client {
         let began = Instant::now();
         let limit = request.deadline();
         let deadline = tokio::time::Instant::from_std(began) + limit;
-        let transport = &self.inner.transport;
+        let transport = self.transport();
         let mut result = Err(request.error(ErrorClass::Unreachable, "no address"));
         for position in transport.order() {
-            let endpoint = transport.endpoint(position);
-            let attempt = timeout_at(deadline, self.attempt(endpoint, request)).await;
+            let attempt = self.attempt(transport.endpoint(position), request);
+            let attempt = timeout_at(deadline, attempt).await;
             let timed_out = attempt.is_err();
             result = attempt.unwrap_or_else(|_| {
                 let text = format!("no answer within {} s", limit.as_secs());
@@ -330,8 +135,10 @@ impl Client {
                 }
                 Err(error) => {
                     transport.avoid(position);
-                    let unsent = error.class() == ErrorClass::Unreachable;
-                    if timed_out || !(unsent || request.method == Method::Get) {
+                    let repeatable = error.class() == ErrorClass::Unreachable
+                        || (error.class() == ErrorClass::Ambiguous
+                            && request.method == Method::Get);
+                    if timed_out || !repeatable {
                         break;
                     }
                 }
@@ -349,10 +156,10 @@ impl Client {
         endpoint: &Endpoint,
         request: &Request<'_>,
     ) -> Result<Response, ConsulError> {
-        let (token, generation) = self.inner.token.current();
-        let mut http = endpoint
-            .http
-            .request(request.method.of_http(), self.url(endpoint, request));
+        let inner = &self.inner;
+        let (token, generation) = inner.token.current();
+        let url = request.url(&endpoint.base, &inner.tenancy);
+        let mut http = endpoint.http.request(request.method.into(), url);
         if let Some(host) = &endpoint.host {
             http = http.header(HOST, host.clone());
         }
@@ -363,7 +170,8 @@ impl Client {
             http = http.body(body.clone());
         }
         let on_the_way = |error: reqwest::Error| {
-            let class = if error.is_connect() {
+            let unsent = error.is_connect() || error.is_builder();
+            let class = if unsent {
                 ErrorClass::Unreachable
             } else {
                 ErrorClass::Ambiguous
@@ -373,16 +181,15 @@ impl Client {
         let mut answer = http.send().await.map_err(on_the_way)?;
         let status = answer.status().as_u16();
         let too_long = || {
-            let (method, path) = (request.method.as_str(), request.shown());
-            ConsulError::malformed(method, &path, status, "the answer is longer than 64 MiB")
+            let text = "the answer is longer than 64 MiB";
+            ConsulError::malformed(request.method.as_str(), &request.shown(), status, text)
         };
         let mut body = Vec::new();
         if let Some(length) = answer.content_length() {
             let length = usize::try_from(length)
                 .ok()
-                .filter(|&length| length <= MAX_ANSWER)
-                .ok_or_else(too_long)?;
-            body.reserve_exact(length);
+                .filter(|&length| length <= MAX_ANSWER);
+            body.reserve_exact(length.ok_or_else(too_long)?);
         }
         while let Some(chunk) = answer.chunk().await.map_err(on_the_way)? {
             if body.len() + chunk.len() > MAX_ANSWER {
@@ -391,80 +198,42 @@ impl Client {
             body.extend_from_slice(&chunk);
         }
         if status < 500 {
-            *self
-                .inner
-                .last_contact
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *lock(&inner.last_contact) = Some(Instant::now());
         }
-        let headers = answer.headers();
-        let known_leader = text(headers, "x-consul-knownleader").map(|value| value == "true");
-        let filtered_by_acls = text(headers, "x-consul-results-filtered-by-acls") == Some("true");
-        let index = text(headers, "x-consul-index").and_then(|value| value.parse().ok());
-        let last_contact =
-            text(headers, "x-consul-lastcontact").and_then(|value| value.parse().ok());
-        let effective = text(headers, "x-consul-effective-consistency");
-        let quality = if filtered_by_acls {
-            Quality::Filtered
-        } else if !self.is_verified(generation) {
-            Quality::Unverified
-        } else if request.consistency == Consistency::Stale
-            || known_leader == Some(false)
-            || effective == Some("stale")
-        {
-            Quality::Stale
-        } else if request.consistency == Consistency::Consistent {
-            Quality::Authoritative
-        } else {
-            Quality::Leased
-        };
-        Ok(Response {
+        let verified = self.is_verified(generation);
+        Ok(Response::new(
+            request,
             status,
+            answer.headers(),
             body,
-            // The store answers 404 for a key that is not there, and that index counts as well.
-            index: index.filter(|_| {
-                (200..300).contains(&status) || (status == 404 && request.endpoint == "kv")
-            }),
-            known_leader,
-            last_contact: last_contact.map(Duration::from_millis),
-            filtered_by_acls,
-            quality,
-            method: request.method.as_str(),
-            path: request.shown().into(),
-        })
+            verified,
+        ))
     }
 
-    fn url(&self, endpoint: &Endpoint, request: &Request<'_>) -> reqwest::Url {
-        let mut url = endpoint.base.clone();
-        // Never fails: the addresses are http or https, which have paths.
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().push("v1").extend(&request.path);
-        }
-        {
-            let mut query = url.query_pairs_mut();
-            query
-                .extend_pairs(&request.query)
-                .extend_pairs(&self.inner.tenancy);
-            match request.consistency {
-                Consistency::Default => {}
-                Consistency::Consistent => drop(query.append_key_only("consistent")),
-                Consistency::Stale => drop(query.append_key_only("stale")),
+    /// The connections, made anew when a TLS file changed. As long as the files do not fit
+    /// together, which is how they look while they are being replaced, the old ones stay.
+    fn transport(&self) -> Arc<Transport> {
+        let mut connections = lock(&self.inner.transport);
+        if connections.looked.elapsed() >= LOOK {
+            connections.looked = Instant::now();
+            let stamps = stamps(&self.inner.config);
+            if stamps != connections.stamps {
+                match Transport::new(&self.inner.config) {
+                    Ok(transport) => {
+                        connections.transport = Arc::new(transport);
+                        connections.stamps = stamps;
+                        tracing::info!("TLS files changed; new connections use them");
+                    }
+                    Err(error) => tracing::warn!(%error, "TLS files changed and are not usable"),
+                }
             }
         }
-        if url.query() == Some("") {
-            url.set_query(None);
-        }
-        url
+        connections.transport.clone()
     }
 
     /// Whether the token of this generation was looked at, not long ago, and found to be one.
     fn is_verified(&self, generation: u64) -> bool {
-        let standing = self
-            .inner
-            .standing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        standing.as_ref().is_some_and(|known| {
+        lock(&self.inner.standing).as_ref().is_some_and(|known| {
             known.generation == generation
                 && known.since.elapsed() < STANDING
                 && matches!(
@@ -476,16 +245,12 @@ impl Client {
 
     /// Remembers what Consul took the token of this generation for.
     pub(super) fn remember_standing(&self, generation: u64, standing: TokenStanding) {
-        let known = Standing {
+        let known = Known {
             generation,
             since: Instant::now(),
             standing,
         };
-        *self
-            .inner
-            .standing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(known);
+        *lock(&self.inner.standing) = Some(known);
     }
 
     /// The generation of the token that is sent now.
@@ -494,8 +259,16 @@ impl Client {
     }
 }
 
-const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+fn stamps(config: &ConsulConfig) -> Vec<Option<FileStamp>> {
+    config
+        .tls
+        .files()
+        .map(Path::new)
+        .map(FileStamp::of)
+        .collect()
+}
 
-fn text<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
+/// What these locks guard is whole after every statement, so a panic elsewhere spoils nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -63,6 +63,14 @@ pub struct TlsConfig {
     pub(super) server_name: Option<String>,
 }
 
+impl TlsConfig {
+    /// The files that the connections depend on.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let identity = self.identity.iter().flat_map(|(cert, key)| [cert, key]);
+        self.ca_cert.iter().chain(identity)
+    }
+}
+
 /// Why settings were refused: the variable and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}: {problem}")]

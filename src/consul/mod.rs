@@ -6,23 +6,29 @@
 //! every failure its [`ErrorClass`], above all whether a write may have been applied.
 
 mod agent;
+mod blocking;
 mod catalog;
 mod client;
 mod config;
 mod consistency;
 mod error;
 mod kv;
+mod request;
+mod response;
 mod token;
 mod transport;
 mod txn;
 pub mod wire;
 
 pub use agent::AgentInfo;
+pub use blocking::{Backoff, Cause, Change, IndexTracker, Step, Watch};
 pub use catalog::{NonEmpty, Registration};
-pub use client::{Client, Observer, Request, Response};
+pub use client::{Client, Observer};
 pub use config::{ConfigError, ConsulConfig, ConsulSettings, TlsConfig};
 pub use consistency::{Consistency, Observed, Quality, TokenStanding};
 pub use error::{ConsulError, ErrorClass};
+pub use request::Request;
+pub use response::Response;
 pub use txn::{
     MAX_BODY_BYTES, MAX_OPS, Txn, TxnError, TxnFailure, TxnFull, TxnOp, TxnOutcome, TxnResult,
 };

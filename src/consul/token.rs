@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::config::{ConfigError, TokenSource};
 
 /// How often a file is looked at, at most.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// The token in force, as a header.
 pub(super) struct Token {
@@ -26,6 +26,8 @@ struct State {
     generation: u64,
     looked: Instant,
     stamp: Option<FileStamp>,
+    /// Whether the file could not be used when it was last looked at.
+    unusable: bool,
 }
 
 impl Token {
@@ -44,6 +46,7 @@ impl Token {
             generation: 0,
             looked: Instant::now(),
             stamp,
+            unusable: false,
         };
         Ok(Self {
             source,
@@ -83,12 +86,13 @@ impl State {
     /// file looks that is just being replaced, the last good token stays and it is read again.
     fn look(&mut self, path: &Path) {
         let stamp = FileStamp::of(path);
-        if stamp == self.stamp {
+        if stamp == self.stamp && !self.unusable {
             return;
         }
         match read(path) {
             Ok(header) => {
                 self.stamp = stamp;
+                self.unusable = false;
                 if self.header.as_ref() != Some(&header) {
                     self.header = Some(header);
                     self.generation += 1;
@@ -96,7 +100,10 @@ impl State {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "the token file changed and is not usable; keeping the last token")
+                if !self.unusable {
+                    tracing::warn!(%error, "the token file changed; keeping the last token");
+                }
+                self.unusable = true;
             }
         }
     }

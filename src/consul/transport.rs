@@ -16,7 +16,7 @@ use super::config::{ConfigError, ConsulConfig};
 const CONNECT: Duration = Duration::from_secs(3);
 /// Shorter than the two minutes after which Consul (1.22.5 and later) closes an idle connection,
 /// so that no write is ever sent into a connection that is being closed.
-const POOL_IDLE: Duration = Duration::from_secs(60);
+const POOL_IDLE: Duration = Duration::from_mins(1);
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// One client for each address: with a server name override several addresses have the same URL,

@@ -154,7 +154,7 @@ pub struct NodeService {
     /// Mesh settings; [`NodeService::needs_register`].
     #[serde(
         deserialize_with = "null_is_default",
-        skip_serializing_if = "Connect::is_default"
+        skip_serializing_if = "is_default"
     )]
     pub connect: Connect,
     /// Where the service runs; [`NodeService::needs_register`].
@@ -176,13 +176,7 @@ impl NodeService {
     /// [`register`](super::Client::register) writes the whole.
     #[must_use]
     pub fn needs_register(&self) -> bool {
-        !self.ports.is_empty() || !self.connect.is_default() || self.locality.is_some()
-    }
-}
-
-impl Connect {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
+        !self.ports.is_empty() || !is_default(&self.connect) || self.locality.is_some()
     }
 }
 
@@ -264,6 +258,10 @@ pub struct KvPair {
     pub create_index: u64,
     /// Raft index of the last change.
     pub modify_index: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Reads `null` as the default: Go encodes an empty list or map either way.
