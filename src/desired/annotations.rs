@@ -39,7 +39,10 @@ impl Setting {
     ];
 
     fn parse(key: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(name, _)| *name == key).map(|(_, setting)| *setting)
+        Self::ALL
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, setting)| *setting)
     }
 
     fn key(self) -> &'static str {
@@ -68,7 +71,9 @@ impl Annotations {
     pub fn of(pod: &PodFacts) -> Self {
         let mut found = Self::default();
         for (key, value) in pod.annotations.iter() {
-            let Some(key) = key.strip_prefix(DOMAIN) else { continue };
+            let Some(key) = key.strip_prefix(DOMAIN) else {
+                continue;
+            };
             if value.len() >= PodFacts::ANNOTATION_BYTES {
                 found.too_long(key);
             } else {
@@ -94,13 +99,23 @@ impl Annotations {
         let mut problems = Vec::new();
         for (_, setting) in Setting::ALL {
             let own = self.of_service.get(&(service.text().clone(), setting));
-            let Some(value) = own.or_else(|| self.plain.get(&setting)) else { continue };
+            let Some(value) = own.or_else(|| self.plain.get(&setting)) else {
+                continue;
+            };
             if let Err(problem) = apply(setting, value, &mut base) {
-                let of = if own.is_some() { format!(".{service}") } else { String::new() };
+                let of = if own.is_some() {
+                    format!(".{service}")
+                } else {
+                    String::new()
+                };
                 problems.push(format!("{DOMAIN}{}{of}: {problem}", setting.key()));
             }
         }
-        if problems.is_empty() { Ok(base) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(base)
+        } else {
+            Err(problems)
+        }
     }
 
     /// The health settings for `service`, with what is not understood left as in `base`: health goes
@@ -118,8 +133,10 @@ impl Annotations {
     }
 
     fn too_long(&mut self, key: &str) {
-        let problem =
-            format!("{DOMAIN}{key}: is longer than {} bytes", PodFacts::ANNOTATION_BYTES - 1);
+        let problem = format!(
+            "{DOMAIN}{key}: is longer than {} bytes",
+            PodFacts::ANNOTATION_BYTES - 1
+        );
         if key == "service" {
             self.list_problem = Some(problem);
         } else {
@@ -173,7 +190,8 @@ impl Annotations {
                 self.plain.insert(setting, value.clone());
             }
             (Some(setting), Some(service)) => {
-                self.of_service.insert((service.into(), setting), value.clone());
+                self.of_service
+                    .insert((service.into(), setting), value.clone());
             }
             (None, _) => {
                 let known: Vec<_> = Setting::ALL.iter().map(|(name, _)| *name).collect();
@@ -189,7 +207,9 @@ impl Annotations {
 
 /// The items of a comma-separated list, trimmed, without empty ones.
 fn items(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',').map(str::trim).filter(|item| !item.is_empty())
+    list.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
 }
 
 fn apply(setting: Setting, value: &str, spec: &mut InstanceSpec) -> Result<(), String> {
@@ -220,7 +240,9 @@ fn apply(setting: Setting, value: &str, spec: &mut InstanceSpec) -> Result<(), S
                 "Warning" => Terminating::Health(Health::Warning),
                 "Deregister" => Terminating::Deregister,
                 _ => {
-                    return Err(format!("\"{trimmed}\" is none of Critical, Warning, Deregister"));
+                    return Err(format!(
+                        "\"{trimmed}\" is none of Critical, Warning, Deregister"
+                    ));
                 }
             }
         }
@@ -231,18 +253,24 @@ fn apply(setting: Setting, value: &str, spec: &mut InstanceSpec) -> Result<(), S
 fn port(value: &str) -> Result<PortChoice, String> {
     if value.bytes().all(|byte| byte.is_ascii_digit()) && !value.is_empty() {
         let number = value.parse::<u16>().ok().filter(|number| *number > 0);
-        number.map(PortChoice::Number).ok_or_else(|| format!("{value} is not within 1..65535"))
+        number
+            .map(PortChoice::Number)
+            .ok_or_else(|| format!("{value} is not within 1..65535"))
     } else if is_port_name(value) {
         Ok(PortChoice::Name(value.into()))
     } else {
-        Err(format!("\"{value}\" is neither a number within 1..65535 nor the name of a port"))
+        Err(format!(
+            "\"{value}\" is neither a number within 1..65535 nor the name of a port"
+        ))
     }
 }
 
 /// Kubernetes' rule for port names (`IANA_SVC_NAME`), case aside.
 fn is_port_name(name: &str) -> bool {
     (1..=15).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn weight(value: &str) -> Result<u16, String> {
@@ -309,18 +337,27 @@ mod tests {
             .lictor("port.api", "9000")
             .lictor("weight", "5")
             .facts();
-        assert_eq!(spec(&facts, "web").unwrap().port, PortChoice::Name("http".into()));
+        assert_eq!(
+            spec(&facts, "web").unwrap().port,
+            PortChoice::Name("http".into())
+        );
         assert_eq!(spec(&facts, "api").unwrap().port, PortChoice::Number(9000));
         assert_eq!(spec(&facts, "api").unwrap().weights.passing, 5);
     }
 
     #[test]
     fn a_bad_value_for_one_service_leaves_the_other_whole() {
-        let facts = pod("p").lictor("service", "web,api").lictor("weight.api", "0").facts();
+        let facts = pod("p")
+            .lictor("service", "web,api")
+            .lictor("weight.api", "0")
+            .facts();
         assert!(spec(&facts, "web").is_ok());
         let problems = spec(&facts, "api").unwrap_err();
         assert_eq!(problems.len(), 1);
-        assert!(problems[0].starts_with("lictor.io/weight.api: \"0\""), "{problems:?}");
+        assert!(
+            problems[0].starts_with("lictor.io/weight.api: \"0\""),
+            "{problems:?}"
+        );
     }
 
     #[test]
@@ -339,7 +376,10 @@ mod tests {
             ("meta", "novalue"),
         ] {
             let problems = spec(&pod("p").lictor(key, bad).facts(), "web").unwrap_err();
-            assert!(problems[0].starts_with(&format!("lictor.io/{key}: ")), "{problems:?}");
+            assert!(
+                problems[0].starts_with(&format!("lictor.io/{key}: ")),
+                "{problems:?}"
+            );
         }
     }
 

@@ -96,7 +96,10 @@ impl Live {
     /// A frozen shape with what follows the pod put onto it.
     #[must_use]
     pub fn onto(&self, frozen: &Service) -> Service {
-        let with_port = |tagged: &TaggedAddress| TaggedAddress { port: frozen.port, ..tagged.clone() };
+        let with_port = |tagged: &TaggedAddress| TaggedAddress {
+            port: frozen.port,
+            ..tagged.clone()
+        };
         match &self.address {
             Some(address) => Service {
                 address: address.clone(),

@@ -29,7 +29,11 @@ pub(crate) fn pod(name: &str) -> PodFixture {
 
 fn with(pairs: &Pairs, key: &str, value: &str) -> Pairs {
     let added = (Text::from(key), Text::from(value));
-    pairs.iter().map(|(k, v)| (k.clone(), v.clone())).chain([added]).collect()
+    pairs
+        .iter()
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .chain([added])
+        .collect()
 }
 
 impl PodFixture {
@@ -51,7 +55,11 @@ impl PodFixture {
     pub(crate) fn port(mut self, name: &str, port: u16, host_port: Option<u16>) -> Self {
         let name = (!name.is_empty()).then(|| name.into());
         let mut ports = self.0.ports.into_vec();
-        ports.push(ContainerPort { name, port, host_port });
+        ports.push(ContainerPort {
+            name,
+            port,
+            host_port,
+        });
         self.0.ports = ports.into();
         self
     }
@@ -69,8 +77,10 @@ impl PodFixture {
     pub(crate) fn not_ready(mut self, container: &str, reason: &str) -> Self {
         self.0.ready = Tristate::False;
         self.0.ready_reason = "ContainersNotReady".into();
-        self.0.unready =
-            Box::new([UnreadyContainer { name: container.into(), reason: reason.into() }]);
+        self.0.unready = Box::new([UnreadyContainer {
+            name: container.into(),
+            reason: reason.into(),
+        }]);
         self
     }
 

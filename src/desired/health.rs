@@ -40,7 +40,10 @@ pub fn readiness(pod: &PodFacts, spec: &InstanceSpec) -> Option<Check> {
     } else {
         cut(reasons.join("; "), MAX_OUTPUT_BYTES)
     };
-    Some(Check { status, output: output.into() })
+    Some(Check {
+        status,
+        output: output.into(),
+    })
 }
 
 fn unready(pod: &PodFacts) -> String {
@@ -52,10 +55,13 @@ fn unready(pod: &PodFacts) -> String {
         text.push_str(&format!(" ({})", pod.ready_reason));
     }
     if !pod.unready.is_empty() {
-        let containers = pod.unready.iter().map(|container| match &*container.reason {
-            "" => container.name.to_string(),
-            reason => format!("{} ({reason})", container.name),
-        });
+        let containers = pod
+            .unready
+            .iter()
+            .map(|container| match &*container.reason {
+                "" => container.name.to_string(),
+                reason => format!("{} ({reason})", container.name),
+            });
         text.push_str(&format!(": {}", containers.collect::<Vec<_>>().join(", ")));
     }
     text
@@ -66,7 +72,10 @@ fn unready(pod: &PodFacts) -> String {
 pub fn node_check(name: &str, node: Option<&NodeFacts>) -> Check {
     let Some(node) = node else {
         let output = format!("the Kubernetes node {name} does not exist").into();
-        return Check { status: Health::Critical, output };
+        return Check {
+            status: Health::Critical,
+            output,
+        };
     };
     let (status, state) = match node.ready {
         Tristate::True => (Health::Passing, "is ready"),
@@ -77,7 +86,10 @@ pub fn node_check(name: &str, node: Option<&NodeFacts>) -> Check {
         (Tristate::True, _) | (_, "") => String::new(),
         (_, reason) => format!(" ({reason})"),
     };
-    Check { status, output: format!("the Kubernetes node {name} {state}{reason}").into() }
+    Check {
+        status,
+        output: format!("the Kubernetes node {name} {state}{reason}").into(),
+    }
 }
 
 /// Cuts a text to at most `max` bytes, at a character's boundary.
@@ -109,14 +121,20 @@ mod tests {
         for unready in [Tristate::False, Tristate::Unknown] {
             let facts = pod("p").change(|pod| pod.ready = unready).facts();
             assert_eq!(status(&facts, &spec), Some(Health::Critical));
-            let warned = InstanceSpec { not_ready: Health::Warning, ..spec.clone() };
+            let warned = InstanceSpec {
+                not_ready: Health::Warning,
+                ..spec.clone()
+            };
             assert_eq!(status(&facts, &warned), Some(Health::Warning));
         }
     }
 
     #[test]
     fn the_worst_of_several_healths_counts() {
-        let both = pod("p").not_ready("app", "").change(|pod| pod.deleting = true).facts();
+        let both = pod("p")
+            .not_ready("app", "")
+            .change(|pod| pod.deleting = true)
+            .facts();
         let spec = InstanceSpec {
             terminating: Terminating::Health(Health::Warning),
             ..InstanceSpec::default()
@@ -128,9 +146,14 @@ mod tests {
 
     #[test]
     fn a_removal_wins_over_every_health() {
-        let spec =
-            InstanceSpec { terminating: Terminating::Deregister, ..InstanceSpec::default() };
-        let facts = pod("p").not_ready("app", "").change(|pod| pod.deleting = true).facts();
+        let spec = InstanceSpec {
+            terminating: Terminating::Deregister,
+            ..InstanceSpec::default()
+        };
+        let facts = pod("p")
+            .not_ready("app", "")
+            .change(|pod| pod.deleting = true)
+            .facts();
         assert_eq!(status(&facts, &spec), None);
     }
 
@@ -138,7 +161,10 @@ mod tests {
     fn phase_unknown_counts_as_readiness_unknown() {
         let facts = pod("p").phase(Phase::Unknown).facts();
         assert!(is_registrable(&facts));
-        assert_eq!(status(&facts, &InstanceSpec::default()), Some(Health::Critical));
+        assert_eq!(
+            status(&facts, &InstanceSpec::default()),
+            Some(Health::Critical)
+        );
     }
 
     #[test]
@@ -148,7 +174,9 @@ mod tests {
             assert!(!is_registrable(&pod("p").phase(phase).facts()), "{phase:?}");
         }
         assert!(!is_registrable(&pod("p").ips(&[]).facts()));
-        assert!(!is_registrable(&pod("p").change(|pod| pod.node = None).facts()));
+        assert!(!is_registrable(
+            &pod("p").change(|pod| pod.node = None).facts()
+        ));
     }
 
     #[test]

@@ -134,7 +134,13 @@ impl Index {
         let owner = Owner::pod(&name.0, &name.1);
         self.gone.remove(&owner);
         self.note_problems(owner, self.remarks(&facts), touched);
-        let before = self.pods.put(name.clone(), PodRow { facts, keys: Vec::new() });
+        let before = self.pods.put(
+            name.clone(),
+            PodRow {
+                facts,
+                keys: Vec::new(),
+            },
+        );
         let held = before.map(|row| {
             // A pod that froze keys without claiming them may let them go, or follow them elsewhere.
             if !Self::is_plain(&row.facts) {
@@ -176,7 +182,10 @@ impl Index {
         let row = RegistrationRow { registration, keys };
         let before = self.registrations.put(name.clone(), row);
         let absence = self.absence();
-        let old_keys = before.as_ref().map(|row| row.keys.clone()).unwrap_or_default();
+        let old_keys = before
+            .as_ref()
+            .map(|row| row.keys.clone())
+            .unwrap_or_default();
         self.replace_claims(&old_keys, claimants, absence, touched);
         let before = before.map(|row| row.registration);
         self.reclaim_selected(&name.0, [before.as_ref(), Some(&after)], absence, touched);
@@ -195,14 +204,19 @@ impl Index {
             self.nodes.confirm(&name);
             return;
         }
-        touched.keys.insert(Key::Node(NodeName::for_kubernetes(&self.cluster, &facts.name)));
+        touched.keys.insert(Key::Node(NodeName::for_kubernetes(
+            &self.cluster,
+            &facts.name,
+        )));
         self.nodes.put(name, facts);
     }
 
     /// A node was deleted.
     pub fn remove_node(&mut self, name: &Text, touched: &mut Touched) {
         if self.nodes.remove(&(Text::from(""), name.clone())).is_some() {
-            touched.keys.insert(Key::Node(NodeName::for_kubernetes(&self.cluster, name)));
+            touched
+                .keys
+                .insert(Key::Node(NodeName::for_kubernetes(&self.cluster, name)));
         }
     }
 
@@ -269,7 +283,10 @@ impl Index {
             && holder.is_none_or(|holder| holder.owner != held.owner)
             && let Some((freeze, live)) = self.frozen(key, held)
         {
-            let losers = claimants.iter().map(|claimant| claimant.owner.clone()).collect();
+            let losers = claimants
+                .iter()
+                .map(|claimant| claimant.owner.clone())
+                .collect();
             let shape = Shape::Frozen(freeze);
             return Resolved::Claimed(Box::new(Claim {
                 owner: held.owner.clone(),
@@ -295,7 +312,10 @@ impl Index {
             return None;
         }
         let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {
-            let node = Node { address: EXTERNAL_NODE_ADDRESS.into(), meta: self.node_meta(None) };
+            let node = Node {
+                address: EXTERNAL_NODE_ADDRESS.into(),
+                meta: self.node_meta(None),
+            };
             return Some(DesiredNode { node, check: None });
         };
         let kubernetes = Text::from(kubernetes);
@@ -304,12 +324,18 @@ impl Index {
         if facts.is_none()
             && let Some(observed) = observed
         {
-            return Some(DesiredNode { node: observed.clone(), check });
+            return Some(DesiredNode {
+                node: observed.clone(),
+                check,
+            });
         }
         let address = facts.and_then(|facts| facts.internal_ip.clone());
         let address = address.or_else(|| self.host_ip_on(name))?;
         let meta = self.node_meta(Some((&kubernetes, facts)));
-        Some(DesiredNode { node: Node { address, meta }, check })
+        Some(DesiredNode {
+            node: Node { address, meta },
+            check,
+        })
     }
 
     /// A key has nothing under it any more: how its claim went need not be remembered.
@@ -320,11 +346,17 @@ impl Index {
     // === claims ===
 
     fn absence(&self) -> Absence {
-        if self.watches.all_complete() { Absence::Seen } else { Absence::Found }
+        if self.watches.all_complete() {
+            Absence::Seen
+        } else {
+            Absence::Found
+        }
     }
 
     fn pod(&self, namespace: &Text, name: &Text) -> Option<&PodFacts> {
-        self.pods.get(&(namespace.clone(), name.clone())).map(|row| &row.facts)
+        self.pods
+            .get(&(namespace.clone(), name.clone()))
+            .map(|row| &row.facts)
     }
 
     fn is_excluded(&self, namespace: &str) -> bool {
@@ -348,15 +380,20 @@ impl Index {
         let mut problems: Vec<String> = annotations.list_problem.iter().cloned().collect();
         problems.extend(annotations.remarks.iter().cloned());
         let claimed = |service: &Text| {
-            annotations.services.iter().any(|known| known.text() == service)
+            annotations
+                .services
+                .iter()
+                .any(|known| known.text() == service)
                 || self.registrations.in_namespace(&pod.namespace).any(|row| {
                     row.registration
                         .selects(&pod.labels)
                         .is_some_and(|claims| claims.service.text() == service)
                 })
         };
-        let unknown: BTreeSet<_> =
-            annotations.mentioned().filter(|service| !claimed(service)).collect();
+        let unknown: BTreeSet<_> = annotations
+            .mentioned()
+            .filter(|service| !claimed(service))
+            .collect();
         problems.extend(unknown.into_iter().map(|service| {
             format!(
                 "lictor.io/*.{service}: the pod has no service \"{service}\": add it to \
@@ -379,7 +416,9 @@ impl Index {
     }
 
     fn drop_pod(&mut self, name: &ObjectName, absence: Absence, touched: &mut Touched) {
-        let Some(row) = self.pods.remove(name) else { return };
+        let Some(row) = self.pods.remove(name) else {
+            return;
+        };
         let owner = Owner::pod(&name.0, &name.1);
         self.note_problems(owner.clone(), Vec::new(), touched);
         if !Self::is_plain(&row.facts) || self.any_frozen_registration(&name.0) {
@@ -397,7 +436,9 @@ impl Index {
     }
 
     fn drop_registration(&mut self, name: &ObjectName, absence: Absence, touched: &mut Touched) {
-        let Some(row) = self.registrations.remove(name) else { return };
+        let Some(row) = self.registrations.remove(name) else {
+            return;
+        };
         let owner = row.registration.owner();
         self.note_problems(owner.clone(), Vec::new(), touched);
         touched.registrations.insert(owner.clone());
@@ -420,7 +461,10 @@ impl Index {
         touched: &mut Touched,
     ) {
         let selected = |pod: &PodFacts| {
-            forms.iter().flatten().any(|form| form.selects(&pod.labels).is_some())
+            forms
+                .iter()
+                .flatten()
+                .any(|form| form.selects(&pod.labels).is_some())
         };
         let names: Vec<ObjectName> = self
             .pods
@@ -429,7 +473,9 @@ impl Index {
             .map(|row| (row.facts.namespace.clone(), row.facts.name.clone()))
             .collect();
         for name in names {
-            let Some(row) = self.pods.get_mut(&name) else { continue };
+            let Some(row) = self.pods.get_mut(&name) else {
+                continue;
+            };
             let keys = std::mem::take(&mut row.keys);
             self.reclaim_pod(&name, keys, absence, touched);
             if let Some(problems) = self.pod(&name.0, &name.1).map(|pod| self.remarks(pod)) {
@@ -446,7 +492,9 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let Some(row) = self.pods.get(name) else { return };
+        let Some(row) = self.pods.get(name) else {
+            return;
+        };
         if !Self::is_plain(&row.facts) || self.any_frozen_registration(&name.0) {
             touched.holdings.insert(Owner::pod(&name.0, &name.1));
         }
@@ -473,20 +521,27 @@ impl Index {
             {
                 return;
             }
-            by_service.entry(service.clone()).or_default().push(Claimant {
-                created,
-                uid: uid.clone(),
-                owner,
-                service: service.clone(),
-                target: Target::Pod(pod.name.clone()),
-            });
+            by_service
+                .entry(service.clone())
+                .or_default()
+                .push(Claimant {
+                    created,
+                    uid: uid.clone(),
+                    owner,
+                    service: service.clone(),
+                    target: Target::Pod(pod.name.clone()),
+                });
         };
         let mut selected = Vec::new();
         for row in self.registrations.in_namespace(&pod.namespace) {
             let registration = &row.registration;
             if let Some(claims) = registration.selects(&pod.labels) {
                 selected.push(&claims.service);
-                let spec = if pod.deleting { claims.spec.clone() } else { InstanceSpec::default() };
+                let spec = if pod.deleting {
+                    claims.spec.clone()
+                } else {
+                    InstanceSpec::default()
+                };
                 claim(
                     registration.owner(),
                     registration.created,
@@ -496,9 +551,19 @@ impl Index {
                 );
             }
         }
-        for service in annotations.services.iter().filter(|service| !selected.contains(service)) {
+        for service in annotations
+            .services
+            .iter()
+            .filter(|service| !selected.contains(service))
+        {
             let owner = Owner::pod(&pod.namespace, &pod.name);
-            claim(owner, pod.created, &pod.uid, service, InstanceSpec::default());
+            claim(
+                owner,
+                pod.created,
+                &pod.uid,
+                service,
+                InstanceSpec::default(),
+            );
         }
         let node = NodeName::for_kubernetes(&self.cluster, node);
         by_service
@@ -506,28 +571,42 @@ impl Index {
             .map(|(service, mut claimants)| {
                 claimants.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
                 let id = InstanceId::of_pod(&self.cluster, &pod.namespace, &service, &pod.name);
-                (InstanceKey { node: node.clone(), id }, claimants)
+                (
+                    InstanceKey {
+                        node: node.clone(),
+                        id,
+                    },
+                    claimants,
+                )
             })
             .collect()
     }
 
     fn endpoint_keys(&self, registration: &Registration) -> Vec<InstanceKey> {
-        let Some(Claims { service, source: Source::Endpoints(endpoints), .. }) =
-            registration.claims()
+        let Some(Claims {
+            service,
+            source: Source::Endpoints(endpoints),
+            ..
+        }) = registration.claims()
         else {
             return Vec::new();
         };
         if self.is_excluded(&registration.namespace) {
             return Vec::new();
         }
-        let Registration { namespace, name, .. } = registration;
+        let Registration {
+            namespace, name, ..
+        } = registration;
         let node = NodeName::external(&self.cluster);
         let id = |endpoint: &Text| {
             InstanceId::of_endpoint(&self.cluster, namespace, service, name, endpoint)
         };
         endpoints
             .iter()
-            .map(|endpoint| InstanceKey { node: node.clone(), id: id(&endpoint.name) })
+            .map(|endpoint| InstanceKey {
+                node: node.clone(),
+                id: id(&endpoint.name),
+            })
             .collect()
     }
 
@@ -536,8 +615,11 @@ impl Index {
         registration: &Registration,
         keys: &[InstanceKey],
     ) -> Vec<(InstanceKey, Vec<Claimant>)> {
-        let Some(Claims { service, source: Source::Endpoints(endpoints), .. }) =
-            registration.claims()
+        let Some(Claims {
+            service,
+            source: Source::Endpoints(endpoints),
+            ..
+        }) = registration.claims()
         else {
             return Vec::new();
         };
@@ -561,7 +643,9 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let lost = before.iter().filter(|key| !after.iter().any(|(kept, _)| kept == *key));
+        let lost = before
+            .iter()
+            .filter(|key| !after.iter().any(|(kept, _)| kept == *key));
         for key in lost {
             for claimant in self.claims.remove(key).unwrap_or_default() {
                 touched.registrations.insert(claimant.owner);
@@ -574,9 +658,13 @@ impl Index {
         for (key, claimants) in after {
             self.withdrawn.remove(&key);
             touched.keys.insert(Key::Instance(key.clone()));
-            touched.registrations.extend(claimants.iter().map(|claimant| claimant.owner.clone()));
+            touched
+                .registrations
+                .extend(claimants.iter().map(|claimant| claimant.owner.clone()));
             let replaced = self.claims.insert(key, claimants).unwrap_or_default();
-            touched.registrations.extend(replaced.into_iter().map(|claimant| claimant.owner));
+            touched
+                .registrations
+                .extend(replaced.into_iter().map(|claimant| claimant.owner));
         }
     }
 
@@ -587,8 +675,16 @@ impl Index {
             Target::Pod(pod) => self.pod_claim(key, holder, pod)?,
             Target::Endpoint(name) => (self.endpoint_shape(key, holder, name)?, Live::default()),
         };
-        let losers = others.iter().map(|claimant| claimant.owner.clone()).collect();
-        Some(Claim { owner: holder.owner.clone(), losers, shape, live })
+        let losers = others
+            .iter()
+            .map(|claimant| claimant.owner.clone())
+            .collect();
+        Some(Claim {
+            owner: holder.owner.clone(),
+            losers,
+            shape,
+            live,
+        })
     }
 
     fn pod_claim(&self, key: &InstanceKey, holder: &Claimant, pod: &Text) -> Option<(Shape, Live)> {
@@ -611,17 +707,28 @@ impl Index {
         let shape = annotations
             .overlay(&holder.service, base)
             .and_then(|spec| shape::of_pod(context, pod, &spec));
-        Some((shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid), live))
+        Some((
+            shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid),
+            live,
+        ))
     }
 
     fn endpoint_shape(&self, key: &InstanceKey, holder: &Claimant, name: &str) -> Option<Shape> {
         let registration = self.registration(&holder.owner)?;
-        let Claims { service, spec, source: Source::Endpoints(endpoints) } =
-            registration.claims()?
+        let Claims {
+            service,
+            spec,
+            source: Source::Endpoints(endpoints),
+        } = registration.claims()?
         else {
             return None;
         };
-        let context = Context { cluster: &self.cluster, key, service, owner: &holder.owner };
+        let context = Context {
+            cluster: &self.cluster,
+            key,
+            service,
+            owner: &holder.owner,
+        };
         let endpoint = endpoint(endpoints, name)?;
         let shape = shape::of_endpoint(context, &registration.uid, endpoint, spec);
         Some(shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid))
@@ -633,15 +740,19 @@ impl Index {
         if self.is_excluded(&owner.namespace) {
             return None;
         }
-        let owner_freeze = self.registration(owner).and_then(|found| match &found.content {
-            Content::Valid(_) => None,
-            Content::Paused => Some(Freeze::Paused),
-            Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
-        });
+        let owner_freeze = self
+            .registration(owner)
+            .and_then(|found| match &found.content {
+                Content::Valid(_) => None,
+                Content::Paused => Some(Freeze::Paused),
+                Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
+            });
         let Some(pod) = held.pod else {
             return owner_freeze.map(|freeze| (freeze, Live::default()));
         };
-        let pod = self.pod(&owner.namespace, pod).filter(|pod| health::is_registrable(pod))?;
+        let pod = self
+            .pod(&owner.namespace, pod)
+            .filter(|pod| health::is_registrable(pod))?;
         let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
         if node != key.node {
             return None;
@@ -669,7 +780,10 @@ impl Index {
     }
 
     fn claims_on(&self, node: &NodeName) -> impl Iterator<Item = (&InstanceKey, &Vec<Claimant>)> {
-        let first = InstanceKey { node: node.clone(), id: InstanceId::observed("") };
+        let first = InstanceKey {
+            node: node.clone(),
+            id: InstanceId::observed(""),
+        };
         self.claims
             .range((Bound::Included(first), Bound::Unbounded))
             .take_while(move |(key, _)| key.node == *node)
@@ -677,24 +791,40 @@ impl Index {
 
     /// The host IP of the first pod that claims something on the node.
     fn host_ip_on(&self, node: &NodeName) -> Option<Text> {
-        self.claims_on(node).flat_map(|(_, claimants)| claimants).find_map(|claimant| {
-            let Target::Pod(pod) = &claimant.target else { return None };
-            self.pod(&claimant.owner.namespace, pod)?.host_ip.clone()
-        })
+        self.claims_on(node)
+            .flat_map(|(_, claimants)| claimants)
+            .find_map(|claimant| {
+                let Target::Pod(pod) = &claimant.target else {
+                    return None;
+                };
+                self.pod(&claimant.owner.namespace, pod)?.host_ip.clone()
+            })
     }
 
     fn node_meta(&self, kubernetes: Option<(&Text, Option<&NodeFacts>)>) -> Pairs {
         let mut meta = vec![
-            (Text::from(marks::EXTERNAL_SOURCE), Text::from(marks::KUBERNETES)),
-            (Text::from(marks::CLUSTER), Text::from(self.cluster.as_ref())),
+            (
+                Text::from(marks::EXTERNAL_SOURCE),
+                Text::from(marks::KUBERNETES),
+            ),
+            (
+                Text::from(marks::CLUSTER),
+                Text::from(self.cluster.as_ref()),
+            ),
         ];
         if let Some((name, facts)) = kubernetes {
             meta.push((marks::NODE_K8S_NODE.into(), name.clone()));
             let mut topology = |key: &str, value: Option<&Text>| {
                 meta.extend(value.map(|value| (Text::from(key), value.clone())));
             };
-            topology(marks::NODE_REGION, facts.and_then(|facts| facts.region.as_ref()));
-            topology(marks::NODE_ZONE, facts.and_then(|facts| facts.zone.as_ref()));
+            topology(
+                marks::NODE_REGION,
+                facts.and_then(|facts| facts.region.as_ref()),
+            );
+            topology(
+                marks::NODE_ZONE,
+                facts.and_then(|facts| facts.zone.as_ref()),
+            );
         }
         meta.into_iter().collect()
     }
@@ -711,11 +841,14 @@ fn pod_freeze(annotations: &Annotations, held: &Held<'_>) -> Option<Freeze> {
     if let Some(problem) = &annotations.list_problem {
         return Some(Freeze::Invalid(vec![problem.clone()]));
     }
-    annotations.mentioned().any(|service| **service == *held.service).then(|| {
-        let service = held.service;
-        Freeze::Invalid(vec![format!(
-            "lictor.io/*.{service}: the pod has no service \"{service}\": add it to \
+    annotations
+        .mentioned()
+        .any(|service| **service == *held.service)
+        .then(|| {
+            let service = held.service;
+            Freeze::Invalid(vec![format!(
+                "lictor.io/*.{service}: the pod has no service \"{service}\": add it to \
              lictor.io/service, or remove the annotation"
-        )])
-    })
+            )])
+        })
 }

@@ -113,9 +113,9 @@ fn paused(object: &RegistrationObject) -> Result<bool, String> {
     match value.map(|value| value.trim()) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
-        Some(other) => {
-            Err(format!("{DOMAIN}{PAUSED}: \"{other}\" is neither \"true\" nor \"false\""))
-        }
+        Some(other) => Err(format!(
+            "{DOMAIN}{PAUSED}: \"{other}\" is neither \"true\" nor \"false\""
+        )),
     }
 }
 
@@ -135,7 +135,9 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         health,
     } = spec;
     let service = match service {
-        Some(service) => service.parse().map_err(|error| format!("spec.service: {error}"))?,
+        Some(service) => service
+            .parse()
+            .map_err(|error| format!("spec.service: {error}"))?,
         None => name.parse().map_err(|error| {
             format!("metadata.name serves as spec.service, which is not set: {error}")
         })?,
@@ -174,11 +176,21 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
             api::Terminating::Deregister => Terminating::Deregister,
         },
     };
-    Ok(Claims { service, spec, source })
+    Ok(Claims {
+        service,
+        spec,
+        source,
+    })
 }
 
 fn endpoint(endpoint: &api::Endpoint) -> Endpoint {
-    let api::Endpoint { name, address, port, tags, meta } = endpoint;
+    let api::Endpoint {
+        name,
+        address,
+        port,
+        tags,
+        meta,
+    } = endpoint;
     Endpoint {
         name: name.as_str().into(),
         address: address.as_str().into(),
@@ -193,5 +205,8 @@ fn texts(texts: &[String]) -> Vec<Text> {
 }
 
 fn pairs(pairs: &std::collections::BTreeMap<String, String>) -> Vec<(Text, Text)> {
-    pairs.iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
+    pairs
+        .iter()
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .collect()
 }

@@ -86,8 +86,13 @@ pub fn of_endpoint(
     let all_tags: Vec<Text> = spec.tags.iter().chain(&endpoint.tags).cloned().collect();
     let tags = tags(&all_tags, None, &mut problems);
     let over = |(key, _): &&(Text, Text)| !endpoint.meta.iter().any(|(own, _)| own == key);
-    let all_meta: Vec<_> =
-        spec.meta.iter().filter(over).chain(&endpoint.meta).cloned().collect();
+    let all_meta: Vec<_> = spec
+        .meta
+        .iter()
+        .filter(over)
+        .chain(&endpoint.meta)
+        .cloned()
+        .collect();
     let identity = Identity {
         kind: OwnerKind::ServiceRegistration.as_str(),
         name: &context.owner.name,
@@ -117,7 +122,9 @@ pub fn address_of(pod: &PodFacts, choice: AddressChoice) -> Result<Text, String>
         AddressChoice::PodIp => pod.ips.first(),
         AddressChoice::HostIp => pod.host_ip.as_ref(),
     };
-    address.cloned().ok_or_else(|| "address: the pod has no host IP yet".to_owned())
+    address
+        .cloned()
+        .ok_or_else(|| "address: the pod has no host IP yet".to_owned())
 }
 
 fn noted<T>(result: Result<T, String>, problems: &mut Vec<String>) -> Option<T> {
@@ -132,7 +139,10 @@ fn port_of(pod: &PodFacts, spec: &InstanceSpec) -> Result<u16, String> {
             None => return Ok(0),
         },
         PortChoice::Name(name) => {
-            let named = pod.ports.iter().find(|port| port.name.as_ref() == Some(name));
+            let named = pod
+                .ports
+                .iter()
+                .find(|port| port.name.as_ref() == Some(name));
             named.ok_or_else(|| no_such_port(pod, name))?
         }
     };
@@ -150,9 +160,16 @@ fn port_of(pod: &PodFacts, spec: &InstanceSpec) -> Result<u16, String> {
 }
 
 fn no_such_port(pod: &PodFacts, name: &str) -> String {
-    let declared: Vec<_> = pod.ports.iter().filter_map(|port| port.name.as_deref()).collect();
-    let declared =
-        if declared.is_empty() { "none".to_owned() } else { declared.join(", ") };
+    let declared: Vec<_> = pod
+        .ports
+        .iter()
+        .filter_map(|port| port.name.as_deref())
+        .collect();
+    let declared = if declared.is_empty() {
+        "none".to_owned()
+    } else {
+        declared.join(", ")
+    };
     format!("port: no container port is called \"{name}\"; named ports of the pod: {declared}")
 }
 
@@ -164,14 +181,24 @@ pub fn tagged_addresses(pod: &PodFacts, choice: AddressChoice, port: u16) -> Box
     }
     let of = |tag: &str, v6: bool| {
         let address = pod.ips.iter().find(|ip| ip.contains(':') == v6)?;
-        Some(TaggedAddress { tag: tag.into(), address: address.clone(), port })
+        Some(TaggedAddress {
+            tag: tag.into(),
+            address: address.clone(),
+            port,
+        })
     };
-    [of("lan_ipv4", false), of("lan_ipv6", true)].into_iter().flatten().collect()
+    [of("lan_ipv4", false), of("lan_ipv6", true)]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn tags(templates: &[Text], pod: Option<&PodFacts>, problems: &mut Vec<String>) -> Box<[Text]> {
     if templates.len() > MAX_TAGS {
-        problems.push(format!("tags: {} are given, at most {MAX_TAGS} allowed", templates.len()));
+        problems.push(format!(
+            "tags: {} are given, at most {MAX_TAGS} allowed",
+            templates.len()
+        ));
     }
     let mut rendered = BTreeSet::new();
     for template in templates {
@@ -192,11 +219,18 @@ fn tags(templates: &[Text], pod: Option<&PodFacts>, problems: &mut Vec<String>) 
 
 fn tag_problem(tag: &str) -> Option<String> {
     if tag.len() > MAX_TAG_BYTES {
-        return Some(format!("tags: a tag of {} bytes, at most {MAX_TAG_BYTES} allowed", tag.len()));
+        return Some(format!(
+            "tags: a tag of {} bytes, at most {MAX_TAG_BYTES} allowed",
+            tag.len()
+        ));
     }
     let refused = |character: char| character == ',' || character.is_control();
-    tag.contains(refused)
-        .then(|| format!("tags: \"{}\" has a comma or a control character", tag.escape_debug()))
+    tag.contains(refused).then(|| {
+        format!(
+            "tags: \"{}\" has a comma or a control character",
+            tag.escape_debug()
+        )
+    })
 }
 
 /// The object that an instance stands for.
@@ -217,7 +251,9 @@ fn meta(
 ) -> Pairs {
     if given.len() > MAX_META_PAIRS {
         let count = given.len();
-        problems.push(format!("meta: {count} pairs are given, at most {MAX_META_PAIRS} allowed"));
+        problems.push(format!(
+            "meta: {count} pairs are given, at most {MAX_META_PAIRS} allowed"
+        ));
     }
     let mut all = Vec::with_capacity(given.len() + 9);
     for (key, template) in given {
@@ -242,11 +278,7 @@ fn meta(
     all.into_iter().collect()
 }
 
-fn meta_value(
-    key: &str,
-    template: &str,
-    pod: Option<&PodFacts>,
-) -> Result<Option<String>, String> {
+fn meta_value(key: &str, template: &str, pod: Option<&PodFacts>) -> Result<Option<String>, String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if key.is_empty() || key.len() > MAX_META_KEY_BYTES || !key.bytes().all(allowed) {
         return Err(format!(
@@ -255,7 +287,9 @@ fn meta_value(
         ));
     }
     if marks::is_reserved(key) {
-        return Err(format!("meta: key \"{key}\" is reserved: choose another name"));
+        return Err(format!(
+            "meta: key \"{key}\" is reserved: choose another name"
+        ));
     }
     let value = template::render(template, pod).map_err(|error| format!("meta {key}: {error}"))?;
     match value {
@@ -281,7 +315,16 @@ mod tests {
             id: InstanceId::of_pod(&cluster, "shop", &service, &pod.name),
         };
         let owner = Owner::pod(&pod.namespace, &pod.name);
-        of_pod(Context { cluster: &cluster, key: &key, service: &service, owner: &owner }, pod, spec)
+        of_pod(
+            Context {
+                cluster: &cluster,
+                key: &key,
+                service: &service,
+                owner: &owner,
+            },
+            pod,
+            spec,
+        )
     }
 
     fn problem(pod: &PodFacts, spec: &InstanceSpec) -> String {
@@ -292,7 +335,10 @@ mod tests {
     fn the_default_port_is_the_first_declared_or_none() {
         let spec = InstanceSpec::default();
         assert_eq!(build(&pod("p").facts(), &spec).unwrap().port, 0);
-        let two = pod("p").port("http", 8080, None).port("admin", 9090, None).facts();
+        let two = pod("p")
+            .port("http", 8080, None)
+            .port("admin", 9090, None)
+            .facts();
         assert_eq!(build(&two, &spec).unwrap().port, 8080);
     }
 
@@ -305,39 +351,61 @@ mod tests {
         };
         assert_eq!(build(&facts, &named("http")).unwrap().port, 8080);
         assert!(problem(&facts, &named("grpc")).contains("\"grpc\"; named ports of the pod: http"));
-        let number = InstanceSpec { port: PortChoice::Number(1), ..InstanceSpec::default() };
+        let number = InstanceSpec {
+            port: PortChoice::Number(1),
+            ..InstanceSpec::default()
+        };
         assert_eq!(build(&facts, &number).unwrap().port, 1);
     }
 
     #[test]
     fn host_ip_takes_the_host_port() {
-        let spec = InstanceSpec { address: AddressChoice::HostIp, ..InstanceSpec::default() };
+        let spec = InstanceSpec {
+            address: AddressChoice::HostIp,
+            ..InstanceSpec::default()
+        };
         let mapped = build(&pod("p").port("http", 8080, Some(30080)).facts(), &spec).unwrap();
         assert_eq!((&*mapped.address, mapped.port), ("192.168.0.1", 30080));
         assert!(problem(&pod("p").port("http", 8080, None).facts(), &spec).contains("hostPort"));
-        let host_network =
-            pod("p").port("http", 8080, None).change(|pod| pod.host_network = true).facts();
+        let host_network = pod("p")
+            .port("http", 8080, None)
+            .change(|pod| pod.host_network = true)
+            .facts();
         assert_eq!(build(&host_network, &spec).unwrap().port, 8080);
     }
 
     #[test]
     fn both_addresses_of_a_dual_stack_pod_are_tagged() {
-        let facts = pod("p").ips(&["fd00::1", "10.0.0.1"]).port("http", 80, None).facts();
+        let facts = pod("p")
+            .ips(&["fd00::1", "10.0.0.1"])
+            .port("http", 80, None)
+            .facts();
         let service = build(&facts, &InstanceSpec::default()).unwrap();
         assert_eq!(&*service.address, "fd00::1");
-        let tagged: Vec<_> =
-            service.tagged_addresses.iter().map(|a| (&*a.tag, &*a.address, a.port)).collect();
-        assert_eq!(tagged, [("lan_ipv4", "10.0.0.1", 80), ("lan_ipv6", "fd00::1", 80)]);
+        let tagged: Vec<_> = service
+            .tagged_addresses
+            .iter()
+            .map(|a| (&*a.tag, &*a.address, a.port))
+            .collect();
+        assert_eq!(
+            tagged,
+            [("lan_ipv4", "10.0.0.1", 80), ("lan_ipv6", "fd00::1", 80)]
+        );
     }
 
     #[test]
     fn tags_are_sorted_without_repeats_and_dropped_where_the_pod_lacks_a_label() {
         let spec = InstanceSpec {
-            tags: ["b", "a", "b", "v-${pod.labels['x']}"].map(Text::from).into(),
+            tags: ["b", "a", "b", "v-${pod.labels['x']}"]
+                .map(Text::from)
+                .into(),
             ..InstanceSpec::default()
         };
         let service = build(&pod("p").facts(), &spec).unwrap();
-        assert_eq!(service.tags.iter().map(|tag| &**tag).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            service.tags.iter().map(|tag| &**tag).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
     }
 
     #[test]
@@ -354,7 +422,9 @@ mod tests {
         assert!(problem(&facts, &spec(long, vec![])).contains("256 bytes"));
         let comma = vec![Text::from("${pod.labels['csv']}")];
         assert!(problem(&facts, &spec(comma, vec![])).contains("comma"));
-        let pairs = (0..49).map(|n| (Text::from(format!("k{n}")), Text::from("v"))).collect();
+        let pairs = (0..49)
+            .map(|n| (Text::from(format!("k{n}")), Text::from("v")))
+            .collect();
         assert!(problem(&facts, &spec(vec![], pairs)).contains("49 pairs"));
         for (key, value, expected) in [
             ("lictor-cluster", "x", "reserved"),
@@ -364,7 +434,10 @@ mod tests {
             ("a", "${pod.nope}", "unknown variable"),
         ] {
             let meta = vec![(Text::from(key), Text::from(value))];
-            assert!(problem(&facts, &spec(vec![], meta)).contains(expected), "{key}={value}");
+            assert!(
+                problem(&facts, &spec(vec![], meta)).contains(expected),
+                "{key}={value}"
+            );
         }
         let long = vec![(Text::from("a"), Text::from("x".repeat(513)))];
         assert!(problem(&facts, &spec(vec![], long)).contains("513 bytes"));

@@ -25,7 +25,10 @@ struct Row<T> {
 
 impl<T> Default for Table<T> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), list: 0 }
+        Self {
+            rows: BTreeMap::new(),
+            list: 0,
+        }
     }
 }
 
@@ -39,12 +42,19 @@ impl<T> Table<T> {
     #[must_use]
     pub fn end_list(&self) -> Vec<ObjectName> {
         let gone = |row: &Row<T>| row.seen_in != self.list;
-        self.rows.iter().filter(|(_, row)| gone(row)).map(|(name, _)| name.clone()).collect()
+        self.rows
+            .iter()
+            .filter(|(_, row)| gone(row))
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Puts an object in; the one that was there, if any.
     pub fn put(&mut self, name: ObjectName, value: T) -> Option<T> {
-        let row = Row { value, seen_in: self.list };
+        let row = Row {
+            value,
+            seen_in: self.list,
+        };
         self.rows.insert(name, row).map(|before| before.value)
     }
 

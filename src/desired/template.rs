@@ -87,7 +87,10 @@ fn variable<'a>(name: &str, pod: Option<&'a PodFacts>) -> Result<Option<&'a str>
 
 /// The `KEY` of `map['KEY']`.
 fn map_key<'a>(variable: &'a str, map: &str) -> Option<&'a str> {
-    let key = variable.strip_prefix(map)?.strip_prefix("['")?.strip_suffix("']")?;
+    let key = variable
+        .strip_prefix(map)?
+        .strip_prefix("['")?
+        .strip_suffix("']")?;
     (!key.is_empty() && !key.contains('\'')).then_some(key)
 }
 
@@ -97,20 +100,36 @@ mod tests {
     use crate::desired::fixtures::pod;
 
     fn rendered(template: &str) -> Option<String> {
-        render(template, Some(&pod("web-0").label("app.kubernetes.io/version", "v2").facts()))
-            .unwrap()
+        render(
+            template,
+            Some(
+                &pod("web-0")
+                    .label("app.kubernetes.io/version", "v2")
+                    .facts(),
+            ),
+        )
+        .unwrap()
     }
 
     #[test]
     fn variables_are_replaced_and_dollars_escaped() {
         assert_eq!(rendered("plain").as_deref(), Some("plain"));
-        assert_eq!(rendered("${pod.name}@${pod.namespace}").as_deref(), Some("web-0@shop"));
-        assert_eq!(rendered("${pod.node}/${pod.ip}").as_deref(), Some("n1/10.0.0.1"));
+        assert_eq!(
+            rendered("${pod.name}@${pod.namespace}").as_deref(),
+            Some("web-0@shop")
+        );
+        assert_eq!(
+            rendered("${pod.node}/${pod.ip}").as_deref(),
+            Some("n1/10.0.0.1")
+        );
         assert_eq!(
             rendered("v=${pod.labels['app.kubernetes.io/version']}").as_deref(),
             Some("v=v2")
         );
-        assert_eq!(rendered("$$5 $${pod.name}").as_deref(), Some("$5 ${pod.name}"));
+        assert_eq!(
+            rendered("$$5 $${pod.name}").as_deref(),
+            Some("$5 ${pod.name}")
+        );
     }
 
     #[test]
@@ -122,12 +141,24 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let error = |template: &str| render(template, Some(&pod("p").facts())).unwrap_err();
-        assert!(matches!(error("${pod.uid}"), TemplateError::UnknownVariable(_)));
-        assert!(matches!(error("${pod.labels[app]}"), TemplateError::UnknownVariable(_)));
-        assert!(matches!(error("${pod.labels['']}"), TemplateError::UnknownVariable(_)));
+        assert!(matches!(
+            error("${pod.uid}"),
+            TemplateError::UnknownVariable(_)
+        ));
+        assert!(matches!(
+            error("${pod.labels[app]}"),
+            TemplateError::UnknownVariable(_)
+        ));
+        assert!(matches!(
+            error("${pod.labels['']}"),
+            TemplateError::UnknownVariable(_)
+        ));
         assert!(matches!(error("${pod.name"), TemplateError::Unclosed(_)));
         assert!(matches!(error("costs 5$"), TemplateError::LoneDollar(_)));
-        assert!(matches!(render("${pod.ip}", None).unwrap_err(), TemplateError::NoPod(_)));
+        assert!(matches!(
+            render("${pod.ip}", None).unwrap_err(),
+            TemplateError::NoPod(_)
+        ));
     }
 
     #[test]

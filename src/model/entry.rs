@@ -49,7 +49,10 @@ pub struct Weights {
 impl Default for Weights {
     /// What Consul stores where none are given.
     fn default() -> Self {
-        Self { passing: 1, warning: 1 }
+        Self {
+            passing: 1,
+            warning: 1,
+        }
     }
 }
 

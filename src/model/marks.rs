@@ -80,7 +80,10 @@ pub fn holder(cluster: &ClusterName, meta: &Pairs) -> Text {
     if let Some(manager) = meta.get(MANAGED_BY) {
         return format!("\"{manager}\" (meta managed-by)").into();
     }
-    if let Some((key, _)) = meta.iter().find(|(key, _)| key.starts_with("consul.hashicorp.com/")) {
+    if let Some((key, _)) = meta
+        .iter()
+        .find(|(key, _)| key.starts_with("consul.hashicorp.com/"))
+    {
         return format!("consul-k8s (meta {key})").into();
     }
     match meta.get(EXTERNAL_SOURCE) {
@@ -95,7 +98,10 @@ mod tests {
     use crate::model::names::{InstanceId, NodeName};
 
     fn pairs(pairs: &[(&str, &str)]) -> Pairs {
-        pairs.iter().map(|(k, v)| (Text::from(*k), Text::from(*v))).collect()
+        pairs
+            .iter()
+            .map(|(k, v)| (Text::from(*k), Text::from(*v)))
+            .collect()
     }
 
     fn case(node: &str, id: &str, meta: &[(&str, &str)]) -> Standing {
@@ -115,16 +121,31 @@ mod tests {
 
     #[test]
     fn all_marks_must_agree() {
-        assert!(matches!(case("lictor-a--n1", "a.shop.web.web-0", &MARKS), Standing::Ours(_)));
+        assert!(matches!(
+            case("lictor-a--n1", "a.shop.web.web-0", &MARKS),
+            Standing::Ours(_)
+        ));
         // The same marks on another node, under another id, or with one of them missing.
-        assert!(matches!(case("lictor-a--n2", "a.shop.web.web-0", &MARKS), Standing::Foreign(_)));
-        assert!(matches!(case("lictor-a--n1", "web-0", &MARKS), Standing::Foreign(_)));
-        assert!(matches!(case("lictor-a--n1", "a.x.web.web-0", &MARKS), Standing::Foreign(_)));
+        assert!(matches!(
+            case("lictor-a--n2", "a.shop.web.web-0", &MARKS),
+            Standing::Foreign(_)
+        ));
+        assert!(matches!(
+            case("lictor-a--n1", "web-0", &MARKS),
+            Standing::Foreign(_)
+        ));
+        assert!(matches!(
+            case("lictor-a--n1", "a.x.web.web-0", &MARKS),
+            Standing::Foreign(_)
+        ));
         for missing in 0..MARKS.len() {
             let mut marks = MARKS.to_vec();
             marks.remove(missing);
             let standing = case("lictor-a--n1", "a.shop.web.web-0", &marks);
-            assert!(matches!(standing, Standing::Foreign(_)), "without {missing}");
+            assert!(
+                matches!(standing, Standing::Foreign(_)),
+                "without {missing}"
+            );
         }
     }
 

@@ -98,7 +98,9 @@ impl NodeName {
     #[must_use]
     pub fn parse(cluster: &ClusterName, name: &str) -> Option<Self> {
         let name = name.to_lowercase();
-        let rest = name.strip_prefix("lictor-")?.strip_prefix(cluster.as_ref())?;
+        let rest = name
+            .strip_prefix("lictor-")?
+            .strip_prefix(cluster.as_ref())?;
         let ours = rest == "-external" || rest.strip_prefix("--").is_some_and(|n| !n.is_empty());
         ours.then(|| Self(name.into()))
     }
@@ -106,7 +108,10 @@ impl NodeName {
     /// The Kubernetes node that this one stands for; `None` for the external one.
     #[must_use]
     pub fn kubernetes_node(&self, cluster: &ClusterName) -> Option<&str> {
-        self.0.strip_prefix("lictor-")?.strip_prefix(cluster.as_ref())?.strip_prefix("--")
+        self.0
+            .strip_prefix("lictor-")?
+            .strip_prefix(cluster.as_ref())?
+            .strip_prefix("--")
     }
 
     /// The name as a shared text.
@@ -219,7 +224,13 @@ mod tests {
         assert!(NodeName::parse(&a, "lictor-a--n1").is_some());
         assert!(NodeName::parse(&a, "Lictor-A--N1").is_some());
         assert!(NodeName::parse(&a, "lictor-a-external").is_some());
-        for other in ["lictor-ab--n1", "lictor-a-b--n1", "lictor-a--", "n1", "lictor-a-virtual"] {
+        for other in [
+            "lictor-ab--n1",
+            "lictor-a-b--n1",
+            "lictor-a--",
+            "n1",
+            "lictor-a-virtual",
+        ] {
             assert!(NodeName::parse(&a, other).is_none(), "{other}");
         }
     }

@@ -39,7 +39,11 @@ impl Owner {
     /// The pod `namespace/name`.
     #[must_use]
     pub fn pod(namespace: &Text, name: &Text) -> Self {
-        Self { kind: OwnerKind::Pod, namespace: namespace.clone(), name: name.clone() }
+        Self {
+            kind: OwnerKind::Pod,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        }
     }
 
     /// The `ServiceRegistration` `namespace/name`.
@@ -63,7 +67,11 @@ impl Owner {
         };
         let (namespace, name) = (parts.next()?, parts.next()?);
         let whole = parts.next().is_none() && !namespace.is_empty() && !name.is_empty();
-        whole.then(|| Self { kind, namespace: namespace.into(), name: name.into() })
+        whole.then(|| Self {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        })
     }
 }
 

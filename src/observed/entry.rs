@@ -79,7 +79,10 @@ impl ObservedNode {
     #[must_use]
     pub fn of(node: &wire::Node) -> Self {
         Self {
-            node: Node { address: node.address.clone(), meta: node.meta.clone() },
+            node: Node {
+                address: node.address.clone(),
+                meta: node.meta.clone(),
+            },
             create_index: node.create_index,
             modify_index: node.modify_index,
             checks: Vec::new(),
@@ -116,7 +119,10 @@ impl ObservedCheck {
         };
         Self {
             id: check.check_id.clone(),
-            check: Check { status: Health::parse(&check.status), output: check.output.clone() },
+            check: Check {
+                status: Health::parse(&check.status),
+                output: check.output.clone(),
+            },
             well_formed,
             modify_index: check.modify_index,
         }
@@ -124,7 +130,11 @@ impl ObservedCheck {
 }
 
 fn worst(checks: &[ObservedCheck]) -> Health {
-    checks.iter().map(|check| check.check.status).max().unwrap_or(Health::Passing)
+    checks
+        .iter()
+        .map(|check| check.check.status)
+        .max()
+        .unwrap_or(Health::Passing)
 }
 
 fn service_of(service: &wire::NodeService) -> Service {
@@ -161,8 +171,10 @@ fn number(number: i64) -> u16 {
 #[must_use]
 pub fn wire_service(key: &InstanceKey, service: &Service) -> wire::NodeService {
     let tagged = |tagged: &TaggedAddress| {
-        let address =
-            wire::ServiceAddress { address: tagged.address.clone(), port: tagged.port.into() };
+        let address = wire::ServiceAddress {
+            address: tagged.address.clone(),
+            port: tagged.port.into(),
+        };
         (tagged.tag.clone(), address)
     };
     wire::NodeService {

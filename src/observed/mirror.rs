@@ -104,7 +104,12 @@ impl Mirror {
     /// Whose an instance is.
     #[must_use]
     pub fn standing(&self, key: &InstanceKey, instance: &ObservedInstance) -> Standing {
-        marks::judge(&self.cluster, key, &instance.service.name, &instance.service.meta)
+        marks::judge(
+            &self.cluster,
+            key,
+            &instance.service.name,
+            &instance.service.meta,
+        )
     }
 
     /// Whether a node is ours: by its mark; or without any cluster's mark, by having had ours, or by
@@ -127,7 +132,10 @@ impl Mirror {
         &self,
         node: &NodeName,
     ) -> impl Iterator<Item = (&InstanceKey, &ObservedInstance)> {
-        let first = InstanceKey { node: node.clone(), id: InstanceId::observed("") };
+        let first = InstanceKey {
+            node: node.clone(),
+            id: InstanceId::observed(""),
+        };
         let node = node.clone();
         self.instances
             .range((Bound::Included(first), Bound::Unbounded))
@@ -148,9 +156,15 @@ impl Mirror {
     /// Keys of all that says it stands for, or belongs to, an object.
     pub fn held_by(&self, owner: &Owner) -> Vec<Key> {
         let ours = |(key, instance): (&InstanceKey, &ObservedInstance)| {
-            let Standing::Ours(holder) = self.standing(key, instance) else { return None };
+            let Standing::Ours(holder) = self.standing(key, instance) else {
+                return None;
+            };
             let refers = |meta: &str, to: &str| {
-                instance.service.meta.get(meta).is_some_and(|value| **value == *to)
+                instance
+                    .service
+                    .meta
+                    .get(meta)
+                    .is_some_and(|value| **value == *to)
             };
             let stands_for = refers(marks::K8S_REF_KIND, owner.kind.as_str())
                 && refers(marks::K8S_REF_NAME, &owner.name)
@@ -248,8 +262,12 @@ impl Mirror {
         busy: &HashSet<Key>,
     ) -> Vec<Key> {
         let began = ticket.0;
-        let missing: Vec<NodeName> =
-            self.nodes.keys().filter(|name| !listed.contains(*name)).cloned().collect();
+        let missing: Vec<NodeName> = self
+            .nodes
+            .keys()
+            .filter(|name| !listed.contains(*name))
+            .cloned()
+            .collect();
         let mut changed = Vec::new();
         for name in missing {
             let node_key = Key::Node(name.clone());
@@ -342,18 +360,36 @@ impl Mirror {
 }
 
 fn instances_of(node: &NodeName, content: &NodeContent) -> BTreeMap<InstanceKey, ObservedInstance> {
-    let local = content.services.iter().filter(|service| service.peer_name.is_empty());
+    let local = content
+        .services
+        .iter()
+        .filter(|service| service.peer_name.is_empty());
     let mut instances: BTreeMap<InstanceKey, ObservedInstance> = local
         .map(|service| {
             let id = InstanceId::observed(&service.id);
-            (InstanceKey { node: node.clone(), id }, ObservedInstance::of(service))
+            (
+                InstanceKey {
+                    node: node.clone(),
+                    id,
+                },
+                ObservedInstance::of(service),
+            )
         })
         .collect();
-    for check in content.checks.iter().filter(|check| !check.service_id.is_empty()) {
+    for check in content
+        .checks
+        .iter()
+        .filter(|check| !check.service_id.is_empty())
+    {
         let id = InstanceId::observed(&check.service_id);
-        let key = InstanceKey { node: node.clone(), id };
+        let key = InstanceKey {
+            node: node.clone(),
+            id,
+        };
         if let Some(instance) = instances.get_mut(&key) {
-            instance.checks.push(ObservedCheck::of(check, Some(&key.id)));
+            instance
+                .checks
+                .push(ObservedCheck::of(check, Some(&key.id)));
         }
     }
     instances
@@ -361,7 +397,11 @@ fn instances_of(node: &NodeName, content: &NodeContent) -> BTreeMap<InstanceKey,
 
 fn node_of(content: &NodeContent) -> Option<ObservedNode> {
     let mut node = ObservedNode::of(content.node.as_ref()?);
-    let own = content.checks.iter().filter(|check| check.service_id.is_empty());
-    node.checks.extend(own.map(|check| ObservedCheck::of(check, None)));
+    let own = content
+        .checks
+        .iter()
+        .filter(|check| check.service_id.is_empty());
+    node.checks
+        .extend(own.map(|check| ObservedCheck::of(check, None)));
     Some(node)
 }

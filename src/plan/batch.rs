@@ -74,24 +74,13 @@ impl Batch {
         if self.txn.len() + ops.len() > MAX_STEP_OPS {
             return Err(Overflow::Full(step));
         }
-        let before = self.txn.len();
-        let checkpoint = self.txn.checkpoint();
-        for op in &ops {
-            match self.txn.push(op) {
-                Ok(()) => {}
-                Err(TxnFull::TooLarge) => {
-                    self.txn.roll_back(checkpoint);
-                    return Err(Overflow::TooLarge);
-                }
-                Err(TxnFull::Ops | TxnFull::Bytes) => {
-                    self.txn.roll_back(checkpoint);
-                    let alone = before == 0;
-                    return Err(if alone { Overflow::TooLarge } else { Overflow::Full(step) });
-                }
-            }
-        }
+        let pushed = self.txn.push_all(&ops);
         drop(ops);
-        let ops = before..self.txn.len();
+        let ops = match pushed {
+            Ok(ops) => ops,
+            Err(TxnFull::TooLarge) => return Err(Overflow::TooLarge),
+            Err(TxnFull::Ops | TxnFull::Bytes) => return Err(Overflow::Full(step)),
+        };
         self.steps.push(BatchedStep { key, step, ops });
         Ok(())
     }
@@ -131,11 +120,14 @@ fn node_ops<'a>(name: &'a NodeName, write: &'a NodeWrite) -> Vec<TxnOp<'a>> {
 }
 
 fn instance_ops<'a>(key: &'a InstanceKey, write: &'a InstanceWrite) -> Vec<TxnOp<'a>> {
-    let service = write.service.as_ref().map(|(service, index)| TxnOp::ServiceCas {
-        node: key.node.as_ref(),
-        service: Cow::Owned(wire_service(key, service)),
-        index: *index,
-    });
+    let service = write
+        .service
+        .as_ref()
+        .map(|(service, index)| TxnOp::ServiceCas {
+            node: key.node.as_ref(),
+            service: Cow::Owned(wire_service(key, service)),
+            index: *index,
+        });
     let check = write.check.as_ref().map(|(check, index)| TxnOp::CheckCas {
         check: Cow::Owned(wire_readiness(key, &write.name, check)),
         index: *index,

@@ -20,11 +20,17 @@ pub fn fields(there: &Service, wanted: &Service) -> Vec<&'static str> {
         ("name", there.name != *name),
         ("address", there.address != *address),
         ("port", there.port != *port),
-        ("tagged-addresses", there.tagged_addresses != *tagged_addresses),
+        (
+            "tagged-addresses",
+            there.tagged_addresses != *tagged_addresses,
+        ),
         ("tags", there.tags != *tags),
         ("meta", there.meta != *meta),
         ("weights", there.weights != *weights),
-        ("enable-tag-override", there.enable_tag_override != *enable_tag_override),
+        (
+            "enable-tag-override",
+            there.enable_tag_override != *enable_tag_override,
+        ),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))

@@ -46,7 +46,10 @@ pub fn may_remove(candidate: &Candidate<'_>) -> Result<Why, Hold> {
             Watch::Listing => "the list is under way".to_owned(),
             Watch::Broken(reason) => reason.clone(),
         };
-        return Err(Hold::Incomplete { resource: kind.resource(), reason });
+        return Err(Hold::Incomplete {
+            resource: kind.resource(),
+            reason,
+        });
     }
     Ok(match candidate.absence {
         Absence::Seen => Why::Seen,

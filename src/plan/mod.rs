@@ -100,7 +100,12 @@ pub struct Removal {
 
 impl Finding {
     fn nothing(step: Step) -> Self {
-        Self { owner: None, losers: Vec::new(), freeze: None, step }
+        Self {
+            owner: None,
+            losers: Vec::new(),
+            freeze: None,
+            step,
+        }
     }
 }
 
@@ -120,14 +125,18 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror) -> Step {
     let there = observed.node(name);
     let ours = there.filter(|node| observed.is_our_node(name, node));
     if let (Some(node), None) = (there, ours) {
-        return Step::OwnedByAnother { holder: node_holder(desired, node) };
+        return Step::OwnedByAnother {
+            holder: node_holder(desired, node),
+        };
     }
     let Some(DesiredNode { node, check }) = desired.resolve_node(name, ours.map(|node| &node.node))
     else {
         return Step::Settled;
     };
     let index = ours.map_or(0, |ours| ours.modify_index);
-    let node = ours.is_none_or(|ours| ours.node != node).then_some((node, index));
+    let node = ours
+        .is_none_or(|ours| ours.node != node)
+        .then_some((node, index));
     let check = check.and_then(|check| {
         let there = ours.and_then(ObservedNode::own_check);
         let equal = there.is_some_and(|there| there.well_formed && there.check == check);
@@ -158,16 +167,29 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
                 (Some(there), _) => update(key, &claim, there),
                 (None, _) => create(key, &claim, desired, observed),
             };
-            let Claim { owner, losers, shape, live: _ } = *claim;
+            let Claim {
+                owner,
+                losers,
+                shape,
+                live: _,
+            } = *claim;
             let freeze = match shape {
                 Shape::Frozen(freeze) => Some(freeze),
                 Shape::Valid(_) => None,
             };
-            Finding { owner: Some(owner), losers, freeze, step }
+            Finding {
+                owner: Some(owner),
+                losers,
+                freeze,
+                step,
+            }
         }
         Resolved::Unclaimed(absence) => match (there, standing) {
             (Some(there), Some(Standing::Ours(owner))) => {
-                let candidate = gate::Candidate { absence, watches: &desired.watches };
+                let candidate = gate::Candidate {
+                    absence,
+                    watches: &desired.watches,
+                };
                 Finding::nothing(match gate::may_remove(&candidate) {
                     Ok(why) => Step::Remove(Removal {
                         owner,
@@ -185,16 +207,24 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
 
 fn held<'a>(owner: &Owner, there: &'a ObservedInstance) -> Held<'a> {
     let meta = &there.service.meta;
-    let is_pod = meta.get(marks::K8S_REF_KIND).is_some_and(|kind| **kind == *OwnerKind::Pod.as_str());
+    let is_pod = meta
+        .get(marks::K8S_REF_KIND)
+        .is_some_and(|kind| **kind == *OwnerKind::Pod.as_str());
     let pod = meta.get(marks::K8S_REF_NAME).filter(|_| is_pod);
-    Held { owner: owner.clone(), service: &there.service.name, pod }
+    Held {
+        owner: owner.clone(),
+        service: &there.service.name,
+        pod,
+    }
 }
 
 fn create(key: &InstanceKey, claim: &Claim, desired: &Index, observed: &Mirror) -> Step {
     if let Some(node) = observed.node(&key.node)
         && !observed.is_our_node(&key.node, node)
     {
-        return Step::OwnedByAnother { holder: node_holder(desired, node) };
+        return Step::OwnedByAnother {
+            holder: node_holder(desired, node),
+        };
     }
     match &claim.shape {
         // Nothing is registered from invalid input.
@@ -234,5 +264,10 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
     if fields.is_empty() {
         return Step::Settled;
     }
-    Step::Put(InstanceWrite { name: there.service.name.clone(), service, check, fields })
+    Step::Put(InstanceWrite {
+        name: there.service.name.clone(),
+        service,
+        check,
+        fields,
+    })
 }

@@ -140,7 +140,12 @@ impl Bed {
 
     /// Its servers, in the order of their start.
     pub fn servers(&self) -> [&Server; 4] {
-        [&self.etcd, &self.apiserver, &self.controller_manager, &self.consul_server]
+        [
+            &self.etcd,
+            &self.apiserver,
+            &self.controller_manager,
+            &self.consul_server,
+        ]
     }
 
     /// The address of the Kubernetes API, such as `https://127.0.0.1:21234`.
@@ -231,7 +236,9 @@ impl Bed {
 
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.env("KUBECONFIG", &self.kubeconfig).kill_on_drop(true);
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .kill_on_drop(true);
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
             command.env_remove(name);
         }
@@ -260,7 +267,10 @@ impl Bed {
             .create_token_request(name, &PostParams::default(), &request)
             .await
             .with_context(|| format!("no token for the ServiceAccount {namespace}/{name}"))?;
-        granted.status.and_then(|status| status.token).context("a grant without a token")
+        granted
+            .status
+            .and_then(|status| status.token)
+            .context("a grant without a token")
     }
 }
 
@@ -284,8 +294,8 @@ impl Folder {
             if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
                 continue;
             }
-            let abandoned = File::open(entry.path().join(OWNER))
-                .is_ok_and(|owner| owner.try_lock().is_ok());
+            let abandoned =
+                File::open(entry.path().join(OWNER)).is_ok_and(|owner| owner.try_lock().is_ok());
             if abandoned {
                 // Another bed may be doing the same, or the folder may be another user's.
                 let _ = fs::remove_dir_all(entry.path());
@@ -297,7 +307,10 @@ impl Folder {
         let owner = File::create(&unnamed)?;
         owner.lock()?;
         fs::rename(&unnamed, folder.path().join(OWNER))?;
-        Ok(Self::Temporary { folder, _owner: owner })
+        Ok(Self::Temporary {
+            folder,
+            _owner: owner,
+        })
     }
 
     fn path(&self) -> &Path {
@@ -356,7 +369,11 @@ fn write_kubeconfig(path: &Path, pki: &Pki, numbers: Numbers, token: &str) -> Re
 
 async fn run(command: &mut Command, input: Option<&str>) -> Result<String> {
     let shown = format!("{:?}", command.as_std());
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let stdin = if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    };
     let mut child = command
         .stdin(stdin)
         .stdout(Stdio::piped())
@@ -368,7 +385,11 @@ async fn run(command: &mut Command, input: Option<&str>) -> Result<String> {
     }
     let output = child.wait_with_output().await?;
     if !output.status.success() {
-        bail!("{shown}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{shown}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8(output.stdout)?)
 }

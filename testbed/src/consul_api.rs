@@ -21,7 +21,10 @@ impl ConsulApi {
     /// For the agent at an address such as `http://127.0.0.1:8500`. The connections belong to the
     /// runtime of their first use.
     pub fn new(address: &str) -> Result<Self> {
-        Ok(Self { base: address.trim_end_matches('/').to_owned(), client: http_client(&[])? })
+        Ok(Self {
+            base: address.trim_end_matches('/').to_owned(),
+            client: http_client(&[])?,
+        })
     }
 
     /// The JSON at a path; fails on any answer that is not a success.
@@ -51,7 +54,10 @@ impl ConsulApi {
     /// The instances of a service with their node and checks (`/v1/health/service`), read
     /// consistently.
     pub async fn health(&self, service: &str) -> Result<Vec<Value>> {
-        match self.get(&format!("/v1/health/service/{service}?consistent")).await? {
+        match self
+            .get(&format!("/v1/health/service/{service}?consistent"))
+            .await?
+        {
             Value::Array(instances) => Ok(instances),
             other => bail!("not a list of instances: {other}"),
         }
@@ -73,7 +79,10 @@ impl ConsulApi {
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.with_context(|| format!("no answer from {url}"))?;
+        let response = request
+            .send()
+            .await
+            .with_context(|| format!("no answer from {url}"))?;
         Ok((response.status(), response.text().await?))
     }
 }

@@ -7,9 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// Where the keys of a bed are, and what a client needs of them.
 #[derive(Debug, Clone)]
@@ -40,7 +38,9 @@ impl Pki {
 
         let ca_key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "lictor test bed");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "lictor test bed");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca = params.self_signed(&ca_key)?;
@@ -49,7 +49,9 @@ impl Pki {
         let key = KeyPair::generate()?;
         let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(String::from);
         let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, "lictor test bed server");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "lictor test bed server");
         let certificate = params.signed_by(&key, &issuer)?;
 
         let sa_key = KeyPair::generate()?;

@@ -35,7 +35,10 @@ impl Port {
                 return Ok(port);
             }
         }
-        bail!("no free port on 127.0.0.1 between {FIRST} and {}", FIRST + COUNT - 1)
+        bail!(
+            "no free port on 127.0.0.1 between {FIRST} and {}",
+            FIRST + COUNT - 1
+        )
     }
 
     /// The port's number.
@@ -55,7 +58,10 @@ impl Port {
         }
         let address = (Ipv4Addr::LOCALHOST, number);
         let free = TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
-        Ok(free.then_some(Self { number, _reservation: reservation }))
+        Ok(free.then_some(Self {
+            number,
+            _reservation: reservation,
+        }))
     }
 }
 
@@ -66,7 +72,9 @@ mod tests {
     #[test]
     fn two_reservations_differ() {
         let folder = tempfile::tempdir().unwrap();
-        let ports: Vec<_> = (0..20).map(|_| Port::reserve(folder.path()).unwrap()).collect();
+        let ports: Vec<_> = (0..20)
+            .map(|_| Port::reserve(folder.path()).unwrap())
+            .collect();
         let mut numbers: Vec<_> = ports.iter().map(Port::number).collect();
         numbers.sort_unstable();
         numbers.dedup();

@@ -5,12 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::{
-    BedOptions, Server,
-    pki::Pki,
-    server::Probe,
-    tools::Tools,
-};
+use crate::{BedOptions, Server, pki::Pki, server::Probe, tools::Tools};
 
 /// The numbers of the ports of one bed.
 #[derive(Debug, Clone, Copy)]
@@ -59,15 +54,28 @@ impl Plan<'_> {
             "--election-timeout=100".to_owned(),
             "--log-level=warn".to_owned(),
         ];
-        let probe = Probe { url: format!("{client}/health"), expect: "\"true\"" };
-        Ok(Server::new("etcd", &self.tools.etcd, args, &folder, probe, self.pki))
+        let probe = Probe {
+            url: format!("{client}/health"),
+            expect: "\"true\"",
+        };
+        Ok(Server::new(
+            "etcd",
+            &self.tools.etcd,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
     }
 
     pub fn apiserver(&self) -> Result<Server> {
         let folder = self.folder("kube-apiserver")?;
         let port = self.ports.apiserver;
         let tokens = folder.join("tokens.csv");
-        fs::write(&tokens, format!("{},admin,admin,system:masters\n", self.admin_token))?;
+        fs::write(
+            &tokens,
+            format!("{},admin,admin,system:masters\n", self.admin_token),
+        )?;
         let authentication = folder.join("authentication.json");
         fs::write(&authentication, authentication_configuration().to_string())?;
         let mut args = vec![
@@ -85,17 +93,33 @@ impl Plan<'_> {
             format!("--authentication-config={}", authentication.display()),
             format!("--token-auth-file={}", tokens.display()),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            format!("--service-account-signing-key-file={}", self.pki.sa_key_file.display()),
-            format!("--service-account-key-file={}", self.pki.sa_public_file.display()),
+            format!(
+                "--service-account-signing-key-file={}",
+                self.pki.sa_key_file.display()
+            ),
+            format!(
+                "--service-account-key-file={}",
+                self.pki.sa_public_file.display()
+            ),
             // Pods may be made in a namespace that has no ServiceAccount yet.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
             "--allow-privileged=true".to_owned(),
             "--profiling=false".to_owned(),
         ];
         args.extend(self.options.apiserver_args.iter().cloned());
-        let probe = Probe { url: format!("https://127.0.0.1:{port}/readyz"), expect: "ok" };
+        let probe = Probe {
+            url: format!("https://127.0.0.1:{port}/readyz"),
+            expect: "ok",
+        };
         let program = &self.tools.kube_apiserver;
-        Ok(Server::new("kube-apiserver", program, args, &folder, probe, self.pki))
+        Ok(Server::new(
+            "kube-apiserver",
+            program,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
     }
 
     pub fn controller_manager(&self) -> Result<Server> {
@@ -115,9 +139,19 @@ impl Plan<'_> {
             "--kube-api-burst=400".to_owned(),
             "--profiling=false".to_owned(),
         ];
-        let probe = Probe { url: format!("https://127.0.0.1:{port}/healthz"), expect: "ok" };
+        let probe = Probe {
+            url: format!("https://127.0.0.1:{port}/healthz"),
+            expect: "ok",
+        };
         let program = &self.tools.kube_controller_manager;
-        Ok(Server::new("kube-controller-manager", program, args, &folder, probe, self.pki))
+        Ok(Server::new(
+            "kube-controller-manager",
+            program,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
     }
 
     pub fn consul(&self) -> Result<Server> {
@@ -149,13 +183,23 @@ impl Plan<'_> {
         let file = folder.join("consul.json");
         fs::write(&file, config.to_string())
             .with_context(|| format!("cannot write {}", file.display()))?;
-        let args = vec!["agent".to_owned(), format!("-config-file={}", file.display())];
+        let args = vec![
+            "agent".to_owned(),
+            format!("-config-file={}", file.display()),
+        ];
         let probe = Probe {
             // It shows itself once it leads and takes writes.
             url: format!("http://127.0.0.1:{http}/v1/catalog/service/consul?consistent"),
             expect: "ServiceID",
         };
-        Ok(Server::new("consul", &self.tools.consul, args, &folder, probe, self.pki))
+        Ok(Server::new(
+            "consul",
+            &self.tools.consul,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
     }
 
     fn folder(&self, name: &str) -> Result<std::path::PathBuf> {
@@ -198,7 +242,10 @@ mod tests {
     #[test]
     fn merged_objects_keep_what_is_not_named() {
         let mut base = json!({"ports": {"http": 1, "dns": 2}, "server": true});
-        merge(&mut base, &json!({"ports": {"dns": 3}, "acl": {"enabled": true}}));
+        merge(
+            &mut base,
+            &json!({"ports": {"dns": 3}, "acl": {"enabled": true}}),
+        );
         let want = json!({
             "ports": {"http": 1, "dns": 3}, "server": true, "acl": {"enabled": true},
         });

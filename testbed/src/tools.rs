@@ -90,9 +90,17 @@ pub fn ensure_blocking(progress: Progress) -> Result<Tools> {
     let cache = cache_folder()?;
     let go = GoVersion::find()?;
     let recipes = recipes();
-    let missing: Vec<_> = recipes.iter().filter(|recipe| !recipe.is_built(&cache, &go)).collect();
+    let missing: Vec<_> = recipes
+        .iter()
+        .filter(|recipe| !recipe.is_built(&cache, &go))
+        .collect();
     for (done, recipe) in missing.iter().enumerate() {
-        recipe.build(&cache, &go, progress, &format!("{} of {}", done + 1, missing.len()))?;
+        recipe.build(
+            &cache,
+            &go,
+            progress,
+            &format!("{} of {}", done + 1, missing.len()),
+        )?;
     }
     let bin = build::assemble(&recipes, &cache, &go)?;
     Tools::in_folder(&bin)
@@ -100,7 +108,11 @@ pub fn ensure_blocking(progress: Progress) -> Result<Tools> {
 
 /// The folder that keeps what outlives a bed: binaries and the reservations of ports.
 pub fn cache_folder() -> Result<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let folder = set("LICTOR_TESTBED_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("lictor/testbed")))
         .or_else(|| env::home_dir().map(|home| home.join(".cache/lictor/testbed")))
@@ -160,7 +172,10 @@ mod tests {
     fn a_folder_without_tools_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let error = Tools::in_folder(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("kube-apiserver") && error.contains("helm"), "{error}");
+        assert!(
+            error.contains("kube-apiserver") && error.contains("helm"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -168,6 +183,11 @@ mod tests {
         let [.., kubernetes] = recipes();
         let stamp = kubernetes.ldflags.split("gitVersion=").nth(1).unwrap();
         let version = stamp.split_whitespace().next().unwrap();
-        assert!(kubernetes.go_mod.contains(&format!("k8s.io/kubernetes {version} ")), "{version}");
+        assert!(
+            kubernetes
+                .go_mod
+                .contains(&format!("k8s.io/kubernetes {version} ")),
+            "{version}"
+        );
     }
 }

@@ -68,7 +68,10 @@ mod tests {
         .await
         .unwrap_err()
         .to_string();
-        assert!(error.contains("rain") && error.contains("sunshine"), "{error}");
+        assert!(
+            error.contains("rain") && error.contains("sunshine"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -9,6 +9,8 @@ mod outcome;
 pub use op::TxnOp;
 pub use outcome::{TxnError, TxnFailure, TxnOutcome, TxnResult};
 
+use std::ops::Range;
+
 use self::outcome::{Answer, Yield, assign};
 use super::{Client, ConsulError, Request};
 
@@ -80,6 +82,22 @@ impl Txn {
         }
         self.yields.push(op.yields());
         Ok(())
+    }
+
+    /// Adds operations that belong together, all or none; returns which ones of the transaction they
+    /// are.
+    ///
+    /// [`TxnFull::TooLarge`] where not even a transaction of their own could hold them.
+    pub fn push_all(&mut self, ops: &[TxnOp<'_>]) -> Result<Range<usize>, TxnFull> {
+        let (bytes, before) = (self.body.len(), self.len());
+        for op in ops {
+            if let Err(full) = self.push(op) {
+                self.body.truncate(bytes);
+                self.yields.truncate(before);
+                return Err(if before == 0 { TxnFull::TooLarge } else { full });
+            }
+        }
+        Ok(before..self.len())
     }
 
     /// How many operations there are.

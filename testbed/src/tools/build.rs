@@ -32,7 +32,9 @@ pub(super) struct GoVersion(String);
 impl GoVersion {
     /// Asks the `go` on the path; fails with how to get it when there is none.
     pub fn find() -> Result<Self> {
-        let output = Command::new("go").args(["env", "GOVERSION", "GOOS", "GOARCH"]).output();
+        let output = Command::new("go")
+            .args(["env", "GOVERSION", "GOOS", "GOARCH"])
+            .output();
         let output = match output {
             Ok(output) => output,
             Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
@@ -43,7 +45,10 @@ impl GoVersion {
             Err(error) => return Err(error).context("cannot run `go env`"),
         };
         if !output.status.success() {
-            bail!("`go env` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+            bail!(
+                "`go env` failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
         }
         Ok(Self(String::from_utf8_lossy(&output.stdout).into_owned()))
     }
@@ -60,7 +65,10 @@ impl Recipe {
         fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
         let lock = File::create(cache.join(format!("{}.lock", self.tool)))?;
         if lock.try_lock().is_err() {
-            say(progress, &format!("test bed: waiting for another build of {}", self.tool));
+            say(
+                progress,
+                &format!("test bed: waiting for another build of {}", self.tool),
+            );
             lock.lock().context("cannot lock the cache")?;
         }
         if self.is_built(cache, go) {
@@ -85,7 +93,10 @@ impl Recipe {
             bail!("{label} failed ({status}):\n{}", last_lines(&log, 30));
         }
         fs::rename(&bin, self.folder(cache, go)).context("cannot put the binaries in place")?;
-        say(progress, &format!("{label}: done in {} s", started.elapsed().as_secs()));
+        say(
+            progress,
+            &format!("{label}: done in {} s", started.elapsed().as_secs()),
+        );
         Ok(())
     }
 
@@ -98,7 +109,13 @@ impl Recipe {
         };
         let log = File::create(log)?;
         Command::new("go")
-            .args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags"])
+            .args([
+                "build",
+                "-mod=readonly",
+                "-trimpath",
+                "-buildvcs=false",
+                "-ldflags",
+            ])
             .arg(self.ldflags)
             .arg("-o")
             .arg(output)
@@ -138,7 +155,9 @@ pub(super) fn assemble(recipes: &[Recipe], cache: &Path, go: &GoVersion) -> Resu
     fs::create_dir(&farm)?;
     for recipe in recipes {
         let folder = recipe.folder(cache, go);
-        let folder = folder.file_name().context("a cache folder without a name")?;
+        let folder = folder
+            .file_name()
+            .context("a cache folder without a name")?;
         for name in recipe.binaries {
             let target = Path::new("..").join(folder).join(name);
             std::os::unix::fs::symlink(target, farm.join(name))?;
@@ -147,7 +166,9 @@ pub(super) fn assemble(recipes: &[Recipe], cache: &Path, go: &GoVersion) -> Resu
     match fs::rename(&farm, &bin) {
         // Another process was faster, with the same result.
         Err(_) if bin.is_dir() => Ok(bin),
-        other => other.map(|()| bin).context("cannot put the binaries in place"),
+        other => other
+            .map(|()| bin)
+            .context("cannot put the binaries in place"),
     }
 }
 
@@ -157,11 +178,13 @@ fn key(parts: &[&str]) -> String {
         hash.update(&part.len().to_le_bytes());
         hash.update(part.as_bytes());
     }
-    hash.finish().as_ref()[..8].iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    hash.finish().as_ref()[..8]
+        .iter()
+        .fold(String::new(), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn watch(mut child: Child, label: &str, progress: Progress) -> Result<ExitStatus> {
