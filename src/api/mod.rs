@@ -28,7 +28,14 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     [ServiceRegistration::crd()].map(schema::polished).into()
 }
 
-/// A CRD as YAML, for `lictor crds` and the files under `crds/`.
-pub fn crd_yaml(crd: &CustomResourceDefinition) -> Result<String, serde_saphyr::ser::Error> {
-    serde_saphyr::to_string(crd)
+/// A CRD as YAML, for `lictor crds` and the files under `crds/`. The same CRD always gives the same
+/// text.
+pub fn crd_yaml(crd: &CustomResourceDefinition) -> anyhow::Result<String> {
+    Ok(serde_saphyr::to_string(&schema::plain(crd)?)?)
+}
+
+/// The name of the file under `crds/` that holds a CRD.
+#[must_use]
+pub fn crd_file_name(crd: &CustomResourceDefinition) -> String {
+    format!("{}_{}.yaml", crd.spec.group, crd.spec.names.plural)
 }

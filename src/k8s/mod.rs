@@ -5,6 +5,7 @@ pub mod client;
 pub mod events;
 pub mod kinds;
 pub mod status;
+pub mod trim;
 pub mod watch;
 
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
