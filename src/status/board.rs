@@ -89,6 +89,8 @@ pub struct Tally {
     pub critical: u32,
     /// What is not as it should be, by instance.
     pub troubles: BTreeMap<InstanceKey, Trouble>,
+    /// How many of the troubles are [`Reason::Writing`].
+    pub writing: u32,
     /// The greatest `ModifyIndex` of a write for the object.
     pub index: u64,
 }
@@ -161,6 +163,7 @@ impl Board {
         }
         if let Some(trouble) = standing.trouble {
             *self.troubles.entry(trouble.reason).or_default() += 1;
+            tally.writing += u32::from(trouble.reason == Reason::Writing);
             tally.troubles.insert(key.clone(), trouble);
         }
     }
@@ -175,6 +178,7 @@ impl Board {
             *tally.of(health) -= 1;
         }
         if let Some(trouble) = &standing.trouble {
+            tally.writing -= u32::from(trouble.reason == Reason::Writing);
             tally.troubles.remove(key);
             if let Some(count) = self.troubles.get_mut(&trouble.reason) {
                 *count -= 1;
