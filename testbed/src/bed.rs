@@ -164,7 +164,7 @@ impl Bed {
         client(self.kube_config()?)
     }
 
-    /// A client with the rights of a ServiceAccount, which must exist.
+    /// A client with the rights of a `ServiceAccount`, which must exist.
     pub async fn service_account_client(&self, namespace: &str, name: &str) -> Result<Client> {
         client(self.config_with(&self.service_account_token(namespace, name).await?)?)
     }
@@ -174,8 +174,8 @@ impl Bed {
         &self.kubeconfig
     }
 
-    /// Writes a kubeconfig with the rights of a ServiceAccount, which must exist; its token is good
-    /// for a day.
+    /// Writes a kubeconfig with the rights of a `ServiceAccount`, which must exist; its token
+    /// is good for a day.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.service_account_token(namespace, name).await?;
         let path = self.dir().join(format!("kubeconfig-{namespace}-{name}"));

@@ -16,6 +16,11 @@
 //! writes. Each server is a [`Server`] that can be stopped, killed, paused and restarted on the same
 //! ports and data, which is how faults are made.
 
+#![allow(
+    clippy::must_use_candidate,
+    reason = "a getter whose answer is dropped does no harm"
+)]
+
 mod bed;
 mod consul_api;
 pub mod kubelet;

@@ -1,5 +1,5 @@
 //! The keys of one bed: an authority, a server certificate for loopback, and the key that signs
-//! the tokens of ServiceAccounts. They live as long as the bed's folder.
+//! the tokens of `ServiceAccount`s. They live as long as the bed's folder.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ pub struct Pki {
     pub cert_file: PathBuf,
     /// Its key (PEM).
     pub key_file: PathBuf,
-    /// The key that signs ServiceAccount tokens (PEM).
+    /// The key that signs the tokens of `ServiceAccount`s (PEM).
     pub sa_key_file: PathBuf,
     /// Its public half (PEM).
     pub sa_public_file: PathBuf,

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{pki::Pki, wait};
 
 /// How long a server may take until it answers its readiness probe.
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// How long a server may take to end after SIGTERM before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -265,5 +265,39 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> Running {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", LEASH, "sleeper", "sleep", "60"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let leash = child.stdin.take().unwrap();
+        Running { child, leash }
+    }
+
+    #[test]
+    fn a_server_ends_with_the_process_that_holds_its_leash() {
+        let Running { mut child, leash } = sleeper();
+        // What the kernel does when that process is killed.
+        drop(leash);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn a_leash_let_off_kills_nobody() {
+        let Running { mut child, mut leash } = sleeper();
+        leash.write_all(b"\n").unwrap();
+        drop(leash);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
