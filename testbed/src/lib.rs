@@ -1,1 +1,36 @@
-//! bed
+//! Real servers on loopback, for tests, demos and benchmarks.
+//!
+//! A [`Bed`] is an etcd, a kube-apiserver (RBAC on), a kube-controller-manager (only the namespace
+//! and garbage-collector controllers) and a Consul server, each on free ports of 127.0.0.1 with its
+//! state in a temporary folder. Nothing of it outlives the [`Bed`], nor the process that holds it.
+//!
+//! ```text
+//!  tools::ensure ──▶ binaries (built once, cached)
+//!                       │
+//!  Bed::start ──▶ etcd ─▶ kube-apiserver ─▶ kube-controller-manager     Consul
+//!                       ▲                                                 ▲
+//!          kubelet::TestPod, TestNode (play the kubelet)         ConsulApi (looks on)
+//! ```
+//!
+//! There is no kubelet and no scheduler: a pod is an object whose status [`kubelet::TestPod`]
+//! writes. Each server is a [`Server`] that can be stopped, killed, paused and restarted on the same
+//! ports and data, which is how faults are made.
+
+#![allow(
+    clippy::must_use_candidate,
+    reason = "a getter whose answer is dropped does no harm"
+)]
+
+mod bed;
+mod consul_api;
+pub mod kubelet;
+mod pki;
+mod ports;
+mod server;
+mod servers;
+pub mod tools;
+pub mod wait;
+
+pub use bed::{Bed, BedOptions};
+pub use consul_api::ConsulApi;
+pub use server::Server;

@@ -1,0 +1,395 @@
+//! The bed itself.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
+use kube::{Api, Client, Config, api::PostParams};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{io::AsyncWriteExt as _, process::Command};
+
+use crate::{
+    ConsulApi, Server,
+    pki::Pki,
+    ports::Port,
+    servers::{Numbers, Plan},
+    tools::{self, Progress, Tools},
+};
+
+/// What a bed's temporary folder is called, so that one left behind by a killed process is known.
+const PREFIX: &str = "lictor-bed-";
+const OWNER: &str = "owner.lock";
+/// How often a start is tried with other ports when something else took one of them.
+const ATTEMPTS: u32 = 3;
+
+/// How a bed is made. The default is what tests want.
+#[derive(Debug, Clone, Default)]
+pub struct BedOptions {
+    /// Where its state goes; it is kept at the end. By default a temporary folder that goes with
+    /// the bed.
+    pub dir: Option<PathBuf>,
+    /// How the build of missing tools is shown.
+    pub progress: Progress,
+    /// More arguments of kube-apiserver; they win over the bed's own.
+    pub apiserver_args: Vec<String>,
+    /// More configuration of Consul, laid over the bed's own.
+    pub consul_config: Value,
+}
+
+/// A running Kubernetes API and a running Consul.
+///
+/// Dropping it kills its servers. They also end when the process ends in any other way. It may be
+/// shared by tests that each have a runtime of their own: it holds no connection.
+#[derive(Debug)]
+pub struct Bed {
+    /// etcd, the store of the API server.
+    pub etcd: Server,
+    /// The Kubernetes API.
+    pub apiserver: Server,
+    /// Deletes namespaces and what has lost its owner.
+    pub controller_manager: Server,
+    /// One Consul server, the leader of `dc1`.
+    pub consul_server: Server,
+    tools: Tools,
+    pki: Pki,
+    numbers: Numbers,
+    admin_token: String,
+    kubeconfig: PathBuf,
+    // Dropped after the servers, in this order.
+    folder: Folder,
+    _ports: Vec<Port>,
+}
+
+impl Bed {
+    /// Starts all servers and waits until each is ready, some seconds; builds the tools first if
+    /// they are missing, some minutes.
+    ///
+    /// Fails with the end of the log of the server that did not start.
+    pub async fn start(options: BedOptions) -> Result<Self> {
+        let tools = tools::ensure(options.progress).await?;
+        for _ in 1..ATTEMPTS {
+            match Self::try_start(&options, &tools).await {
+                Err(error) if format!("{error:#}").contains("address already in use") => {}
+                other => return other,
+            }
+        }
+        Self::try_start(&options, &tools).await
+    }
+
+    async fn try_start(options: &BedOptions, tools: &Tools) -> Result<Self> {
+        let folder = match &options.dir {
+            Some(dir) => Folder::kept(dir)?,
+            None => Folder::temporary()?,
+        };
+        let path = folder.path();
+        let pki = Pki::generate(&path.join("pki"))?;
+        let (numbers, ports) = reserve_ports()?;
+        let admin_token = String::from("lictor-test-bed-admin");
+        let kubeconfig = path.join("kubeconfig");
+        write_kubeconfig(&kubeconfig, &pki, numbers, &admin_token)?;
+        let plan = Plan {
+            folder: path,
+            tools,
+            pki: &pki,
+            ports: numbers,
+            options,
+            admin_token: &admin_token,
+            kubeconfig: &kubeconfig,
+        };
+        let bed = Self {
+            etcd: plan.etcd()?,
+            apiserver: plan.apiserver()?,
+            controller_manager: plan.controller_manager()?,
+            consul_server: plan.consul()?,
+            tools: tools.clone(),
+            numbers,
+            admin_token,
+            kubeconfig,
+            pki,
+            folder,
+            _ports: ports,
+        };
+        let kubernetes = async {
+            bed.etcd.start().await?;
+            bed.apiserver.start().await?;
+            bed.controller_manager.start().await
+        };
+        tokio::try_join!(kubernetes, bed.consul_server.start())?;
+        Ok(bed)
+    }
+
+    /// The folder with its state and logs.
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The binaries that it runs.
+    pub fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// Its servers, in the order of their start.
+    pub fn servers(&self) -> [&Server; 4] {
+        [
+            &self.etcd,
+            &self.apiserver,
+            &self.controller_manager,
+            &self.consul_server,
+        ]
+    }
+
+    /// The address of the Kubernetes API, such as `https://127.0.0.1:21234`.
+    pub fn kube_addr(&self) -> String {
+        format!("https://127.0.0.1:{}", self.numbers.apiserver)
+    }
+
+    /// The configuration of a client that may do everything. It ignores the environment's proxies,
+    /// and does not retry: a test wants to see what happened.
+    pub fn kube_config(&self) -> Result<Config> {
+        self.config_with(&self.admin_token)
+    }
+
+    /// A client that may do everything; it belongs to the current runtime.
+    pub fn kube_client(&self) -> Result<Client> {
+        client(self.kube_config()?)
+    }
+
+    /// A client with the rights of a `ServiceAccount`, which must exist.
+    pub async fn service_account_client(&self, namespace: &str, name: &str) -> Result<Client> {
+        client(self.config_with(&self.service_account_token(namespace, name).await?)?)
+    }
+
+    /// A kubeconfig that may do everything.
+    pub fn kubeconfig_path(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Writes a kubeconfig with the rights of a `ServiceAccount`, which must exist; its token
+    /// is good for a day.
+    pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let token = self.service_account_token(namespace, name).await?;
+        let path = self.dir().join(format!("kubeconfig-{namespace}-{name}"));
+        write_kubeconfig(&path, &self.pki, self.numbers, &token)?;
+        Ok(path)
+    }
+
+    /// The address of Consul's HTTP API, such as `http://127.0.0.1:21235`.
+    pub fn consul_addr(&self) -> String {
+        format!("http://127.0.0.1:{}", self.numbers.consul_http)
+    }
+
+    /// The address of Consul's DNS, such as `127.0.0.1:21236`, for TCP and UDP.
+    pub fn consul_dns_addr(&self) -> String {
+        format!("127.0.0.1:{}", self.numbers.consul_dns)
+    }
+
+    /// Calls of Consul's API that do not depend on the code under test.
+    pub fn consul(&self) -> Result<ConsulApi> {
+        ConsulApi::new(&self.consul_addr())
+    }
+
+    /// Runs kubectl as administrator and gives its standard output; fails with its standard error.
+    pub async fn kubectl<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<String> {
+        run(self.kubectl_command().args(args), None).await
+    }
+
+    /// Gives a manifest (YAML or JSON) to `kubectl apply`, as administrator.
+    pub async fn kubectl_apply(&self, manifest: &str) -> Result<String> {
+        let mut command = self.kubectl_command();
+        run(command.args(["apply", "--filename=-"]), Some(manifest)).await
+    }
+
+    /// Runs Helm as administrator and gives its standard output; fails with its standard error.
+    pub async fn helm<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<String> {
+        run(self.helm_command().args(args), None).await
+    }
+
+    /// kubectl as administrator, to be given arguments; with its caches in the bed.
+    pub fn kubectl_command(&self) -> Command {
+        let mut command = self.command(&self.tools.kubectl);
+        command.env("KUBECACHEDIR", self.dir().join("kubectl-cache"));
+        command
+    }
+
+    /// Helm as administrator, to be given arguments; with its caches in the bed.
+    pub fn helm_command(&self) -> Command {
+        let mut command = self.command(&self.tools.helm);
+        for (name, folder) in [
+            ("HELM_CACHE_HOME", "helm/cache"),
+            ("HELM_CONFIG_HOME", "helm/config"),
+            ("HELM_DATA_HOME", "helm/data"),
+        ] {
+            command.env(name, self.dir().join(folder));
+        }
+        command
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("KUBECONFIG", &self.kubeconfig)
+            .kill_on_drop(true);
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn config_with(&self, token: &str) -> Result<Config> {
+        let mut config = Config::new(self.kube_addr().parse()?);
+        config.root_cert = Some(vec![self.pki.ca_der.clone()]);
+        config.auth_info.token = Some(token.to_owned().into());
+        config.connect_timeout = Some(Duration::from_secs(5));
+        config.default_retry = false;
+        Ok(config)
+    }
+
+    async fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
+        let accounts = Api::<ServiceAccount>::namespaced(self.kube_client()?, namespace);
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                expiration_seconds: Some(24 * 60 * 60),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let granted = accounts
+            .create_token_request(name, &PostParams::default(), &request)
+            .await
+            .with_context(|| format!("no token for the ServiceAccount {namespace}/{name}"))?;
+        granted
+            .status
+            .and_then(|status| status.token)
+            .context("a grant without a token")
+    }
+}
+
+/// The state of a bed on disk.
+#[derive(Debug)]
+enum Folder {
+    Kept(PathBuf),
+    Temporary { folder: TempDir, _owner: File },
+}
+
+impl Folder {
+    fn kept(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self::Kept(dir.canonicalize()?))
+    }
+
+    /// Also removes the folders of beds whose process was killed.
+    fn temporary() -> Result<Self> {
+        let parent = std::env::temp_dir();
+        for entry in fs::read_dir(&parent)?.flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                continue;
+            }
+            let abandoned =
+                File::open(entry.path().join(OWNER)).is_ok_and(|owner| owner.try_lock().is_ok());
+            if abandoned {
+                // Another bed may be doing the same, or the folder may be another user's.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
+        // Locked before it has its name, or it could look abandoned for a moment.
+        let unnamed = folder.path().join("owner");
+        let owner = File::create(&unnamed)?;
+        owner.lock()?;
+        fs::rename(&unnamed, folder.path().join(OWNER))?;
+        Ok(Self::Temporary {
+            folder,
+            _owner: owner,
+        })
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary { folder, .. } => folder.path(),
+        }
+    }
+}
+
+fn client(config: Config) -> Result<Client> {
+    // kube takes the provider of the process; an error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok(Client::try_from(config)?)
+}
+
+fn reserve_ports() -> Result<(Numbers, Vec<Port>)> {
+    let folder = tools::cache_folder()?.join("ports");
+    let mut ports = Vec::new();
+    let mut next = || -> Result<u16> {
+        let port = Port::reserve(&folder)?;
+        let number = port.number();
+        ports.push(port);
+        Ok(number)
+    };
+    let numbers = Numbers {
+        etcd_client: next()?,
+        etcd_peer: next()?,
+        apiserver: next()?,
+        controller_manager: next()?,
+        consul_http: next()?,
+        consul_dns: next()?,
+        consul_rpc: next()?,
+        consul_serf_lan: next()?,
+        consul_serf_wan: next()?,
+    };
+    Ok((numbers, ports))
+}
+
+fn write_kubeconfig(path: &Path, pki: &Pki, numbers: Numbers, token: &str) -> Result<()> {
+    // JSON is YAML, and needs no writer of its own.
+    let config = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "bed", "cluster": {
+            "server": format!("https://127.0.0.1:{}", numbers.apiserver),
+            "certificate-authority": pki.ca_file,
+        }}],
+        "users": [{"name": "user", "user": {"token": token}}],
+        "contexts": [{"name": "bed", "context": {"cluster": "bed", "user": "user"}}],
+        "current-context": "bed",
+    });
+    fs::write(path, format!("{config:#}\n"))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn run(command: &mut Command, input: Option<&str>) -> Result<String> {
+    let shown = format!("{:?}", command.as_std());
+    let stdin = if input.is_some() {
+        Stdio::piped()
+    } else {
+        Stdio::null()
+    };
+    let mut child = command
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {shown}"))?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(input.as_bytes()).await?;
+    }
+    let output = child.wait_with_output().await?;
+    if !output.status.success() {
+        bail!(
+            "{shown}: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}

@@ -1,0 +1,303 @@
+//! One server process: start, stop, kill, pause, restart, and never outlive the test.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{pki::Pki, wait};
+
+/// How long a server may take until it answers its readiness probe.
+const READY_DEADLINE: Duration = Duration::from_mins(1);
+/// How long a server may take to end after SIGTERM before it is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Ties a server to the process that started it, which may be killed without a chance to clean up:
+/// a shell waits in the background for its standard input to end, kills what the shell itself has
+/// become by then, and is let off by a line. The server keeps the process number that we know.
+const LEASH: &str = r#"exec 3<&0; { read -r _ <&3 || kill -9 $$; } & exec "$@" 3<&- </dev/null"#;
+
+/// How to see that a server works.
+#[derive(Debug, Clone)]
+pub(crate) struct Probe {
+    pub url: String,
+    /// What the body of a good answer contains.
+    pub expect: &'static str,
+}
+
+/// A server of a bed. All methods may be called from several tasks; each call sees the effect of
+/// those that returned before it.
+#[derive(Debug)]
+pub struct Server {
+    name: &'static str,
+    program: PathBuf,
+    args: Vec<String>,
+    folder: PathBuf,
+    log: PathBuf,
+    probe: Probe,
+    ca: Vec<u8>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    leash: ChildStdin,
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("no such process number")?, signal)?;
+        Ok(())
+    }
+
+    /// Call it when the child was reaped: from then on its number may be another's.
+    fn let_off(mut self) {
+        // Without the shell there is nothing to let off.
+        let _ = self.leash.write_all(b"\n");
+    }
+
+    fn kill(mut self) {
+        let _ = self.child.kill();
+        if self.child.wait().is_ok() {
+            self.let_off();
+        }
+    }
+}
+
+impl Server {
+    pub(crate) fn new(
+        name: &'static str,
+        program: &Path,
+        args: Vec<String>,
+        folder: &Path,
+        probe: Probe,
+        pki: &Pki,
+    ) -> Self {
+        Self {
+            name,
+            program: program.to_owned(),
+            args,
+            folder: folder.to_owned(),
+            log: folder.join(format!("{name}.log")),
+            probe,
+            ca: pki.ca_der.clone(),
+            running: Mutex::new(None),
+        }
+    }
+
+    /// The name of its program, such as `kube-apiserver`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where it logs, over all its starts.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// Its process number while it runs or is paused.
+    pub fn pid(&self) -> Option<u32> {
+        self.state().as_ref().map(|running| running.child.id())
+    }
+
+    /// Starts it on its ports and data, and waits until it is ready.
+    ///
+    /// Fails with the end of its log when it ends at once or is not ready within a minute; then it
+    /// does not run.
+    pub async fn start(&self) -> Result<()> {
+        self.spawn()?;
+        let ready = self.wait_ready().await;
+        if ready.is_err() {
+            self.kill();
+        }
+        ready
+    }
+
+    /// Starts it without waiting until it is ready. Fails when it runs already.
+    pub fn spawn(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.is_some() {
+            bail!("{} runs already", self.name);
+        }
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", LEASH, self.name])
+            .arg(&self.program)
+            .args(&self.args)
+            .current_dir(&self.folder)
+            // A Ctrl-C is for the test; the server goes with it, by the leash.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let leash = child.stdin.take().context("a piped stdin is missing")?;
+        *state = Some(Running { child, leash });
+        Ok(())
+    }
+
+    /// Waits until it answers its readiness probe; for after [`Server::spawn`].
+    pub async fn wait_ready(&self) -> Result<()> {
+        let client = crate::consul_api::http_client(&[&self.ca])?;
+        let what = format!("{} to be ready", self.name);
+        let mut ended = None;
+        let ready = wait::until(&what, READY_DEADLINE, async || {
+            if let Some(status) = self.reap()? {
+                ended = Some(status);
+                return Ok(());
+            }
+            self.probe(&client).await
+        })
+        .await;
+        match (ready, ended) {
+            (Ok(()), None) => Ok(()),
+            (Err(error), _) => Err(error.context(self.log_tail())),
+            (_, Some(status)) => Err(anyhow!(
+                "{} ended ({status}) before it was ready\n{}",
+                self.name,
+                self.log_tail()
+            )),
+        }
+    }
+
+    /// Asks it to end, as an operator would (SIGTERM), and waits until it has; kills it after ten
+    /// seconds. Does nothing when it does not run.
+    pub async fn stop(&self) -> Result<()> {
+        if let Some(running) = self.state().as_ref() {
+            running.signal(Signal::TERM)?;
+            // A paused process gets no signal until it goes on.
+            running.signal(Signal::CONT)?;
+        }
+        let ended = wait::until(self.name, STOP_DEADLINE, async || {
+            self.reap()?.map(drop).context("still running")
+        })
+        .await;
+        if ended.is_err() {
+            self.kill();
+        }
+        Ok(())
+    }
+
+    /// Ends it without a warning (SIGKILL) and waits until it is gone.
+    pub fn kill(&self) {
+        if let Some(running) = self.state().take() {
+            running.kill();
+        }
+    }
+
+    /// Freezes it (SIGSTOP): its connections stay open, and nothing answers.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on after [`Server::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// [`Server::stop`], then [`Server::start`], with the same ports and data.
+    pub async fn restart(&self) -> Result<()> {
+        self.stop().await?;
+        self.start().await
+    }
+
+    /// The end of its log, for an error.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read(&self.log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(20)..].join("\n");
+        format!("the end of {}:\n{tail}", self.log.display())
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        match self.state().as_ref() {
+            Some(running) => running.signal(signal),
+            None => bail!("{} does not run", self.name),
+        }
+    }
+
+    /// Takes notice of its end; its status, or success when it did not run before.
+    fn reap(&self) -> Result<Option<ExitStatus>> {
+        let mut state = self.state();
+        let Some(running) = state.as_mut() else {
+            return Ok(Some(ExitStatus::from_raw(0)));
+        };
+        let status = running.child.try_wait()?;
+        if status.is_some()
+            && let Some(running) = state.take()
+        {
+            running.let_off();
+        }
+        Ok(status)
+    }
+
+    async fn probe(&self, client: &reqwest::Client) -> Result<()> {
+        let request = client.get(&self.probe.url).timeout(Duration::from_secs(5));
+        let body = request.send().await?.error_for_status()?.text().await?;
+        if !body.contains(self.probe.expect) {
+            bail!("{} answers {body:?}", self.probe.url);
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<Running>> {
+        // What a panicking holder leaves behind is whole: every change is one assignment.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> Running {
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", LEASH, "sleeper", "sleep", "60"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let leash = child.stdin.take().unwrap();
+        Running { child, leash }
+    }
+
+    #[test]
+    fn a_server_ends_with_the_process_that_holds_its_leash() {
+        let Running { mut child, leash } = sleeper();
+        // What the kernel does when that process is killed.
+        drop(leash);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+
+    #[test]
+    fn a_leash_let_off_kills_nobody() {
+        let Running { mut child, mut leash } = sleeper();
+        leash.write_all(b"\n").unwrap();
+        drop(leash);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,254 @@
+//! How each server of a bed is started: its arguments, its files and its ports.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::{BedOptions, Server, pki::Pki, server::Probe, tools::Tools};
+
+/// The numbers of the ports of one bed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Numbers {
+    pub etcd_client: u16,
+    pub etcd_peer: u16,
+    pub apiserver: u16,
+    pub controller_manager: u16,
+    pub consul_http: u16,
+    pub consul_dns: u16,
+    pub consul_rpc: u16,
+    pub consul_serf_lan: u16,
+    pub consul_serf_wan: u16,
+}
+
+/// What all servers of one bed are made from.
+pub(crate) struct Plan<'a> {
+    pub folder: &'a Path,
+    pub tools: &'a Tools,
+    pub pki: &'a Pki,
+    pub ports: Numbers,
+    pub options: &'a BedOptions,
+    /// The bearer token of the administrator.
+    pub admin_token: &'a str,
+    /// The administrator's kubeconfig.
+    pub kubeconfig: &'a Path,
+}
+
+impl Plan<'_> {
+    pub fn etcd(&self) -> Result<Server> {
+        let folder = self.folder("etcd")?;
+        let client = format!("http://127.0.0.1:{}", self.ports.etcd_client);
+        let peer = format!("http://127.0.0.1:{}", self.ports.etcd_peer);
+        let args = vec![
+            "--name=bed".to_owned(),
+            format!("--data-dir={}", folder.join("data").display()),
+            format!("--listen-client-urls={client}"),
+            format!("--advertise-client-urls={client}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster=bed={peer}"),
+            // A bed need not survive a power cut, and a sync of the disk costs milliseconds.
+            "--unsafe-no-fsync".to_owned(),
+            // One member wins every election, so it need not wait long for rivals.
+            "--heartbeat-interval=10".to_owned(),
+            "--election-timeout=100".to_owned(),
+            "--log-level=warn".to_owned(),
+        ];
+        let probe = Probe {
+            url: format!("{client}/health"),
+            expect: "\"true\"",
+        };
+        Ok(Server::new(
+            "etcd",
+            &self.tools.etcd,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
+    }
+
+    pub fn apiserver(&self) -> Result<Server> {
+        let folder = self.folder("kube-apiserver")?;
+        let port = self.ports.apiserver;
+        let tokens = folder.join("tokens.csv");
+        fs::write(
+            &tokens,
+            format!("{},admin,admin,system:masters\n", self.admin_token),
+        )?;
+        let authentication = folder.join("authentication.json");
+        fs::write(&authentication, authentication_configuration().to_string())?;
+        let mut args = vec![
+            format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd_client),
+            "--bind-address=127.0.0.1".to_owned(),
+            "--advertise-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--tls-cert-file={}", self.pki.cert_file.display()),
+            format!("--tls-private-key-file={}", self.pki.key_file.display()),
+            format!("--cert-dir={}", folder.join("certs").display()),
+            "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+            // It would publish a loopback address, which the API refuses.
+            "--endpoint-reconciler-type=none".to_owned(),
+            "--authorization-mode=RBAC".to_owned(),
+            format!("--authentication-config={}", authentication.display()),
+            format!("--token-auth-file={}", tokens.display()),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!(
+                "--service-account-signing-key-file={}",
+                self.pki.sa_key_file.display()
+            ),
+            format!(
+                "--service-account-key-file={}",
+                self.pki.sa_public_file.display()
+            ),
+            // Pods may be made in a namespace that has no ServiceAccount yet.
+            "--disable-admission-plugins=ServiceAccount".to_owned(),
+            "--allow-privileged=true".to_owned(),
+            "--profiling=false".to_owned(),
+        ];
+        args.extend(self.options.apiserver_args.iter().cloned());
+        let probe = Probe {
+            url: format!("https://127.0.0.1:{port}/readyz"),
+            expect: "ok",
+        };
+        let program = &self.tools.kube_apiserver;
+        Ok(Server::new(
+            "kube-apiserver",
+            program,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
+    }
+
+    pub fn controller_manager(&self) -> Result<Server> {
+        let folder = self.folder("kube-controller-manager")?;
+        let port = self.ports.controller_manager;
+        let args = vec![
+            format!("--kubeconfig={}", self.kubeconfig.display()),
+            // Without a kubelet, the controllers of nodes and pods would undo what a test does.
+            "--controllers=namespace-controller,garbage-collector-controller".to_owned(),
+            "--leader-elect=false".to_owned(),
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--tls-cert-file={}", self.pki.cert_file.display()),
+            format!("--tls-private-key-file={}", self.pki.key_file.display()),
+            // A test that deletes a namespace should not wait for the client's own throttle.
+            "--kube-api-qps=200".to_owned(),
+            "--kube-api-burst=400".to_owned(),
+            "--profiling=false".to_owned(),
+        ];
+        let probe = Probe {
+            url: format!("https://127.0.0.1:{port}/healthz"),
+            expect: "ok",
+        };
+        let program = &self.tools.kube_controller_manager;
+        Ok(Server::new(
+            "kube-controller-manager",
+            program,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
+    }
+
+    pub fn consul(&self) -> Result<Server> {
+        let folder = self.folder("consul")?;
+        let http = self.ports.consul_http;
+        let mut config = json!({
+            "node_name": "consul-server",
+            "datacenter": "dc1",
+            "data_dir": folder.join("data"),
+            "server": true,
+            "bootstrap_expect": 1,
+            "bind_addr": "127.0.0.1",
+            "client_addr": "127.0.0.1",
+            "ports": {
+                "http": http,
+                "dns": self.ports.consul_dns,
+                "server": self.ports.consul_rpc,
+                "serf_lan": self.ports.consul_serf_lan,
+                "serf_wan": self.ports.consul_serf_wan,
+                "https": -1,
+                "grpc": -1,
+                "grpc_tls": -1,
+            },
+            "performance": { "raft_multiplier": 1 },
+            "disable_update_check": true,
+            "log_level": "warn",
+        });
+        merge(&mut config, &self.options.consul_config);
+        let file = folder.join("consul.json");
+        fs::write(&file, config.to_string())
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        let args = vec![
+            "agent".to_owned(),
+            format!("-config-file={}", file.display()),
+        ];
+        let probe = Probe {
+            // It shows itself once it leads and takes writes.
+            url: format!("http://127.0.0.1:{http}/v1/catalog/service/consul?consistent"),
+            expect: "ServiceID",
+        };
+        Ok(Server::new(
+            "consul",
+            &self.tools.consul,
+            args,
+            &folder,
+            probe,
+            self.pki,
+        ))
+    }
+
+    fn folder(&self, name: &str) -> Result<std::path::PathBuf> {
+        let folder = self.folder.join(name);
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(folder)
+    }
+}
+
+/// Anonymous callers may ask for health and nothing else.
+fn authentication_configuration() -> Value {
+    json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "AuthenticationConfiguration",
+        "anonymous": {
+            "enabled": true,
+            "conditions": [{"path": "/livez"}, {"path": "/readyz"}, {"path": "/healthz"}],
+        },
+    })
+}
+
+/// Lays `over` on `base`: objects are merged, everything else is replaced.
+fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (_, Value::Null) => {}
+        (base, over) => base.clone_from(over),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merged_objects_keep_what_is_not_named() {
+        let mut base = json!({"ports": {"http": 1, "dns": 2}, "server": true});
+        merge(
+            &mut base,
+            &json!({"ports": {"dns": 3}, "acl": {"enabled": true}}),
+        );
+        let want = json!({
+            "ports": {"http": 1, "dns": 3}, "server": true, "acl": {"enabled": true},
+        });
+        assert_eq!(base, want);
+    }
+}

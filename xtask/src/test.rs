@@ -1,0 +1,43 @@
+use std::{
+    env,
+    ffi::OsString,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result};
+use lictor_testbed::tools::{self, Progress};
+
+/// Run all tests, after building the servers that they need (some minutes the first time).
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Arguments of `cargo test`, such as `-p lictor --test e2e -- pods`; without a package, all
+    /// packages are tested.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+impl Args {
+    /// Gives the exit code of `cargo test`.
+    pub async fn run(self) -> Result<ExitCode> {
+        let tools = tools::ensure(Progress::Stderr).await?;
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.arg("test").env("LICTOR_TESTBED_BIN", tools.bin);
+        if !self.names_a_package() {
+            command.arg("--workspace");
+        }
+        let status = command
+            .args(&self.args)
+            .status()
+            .context("cannot run cargo")?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        Ok(ExitCode::from(code.unwrap_or(1)))
+    }
+
+    fn names_a_package(&self) -> bool {
+        let of_cargo = self.args.iter().take_while(|arg| *arg != "--");
+        of_cargo
+            .filter_map(|arg| arg.to_str())
+            .any(|arg| arg.starts_with("-p") || arg == "--package" || arg.starts_with("--package="))
+    }
+}
