@@ -38,6 +38,8 @@ struct SelfToken {
 /// The accessor of the token that stands for "no token".
 const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
 
+const ACLS_OFF: &str = "ACL support disabled";
+
 impl Client {
     /// Version and datacenter. Needs `agent:read` on the agent that answers.
     pub async fn agent(&self) -> Result<AgentInfo, ConsulError> {
@@ -69,15 +71,24 @@ impl Client {
     ///
     /// Source: <https://developer.hashicorp.com/consul/api-docs/acl/tokens#read-self-token>
     pub async fn check_token(&self) -> Result<TokenStanding, ConsulError> {
-        let generation = self.token_generation();
+        let (sent, generation) = self.token_in_use();
         let answer = self.send(&Request::get("acl/token/self")).await?;
         let standing = match answer.json::<SelfToken>() {
             Ok(token) if &*token.value.accessor == ANONYMOUS => TokenStanding::Anonymous,
             Ok(token) => TokenStanding::Token {
                 accessor: token.value.accessor,
             },
-            Err(error) if error.status() == Some(401) => TokenStanding::AclsOff,
-            Err(error) if error.class() == ErrorClass::TokenUnknown => TokenStanding::Unknown,
+            Err(error) if error.status() == Some(401) && error.text().contains(ACLS_OFF) => {
+                TokenStanding::AclsOff
+            }
+            // Consul says the same about no token as about one that it does not know.
+            Err(error) if error.class() == ErrorClass::TokenUnknown => {
+                if sent {
+                    TokenStanding::Unknown
+                } else {
+                    TokenStanding::Anonymous
+                }
+            }
             Err(error) => return Err(error),
         };
         self.remember_standing(generation, standing.clone());

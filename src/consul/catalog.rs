@@ -7,42 +7,51 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::wire::{HealthCheck, Node, NodeService, null_is_default, pairs};
-use super::{Client, Consistency, ConsulError, Observed, Request, Response, Watch};
+use super::{Client, Consistency, ConsulError, ErrorClass, Observed, Request, Response, Watch};
 use crate::model::text::Pairs;
+
+/// The node of a [`Registration`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RegisteredNode<'a> {
+    /// Writes the node as well, whole: what is not set of it is erased.
+    Written(&'a Node),
+    /// Leaves the node as it is (`SkipNodeUpdate`).
+    Kept {
+        /// Its name.
+        name: &'a str,
+        /// Its address. Changes nothing where the node is, but Consul **creates a missing node**
+        /// with whatever is given here.
+        address: &'a str,
+    },
+}
 
 /// A node, at most one service on it, and checks, written as one.
 ///
 /// Writes also what a transaction leaves out ([`NodeService::needs_register`]), but has neither
-/// compare-and-set nor a fence.
+/// compare-and-set nor a fence. What is read back of a `Connect`-native service has a tagged
+/// address `consul-virtual` more, which Consul assigns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration<'a> {
-    /// The node's name.
-    pub node: &'a str,
-    /// The node's address; needed even where the node is not to be changed, for Consul creates a
-    /// missing one with whatever is given.
-    pub address: &'a str,
-    /// The node's metadata; `None` leaves a node that is there entirely as it is
-    /// (`SkipNodeUpdate`). With `Some` the node is written, so that all its metadata must be given.
-    pub node_meta: Option<&'a Pairs>,
+    /// The node.
+    pub node: RegisteredNode<'a>,
     /// The service.
     pub service: Option<Cow<'a, NodeService>>,
-    /// Checks of the node or of the service.
+    /// Checks of the node or of the service. Each names its node and, for a service, id and name.
     pub checks: &'a [HealthCheck],
 }
-
-/// Filters that select nothing, so that an answer is a few bytes long: no service and no check has
-/// an empty name.
-const NOTHING_SERVICE: &str = r#"ServiceName == """#;
-const NOTHING_CHECK: &str = r#"CheckID == """#;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct RegisterBody<'a> {
     node: &'a str,
     address: &'a str,
-    skip_node_update: bool,
+    #[serde(rename = "ID", skip_serializing_if = "str::is_empty")]
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tagged_addresses: Option<WrittenPairs<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_meta: Option<WrittenPairs<'a>>,
+    skip_node_update: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<&'a NodeService>,
     #[serde(skip_serializing_if = "<[HealthCheck]>::is_empty")]
@@ -120,10 +129,21 @@ impl Client {
         Watch::new(self.clone(), request, Response::json)
     }
 
+    /// Tells that some node changed, appeared or went, without saying which, in a few bytes.
+    ///
+    /// This and the two below are woken by the rows of their own table alone, whoever wrote them,
+    /// and then give the index of that write: the `ModifyIndex` of what it left. A removal leaves
+    /// nothing, so that only something else written in the same transaction tells its index.
+    #[must_use]
+    pub fn watch_any_node(&self) -> Watch<()> {
+        let request = Request::get("catalog/nodes").query("filter", r#"Node == """#);
+        Watch::new(self.clone(), request, signal)
+    }
+
     /// Tells that some service changed, appeared or went, without saying which, in a few bytes.
     #[must_use]
     pub fn watch_any_service(&self) -> Watch<()> {
-        let request = Request::get("catalog/services").query("filter", NOTHING_SERVICE);
+        let request = Request::get("catalog/services").query("filter", r#"ServiceName == """#);
         Watch::new(self.clone(), request, signal)
     }
 
@@ -132,7 +152,7 @@ impl Client {
     pub fn watch_any_check(&self) -> Watch<()> {
         let request = Request::get("health/state")
             .segment("any")
-            .query("filter", NOTHING_CHECK);
+            .query("filter", r#"CheckID == """#);
         Watch::new(self.clone(), request, signal)
     }
 
@@ -140,42 +160,55 @@ impl Client {
     pub async fn register(&self, registration: &Registration<'_>) -> Result<(), ConsulError> {
         let Registration {
             node,
-            address,
-            node_meta,
             service,
             checks,
         } = registration;
-        let body = RegisterBody {
-            node,
-            address,
-            skip_node_update: node_meta.is_none(),
-            node_meta: node_meta.map(WrittenPairs),
-            service: service.as_deref(),
-            checks,
+        let service = service.as_deref();
+        let body = match node {
+            RegisteredNode::Written(node) => RegisterBody {
+                node: &node.name,
+                address: &node.address,
+                id: &node.id,
+                tagged_addresses: Some(WrittenPairs(&node.tagged_addresses)),
+                node_meta: Some(WrittenPairs(&node.meta)),
+                skip_node_update: false,
+                service,
+                checks,
+            },
+            RegisteredNode::Kept { name, address } => RegisterBody {
+                node: name,
+                address,
+                id: "",
+                tagged_addresses: None,
+                node_meta: None,
+                skip_node_update: true,
+                service,
+                checks,
+            },
         };
         self.put_json("catalog/register", &body).await
     }
 
     /// Removes a service and its checks. Succeeds also where there is none.
-    pub async fn deregister_service(
-        &self,
-        node: &str,
-        id: NonEmpty<'_>,
-    ) -> Result<(), ConsulError> {
+    ///
+    /// Refuses an empty id, which would stand for the whole node.
+    pub async fn deregister_service(&self, node: &str, id: &str) -> Result<(), ConsulError> {
         self.deregister(&DeregisterBody {
             node,
-            service_id: id.0,
+            service_id: not_empty(id)?,
             check_id: "",
         })
         .await
     }
 
     /// Removes a check. Succeeds also where there is none.
-    pub async fn deregister_check(&self, node: &str, id: NonEmpty<'_>) -> Result<(), ConsulError> {
+    ///
+    /// Refuses an empty id, which would stand for the whole node.
+    pub async fn deregister_check(&self, node: &str, id: &str) -> Result<(), ConsulError> {
         self.deregister(&DeregisterBody {
             node,
             service_id: "",
-            check_id: id.0,
+            check_id: not_empty(id)?,
         })
         .await
     }
@@ -206,16 +239,12 @@ impl Client {
     }
 }
 
-/// An id that is not empty: in a deregistration an empty one would stand for the whole node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NonEmpty<'a>(&'a str);
-
-impl<'a> NonEmpty<'a> {
-    /// `None` for an empty id.
-    #[must_use]
-    pub fn new(id: &'a str) -> Option<Self> {
-        (!id.is_empty()).then_some(Self(id))
+fn not_empty(id: &str) -> Result<&str, ConsulError> {
+    if id.is_empty() {
+        let request = Request::put("catalog/deregister");
+        return Err(request.error(ErrorClass::Refused, "an empty id stands for the whole node"));
     }
+    Ok(id)
 }
 
 /// The success alone; what it says is nothing anyway.

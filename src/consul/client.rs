@@ -8,9 +8,9 @@ use reqwest::header::{HOST, HeaderName};
 use secrecy::SecretString;
 use tokio::time::timeout_at;
 
-use super::config::{ConfigError, ConsulConfig};
-use super::request::Method;
-use super::token::{FileStamp, LOOK, Token};
+use super::config::{ConfigError, ConsulConfig, Tenancy};
+use super::request::{Method, RequestToken};
+use super::token::{FileStamp, LOOK, Token, token_header};
 use super::transport::{Endpoint, Transport, chain};
 use super::{ConsulError, ErrorClass, Request, Response, TokenStanding};
 
@@ -19,6 +19,8 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// How long a token check is believed.
 const STANDING: Duration = Duration::from_mins(15);
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+/// On every answer of Consul 1.22; `allow` where ACLs are off.
+const DEFAULT_ACL_POLICY: HeaderName = HeaderName::from_static("x-consul-default-acl-policy");
 
 /// Is told of every request, for metrics.
 pub trait Observer {
@@ -42,8 +44,6 @@ struct Inner {
     config: ConsulConfig,
     transport: Mutex<Connections>,
     token: Token,
-    /// `ns` and `partition`, where configured: Community Edition refuses them.
-    tenancy: Vec<(&'static str, String)>,
     observer: Arc<dyn Observer + Send + Sync>,
     last_contact: Mutex<Option<Instant>>,
     standing: Mutex<Option<Known>>,
@@ -76,12 +76,7 @@ impl Client {
         config: ConsulConfig,
         observer: Arc<dyn Observer + Send + Sync>,
     ) -> Result<Self, ConfigError> {
-        let tenancy = [("ns", &config.namespace), ("partition", &config.partition)];
-        let tenancy = tenancy
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.clone()?)));
         let inner = Inner {
-            tenancy: tenancy.collect(),
             transport: Mutex::new(Connections {
                 stamps: stamps(&config),
                 transport: Arc::new(Transport::new(&config)?),
@@ -158,11 +153,16 @@ impl Client {
     ) -> Result<Response, ConsulError> {
         let inner = &self.inner;
         let (token, generation) = inner.token.current();
-        let url = request.url(&endpoint.base, &inner.tenancy);
+        let url = request.url(&endpoint.base, &inner.config.tenancy);
         let mut http = endpoint.http.request(request.method.into(), url);
         if let Some(host) = &endpoint.host {
             http = http.header(HOST, host.clone());
         }
+        let token = match &request.token {
+            RequestToken::OfClient => token,
+            RequestToken::None => None,
+            RequestToken::Other(token) => token_header(token).ok().flatten(),
+        };
         if let Some(token) = token {
             http = http.header(TOKEN, token);
         }
@@ -200,14 +200,12 @@ impl Client {
         if status < 500 {
             *lock(&inner.last_contact) = Some(Instant::now());
         }
-        let verified = self.is_verified(generation);
-        Ok(Response::new(
-            request,
-            status,
-            answer.headers(),
-            body,
-            verified,
-        ))
+        let headers = answer.headers();
+        let acls_on = headers
+            .get(DEFAULT_ACL_POLICY)
+            .is_some_and(|policy| policy == "deny");
+        let verified = self.is_verified(generation, acls_on);
+        Ok(Response::new(request, status, headers, body, verified))
     }
 
     /// The connections, made anew when a TLS file changed. As long as the files do not fit
@@ -232,15 +230,19 @@ impl Client {
     }
 
     /// Whether the token of this generation was looked at, not long ago, and found to be one.
-    fn is_verified(&self, generation: u64) -> bool {
-        lock(&self.inner.standing).as_ref().is_some_and(|known| {
-            known.generation == generation
-                && known.since.elapsed() < STANDING
-                && matches!(
-                    known.standing,
-                    TokenStanding::AclsOff | TokenStanding::Token { .. }
-                )
-        })
+    /// `acls_on`: the answer itself says so, whatever was true when the token was looked at.
+    fn is_verified(&self, generation: u64, acls_on: bool) -> bool {
+        let standing = lock(&self.inner.standing);
+        let Some(known) = standing.as_ref() else {
+            return false;
+        };
+        let believed = known.generation == generation && known.since.elapsed() < STANDING;
+        believed
+            && match known.standing {
+                TokenStanding::Token { .. } => true,
+                TokenStanding::AclsOff => !acls_on,
+                TokenStanding::Anonymous | TokenStanding::Unknown => false,
+            }
     }
 
     /// Remembers what Consul took the token of this generation for.
@@ -253,9 +255,14 @@ impl Client {
         *lock(&self.inner.standing) = Some(known);
     }
 
-    /// The generation of the token that is sent now.
-    pub(super) fn token_generation(&self) -> u64 {
-        self.inner.token.current().1
+    /// Whether a token is sent, and its generation.
+    pub(super) fn token_in_use(&self) -> (bool, u64) {
+        let (header, generation) = self.inner.token.current();
+        (header.is_some(), generation)
+    }
+
+    pub(super) fn tenancy(&self) -> Arc<Tenancy> {
+        self.inner.config.tenancy.clone()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where Consul is and how to talk to it, checked before the first request.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use reqwest::Url;
 use secrecy::SecretString;
@@ -39,8 +40,27 @@ pub struct ConsulConfig {
     pub(super) addresses: Vec<Url>,
     pub(super) token: TokenSource,
     pub(super) tls: TlsConfig,
+    pub(super) tenancy: Arc<Tenancy>,
+}
+
+/// Namespace and partition, which exist in Enterprise only: Community Edition refuses them, so
+/// they are sent only where they were set.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tenancy {
     pub(super) namespace: Option<String>,
     pub(super) partition: Option<String>,
+}
+
+impl Tenancy {
+    /// The parameters of a query.
+    pub(super) fn query(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let namespace = self.namespace.iter().map(|value| ("ns", value.as_str()));
+        namespace.chain(
+            self.partition
+                .iter()
+                .map(|value| ("partition", value.as_str())),
+        )
+    }
 }
 
 /// Where the token comes from.
@@ -146,8 +166,10 @@ impl ConsulConfig {
                 identity,
                 server_name,
             },
-            namespace: filled(namespace),
-            partition: filled(partition),
+            tenancy: Arc::new(Tenancy {
+                namespace: filled(namespace),
+                partition: filled(partition),
+            }),
         })
     }
 

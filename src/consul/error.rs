@@ -22,6 +22,8 @@ pub enum ErrorClass {
     TokenUnknown,
     /// Someone else was faster; read again and plan again.
     Conflict,
+    /// What was to be read, changed or removed is not there.
+    NotFound,
     /// Consul will never accept this as it is.
     Refused,
     /// The answer is not one of Consul, or cannot be understood. A write may have been applied.
@@ -40,6 +42,7 @@ impl ErrorClass {
             Self::AccessDenied => "access_denied",
             Self::TokenUnknown => "token_unknown",
             Self::Conflict => "conflict",
+            Self::NotFound => "not_found",
             Self::Refused => "refused",
             Self::Malformed => "malformed",
         }
@@ -60,7 +63,11 @@ impl ErrorClass {
             | Self::SlowDown
             | Self::NoLeader
             | Self::Malformed => true,
-            Self::AccessDenied | Self::TokenUnknown | Self::Conflict | Self::Refused => false,
+            Self::AccessDenied
+            | Self::TokenUnknown
+            | Self::Conflict
+            | Self::NotFound
+            | Self::Refused => false,
         }
     }
 }
@@ -174,14 +181,16 @@ fn classify(status: u16, text: &str) -> ErrorClass {
         TEXTS
             .iter()
             .find(|(fragment, _)| text.contains(fragment))
-            .map(|&(_, class)| class)
+            .map(|entry| entry.1)
     };
     match status {
         400 | 413 => ErrorClass::Refused,
         403 => by_text().unwrap_or(ErrorClass::AccessDenied),
+        // Not every 404 is Consul's: a proxy without a route says the same in its own words.
+        404 => by_text().unwrap_or(ErrorClass::Malformed),
         409 => ErrorClass::Conflict,
         429 | 503 => ErrorClass::SlowDown,
-        // A proxy between us and Consul: it may have passed the request on.
+        // Unknown texts included: a proxy between us and Consul may have passed the request on.
         500.. => by_text().unwrap_or(ErrorClass::Ambiguous),
         // Consul uses no others on the endpoints in use here.
         _ => ErrorClass::Malformed,
@@ -191,12 +200,13 @@ fn classify(status: u16, text: &str) -> ErrorClass {
 /// Texts by which Consul tells its failures apart, since almost all of them are a 500; the first
 /// fragment that is found decides. What is not listed counts as [`ErrorClass::Ambiguous`].
 ///
-/// Taken from answers of Consul 1.22.7; `tests/consul_client.rs` provokes those that a single
-/// server can be made to give.
+/// Answers of Consul 1.22.7. `tests/consul_client.rs` provokes those that a single server can be
+/// made to give, except for those of config entries, prepared queries and sessions, which are
+/// provoked where these are written.
 const TEXTS: &[(&str, ErrorClass)] = &[
     ("ACL not found", ErrorClass::TokenUnknown),
     ("Permission denied", ErrorClass::AccessDenied),
-    // Committed or not, the leader that knew is gone.
+    // The leader that knew whether it was applied is gone.
     (
         "leadership lost while committing log",
         ErrorClass::Ambiguous,
@@ -211,5 +221,51 @@ const TEXTS: &[(&str, ErrorClass)] = &[
     ("node is not the leader", ErrorClass::NoLeader),
     ("leadership transfer in progress", ErrorClass::NoLeader),
     ("rpc error getting client", ErrorClass::NoLeader),
+    ("No path to datacenter", ErrorClass::NoLeader),
     ("rate limit exceeded", ErrorClass::SlowDown),
+    // Someone was faster: took the name, or removed what was to be added to.
+    ("aliases an existing query name", ErrorClass::Conflict),
+    ("Missing node registration", ErrorClass::Conflict),
+    ("Missing service registration", ErrorClass::Conflict),
+    ("Unknown service ID", ErrorClass::Conflict),
+    // Things that are not there.
+    ("Config entry not found", ErrorClass::NotFound),
+    ("Query not found", ErrorClass::NotFound),
+    (
+        "Cannot modify non-existent prepared query",
+        ErrorClass::NotFound,
+    ),
+    ("Session id '", ErrorClass::NotFound),
+    ("invalid session", ErrorClass::NotFound),
+    // Things that will never be accepted. The first is how Consul lists what a check of an object
+    // found wrong with it.
+    (" error occurred:", ErrorClass::Refused),
+    (" errors occurred:", ErrorClass::Refused),
+    ("Must provide", ErrorClass::Refused),
+    ("Invalid service address", ErrorClass::Refused),
+    ("Invalid Service Meta", ErrorClass::Refused),
+    ("doesn't match register request node", ErrorClass::Refused),
+    (
+        "cannot register requests with PeerName",
+        ErrorClass::Refused,
+    ),
+    ("Bad node ID", ErrorClass::Refused),
+    (
+        "Failed to create boolean expression evaluator",
+        ErrorClass::Refused,
+    ),
+    ("filtering not supported", ErrorClass::Refused),
+    ("strconv.ParseUint", ErrorClass::Refused),
+    ("Missing check '", ErrorClass::Refused),
+    ("Session TTL", ErrorClass::Refused),
+    ("Invalid prepared query", ErrorClass::Refused),
+    ("failed prepared query lookup", ErrorClass::Refused),
+    ("failed compiling template", ErrorClass::Refused),
+    ("invalid config entry kind", ErrorClass::Refused),
+    ("Name is required", ErrorClass::Refused),
+    ("Meta exceeds maximum", ErrorClass::Refused),
+    ("At least one source is required", ErrorClass::Refused),
+    ("Sources[", ErrorClass::Refused),
+    ("incompatible with L7 intentions", ErrorClass::Refused),
+    ("Referenced JWT Provider", ErrorClass::Refused),
 ];

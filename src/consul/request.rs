@@ -1,11 +1,14 @@
 //! A request in the making.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
 use reqwest::Url;
+use secrecy::SecretString;
 
+use super::config::Tenancy;
 use super::{Consistency, ConsulError, ErrorClass};
 
 /// Deadline of a read.
@@ -46,7 +49,7 @@ impl From<Method> for reqwest::Method {
 }
 
 /// A request in the making.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request<'a> {
     pub(super) method: Method,
     /// The fixed part of the path, which is also the label in metrics.
@@ -56,7 +59,26 @@ pub struct Request<'a> {
     query: Vec<(&'static str, Cow<'a, str>)>,
     pub(super) body: Option<Vec<u8>>,
     pub(super) consistency: Consistency,
+    pub(super) token: RequestToken,
     wait: Option<Duration>,
+}
+
+/// Which token a request carries.
+#[derive(Clone)]
+pub(super) enum RequestToken {
+    /// That of the client.
+    OfClient,
+    /// None: a login has none yet, and an outdated one could be refused.
+    None,
+    /// Another one.
+    Other(SecretString),
+}
+
+/// Neither body nor query is shown, where secrets could be.
+impl fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method.as_str(), self.shown())
+    }
 }
 
 impl<'a> Request<'a> {
@@ -68,6 +90,7 @@ impl<'a> Request<'a> {
             query: Vec::new(),
             body: None,
             consistency: Consistency::Default,
+            token: RequestToken::OfClient,
             wait: None,
         }
     }
@@ -138,6 +161,20 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Carries no token.
+    #[must_use]
+    pub fn without_token(mut self) -> Self {
+        self.token = RequestToken::None;
+        self
+    }
+
+    /// Carries this token instead of the client's.
+    #[must_use]
+    pub fn token(mut self, token: SecretString) -> Self {
+        self.token = RequestToken::Other(token);
+        self
+    }
+
     /// Asks for this consistency.
     #[must_use]
     pub fn consistency(mut self, consistency: Consistency) -> Self {
@@ -162,7 +199,7 @@ impl<'a> Request<'a> {
     }
 
     /// The URL at an address, with the tenancy (`ns`, `partition`) of the client.
-    pub(super) fn url(&self, base: &Url, tenancy: &[(&'static str, String)]) -> Url {
+    pub(super) fn url(&self, base: &Url, tenancy: &Tenancy) -> Url {
         let mut url = base.clone();
         // Never fails: the addresses are http or https, which have paths.
         if let Ok(mut path) = url.path_segments_mut() {
@@ -171,7 +208,9 @@ impl<'a> Request<'a> {
         }
         {
             let mut query = url.query_pairs_mut();
-            query.extend_pairs(&self.query).extend_pairs(tenancy);
+            query
+                .extend_pairs(&self.query)
+                .extend_pairs(tenancy.query());
             match self.consistency {
                 Consistency::Default => {}
                 Consistency::Consistent => drop(query.append_key_only("consistent")),
@@ -203,7 +242,7 @@ mod tests {
 
     fn url(request: &Request<'_>) -> String {
         let base = Url::parse("http://127.0.0.1:8500").unwrap();
-        request.url(&base, &[]).to_string()
+        request.url(&base, &Tenancy::default()).to_string()
     }
 
     #[test]
@@ -234,7 +273,10 @@ mod tests {
     #[test]
     fn a_prefix_of_the_address_and_the_tenancy_are_kept() {
         let base = Url::parse("https://example.org/consul/").unwrap();
-        let tenancy = [("ns", "team".to_owned())];
+        let tenancy = Tenancy {
+            namespace: Some("team".to_owned()),
+            partition: None,
+        };
         let request = Request::get("catalog/nodes").consistency(Consistency::Consistent);
         let url = request.url(&base, &tenancy);
         assert_eq!(

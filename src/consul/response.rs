@@ -1,5 +1,6 @@
 //! What Consul answered, and how far it can be trusted.
 
+use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::request::Request;
 use super::{Consistency, ConsulError, Observed, Quality};
 
 /// What Consul answered, whatever its status.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Response {
     /// HTTP status.
     pub status: u16,
@@ -28,6 +29,21 @@ pub struct Response {
     pub quality: Quality,
     method: &'static str,
     path: Box<str>,
+}
+
+/// The body is not shown: that of a login is a secret.
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            status,
+            index,
+            quality,
+            method,
+            path,
+            ..
+        } = self;
+        write!(f, "{method} {path}: {status}, index {index:?}, {quality:?}")
+    }
 }
 
 impl Response {

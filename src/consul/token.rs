@@ -68,7 +68,7 @@ impl Token {
 
     /// Replaces the token by one from a login.
     pub(super) fn replace(&self, token: &SecretString) -> Result<(), ConfigError> {
-        let header = header(token, "the token of the login")?;
+        let header = token_header(token)?;
         let mut state = self.lock();
         state.header = header;
         state.generation += 1;
@@ -124,6 +124,11 @@ fn read(path: &Path) -> Result<HeaderValue, ConfigError> {
             ),
         )
     })
+}
+
+/// The header of a token that came from a login; `None` for an empty one.
+pub(super) fn token_header(token: &SecretString) -> Result<Option<HeaderValue>, ConfigError> {
+    header(token, "the token of the login")
 }
 
 /// `None` for an empty token.

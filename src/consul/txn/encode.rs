@@ -5,202 +5,246 @@ use base64::engine::general_purpose::STANDARD;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::TxnOp;
-use crate::consul::wire::{HealthCheck, Node, NodeService};
+use crate::consul::config::Tenancy;
 
-impl Serialize for TxnOp<'_> {
+/// An operation in a tenancy.
+pub(super) struct Encoded<'a> {
+    op: &'a TxnOp<'a>,
+    tenancy: Place<'a>,
+}
+
+impl<'a> Encoded<'a> {
+    pub(super) fn new(op: &'a TxnOp<'a>, tenancy: &'a Tenancy) -> Self {
+        let Tenancy {
+            namespace,
+            partition,
+        } = tenancy;
+        let (namespace, partition) = (namespace.as_deref(), partition.as_deref());
+        Self {
+            op,
+            tenancy: Place {
+                namespace,
+                partition,
+            },
+        }
+    }
+}
+
+impl Serialize for Encoded<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
-        match self {
-            Self::NodeSet { node } => map.serialize_entry("Node", &NodeOp::new("set", &**node))?,
-            Self::NodeCas { node, index } => {
-                map.serialize_entry(
-                    "Node",
-                    &NodeOp::new("cas", Indexed::<Node>::new(node, *index)),
-                )?;
+        use TxnOp as Op;
+        match self.op {
+            Op::NodeSet { node } => self.node(serializer, "set", &**node, None),
+            Op::NodeCas { node, index } => self.node(serializer, "cas", &**node, Some(*index)),
+            Op::NodeDeleteCas { name, index } => self.node(
+                serializer,
+                "delete-cas",
+                &NodeKey { node: name },
+                Some(*index),
+            ),
+            Op::NodeGet { name } => self.node(serializer, "get", &NodeKey { node: name }, None),
+            Op::ServiceSet { node, service } => {
+                self.service(serializer, "set", node, &**service, None)
             }
-            Self::NodeDeleteCas { name, index } => {
-                map.serialize_entry(
-                    "Node",
-                    &NodeOp::new(
-                        "delete-cas",
-                        NodeKey {
-                            node: name,
-                            modify_index: *index,
-                        },
-                    ),
-                )?;
-            }
-            Self::NodeGet { name } => {
-                map.serialize_entry(
-                    "Node",
-                    &NodeOp::new(
-                        "get",
-                        NodeKey {
-                            node: name,
-                            modify_index: 0,
-                        },
-                    ),
-                )?;
-            }
-            Self::ServiceSet { node, service } => {
-                map.serialize_entry(
-                    "Service",
-                    &ServiceOp {
-                        verb: "set",
-                        node,
-                        service: &**service,
-                    },
-                )?;
-            }
-            Self::ServiceCas {
+            Op::ServiceCas {
                 node,
                 service,
                 index,
-            } => {
-                let service = Indexed::<NodeService>::new(service, *index);
-                map.serialize_entry(
-                    "Service",
-                    &ServiceOp {
-                        verb: "cas",
-                        node,
-                        service,
-                    },
-                )?;
-            }
-            Self::ServiceDeleteCas {
+            } => self.service(serializer, "cas", node, &**service, Some(*index)),
+            Op::ServiceDeleteCas {
                 node,
                 id,
                 service,
                 index,
             } => {
-                let service = ServiceKey {
-                    id,
-                    service,
-                    modify_index: *index,
-                };
-                map.serialize_entry(
-                    "Service",
-                    &ServiceOp {
-                        verb: "delete-cas",
-                        node,
-                        service,
-                    },
-                )?;
+                let key = ServiceKey { id, service };
+                self.service(serializer, "delete-cas", node, &key, Some(*index))
             }
-            Self::ServiceGet { node, id, service } => {
-                let service = ServiceKey {
-                    id,
-                    service,
-                    modify_index: 0,
-                };
-                map.serialize_entry(
-                    "Service",
-                    &ServiceOp {
-                        verb: "get",
-                        node,
-                        service,
-                    },
-                )?;
+            Op::ServiceGet { node, id, service } => {
+                self.service(serializer, "get", node, &ServiceKey { id, service }, None)
             }
-            Self::CheckSet { check } => map.serialize_entry(
-                "Check",
-                &CheckOp {
-                    verb: "set",
-                    check: &**check,
-                },
-            )?,
-            Self::CheckCas { check, index } => {
-                let check = Indexed::<HealthCheck>::new(check, *index);
-                map.serialize_entry("Check", &CheckOp { verb: "cas", check })?;
-            }
-            Self::CheckDeleteCas {
+            Op::CheckSet { check } => self.check(serializer, "set", &**check, None),
+            Op::CheckCas { check, index } => self.check(serializer, "cas", &**check, Some(*index)),
+            Op::CheckDeleteCas {
                 node,
                 check_id,
                 service_id,
                 service,
                 index,
             } => {
-                let check = CheckKey {
+                let key = CheckKey {
                     node,
                     check_id,
                     service_id,
                     service_name: service,
-                    modify_index: *index,
                 };
-                map.serialize_entry(
-                    "Check",
-                    &CheckOp {
-                        verb: "delete-cas",
-                        check,
-                    },
-                )?;
+                self.check(serializer, "delete-cas", &key, Some(*index))
             }
-            Self::KvCheckIndex { key, index } => {
-                map.serialize_entry(
-                    "KV",
-                    &KvOp {
-                        index: *index,
-                        ..KvOp::new("check-index", key)
-                    },
-                )?;
-            }
-            Self::KvCheckNotExists { key } => {
-                map.serialize_entry("KV", &KvOp::new("check-not-exists", key))?
-            }
-            Self::KvCheckSession { key, session } => {
-                map.serialize_entry(
-                    "KV",
-                    &KvOp {
-                        session,
-                        ..KvOp::new("check-session", key)
-                    },
-                )?;
-            }
-            Self::KvGet { key } => map.serialize_entry("KV", &KvOp::new("get", key))?,
-            Self::KvSet { key, value } => {
-                map.serialize_entry(
-                    "KV",
-                    &KvOp {
-                        value: Some(Base64(value)),
-                        ..KvOp::new("set", key)
-                    },
-                )?;
-            }
-            Self::KvCas { key, value, index } => {
-                let op = KvOp {
+            Op::KvCheckIndex { key, index } => self.kv(
+                serializer,
+                "check-index",
+                key,
+                KvRest {
+                    index: *index,
+                    ..NOTHING
+                },
+            ),
+            Op::KvCheckNotExists { key } => self.kv(serializer, "check-not-exists", key, NOTHING),
+            Op::KvCheckSession { key, session } => self.kv(
+                serializer,
+                "check-session",
+                key,
+                KvRest { session, ..NOTHING },
+            ),
+            Op::KvGet { key } => self.kv(serializer, "get", key, NOTHING),
+            Op::KvSet { key, value } => self.kv(
+                serializer,
+                "set",
+                key,
+                KvRest {
+                    value: Some(Base64(value)),
+                    ..NOTHING
+                },
+            ),
+            Op::KvCas { key, value, index } => {
+                let rest = KvRest {
                     value: Some(Base64(value)),
                     index: *index,
-                    ..KvOp::new("cas", key)
+                    ..NOTHING
                 };
-                map.serialize_entry("KV", &op)?;
+                self.kv(serializer, "cas", key, rest)
             }
-            Self::KvDeleteCas { key, index } => {
-                map.serialize_entry(
-                    "KV",
-                    &KvOp {
-                        index: *index,
-                        ..KvOp::new("delete-cas", key)
-                    },
-                )?;
-            }
+            Op::KvDeleteCas { key, index } => self.kv(
+                serializer,
+                "delete-cas",
+                key,
+                KvRest {
+                    index: *index,
+                    ..NOTHING
+                },
+            ),
         }
-        map.end()
     }
 }
 
-/// An object together with the index that it is expected to have.
+impl Encoded<'_> {
+    fn node<S: Serializer>(
+        &self,
+        serializer: S,
+        verb: &'static str,
+        fields: &impl Serialize,
+        modify_index: Option<u64>,
+    ) -> Result<S::Ok, S::Error> {
+        // A node is in a partition, but in no namespace.
+        let place = Place {
+            namespace: None,
+            ..self.tenancy
+        };
+        entry(
+            serializer,
+            "Node",
+            &NodeOp {
+                verb,
+                node: Object {
+                    fields,
+                    modify_index,
+                    place,
+                },
+            },
+        )
+    }
+
+    fn service<S: Serializer>(
+        &self,
+        serializer: S,
+        verb: &'static str,
+        node: &str,
+        fields: &impl Serialize,
+        modify_index: Option<u64>,
+    ) -> Result<S::Ok, S::Error> {
+        let service = Object {
+            fields,
+            modify_index,
+            place: self.tenancy,
+        };
+        entry(
+            serializer,
+            "Service",
+            &ServiceOp {
+                verb,
+                node,
+                service,
+            },
+        )
+    }
+
+    fn check<S: Serializer>(
+        &self,
+        serializer: S,
+        verb: &'static str,
+        fields: &impl Serialize,
+        modify_index: Option<u64>,
+    ) -> Result<S::Ok, S::Error> {
+        let check = Object {
+            fields,
+            modify_index,
+            place: self.tenancy,
+        };
+        entry(serializer, "Check", &CheckOp { verb, check })
+    }
+
+    fn kv<S: Serializer>(
+        &self,
+        serializer: S,
+        verb: &'static str,
+        key: &str,
+        rest: KvRest<'_>,
+    ) -> Result<S::Ok, S::Error> {
+        entry(
+            serializer,
+            "KV",
+            &KvOp {
+                verb,
+                key,
+                rest,
+                place: self.tenancy,
+            },
+        )
+    }
+}
+
+/// `{"<kind>": <op>}`.
+fn entry<S: Serializer>(
+    serializer: S,
+    kind: &'static str,
+    op: &impl Serialize,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(1))?;
+    map.serialize_entry(kind, op)?;
+    map.end()
+}
+
+/// Namespace and partition. Each operation names them: those in the query of a transaction are
+/// ignored.
+#[derive(Clone, Copy, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Place<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<&'a str>,
+}
+
+/// An object, or its key, with the index that it is expected to have.
 #[derive(serde::Serialize)]
-struct Indexed<'a, T> {
+#[serde(rename_all = "PascalCase")]
+struct Object<'a, T> {
     #[serde(flatten)]
-    object: &'a T,
-    #[serde(rename = "ModifyIndex")]
-    index: u64,
-}
-
-impl<'a, T> Indexed<'a, T> {
-    fn new(object: &'a T, index: u64) -> Self {
-        Self { object, index }
-    }
+    fields: &'a T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modify_index: Option<u64>,
+    #[serde(flatten)]
+    place: Place<'a>,
 }
 
 #[derive(serde::Serialize)]
@@ -210,17 +254,10 @@ struct NodeOp<T> {
     node: T,
 }
 
-impl<T> NodeOp<T> {
-    fn new(verb: &'static str, node: T) -> Self {
-        Self { verb, node }
-    }
-}
-
 #[derive(serde::Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct NodeKey<'a> {
     node: &'a str,
-    modify_index: u64,
 }
 
 #[derive(serde::Serialize)]
@@ -237,7 +274,6 @@ struct ServiceKey<'a> {
     #[serde(rename = "ID")]
     id: &'a str,
     service: &'a str,
-    modify_index: u64,
 }
 
 #[derive(serde::Serialize)]
@@ -257,7 +293,6 @@ struct CheckKey<'a> {
     service_id: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     service_name: &'a str,
-    modify_index: u64,
 }
 
 #[derive(serde::Serialize)]
@@ -265,23 +300,36 @@ struct CheckKey<'a> {
 struct KvOp<'a> {
     verb: &'static str,
     key: &'a str,
+    #[serde(flatten)]
+    rest: KvRest<'a>,
+    #[serde(flatten)]
+    place: Place<'a>,
+}
+
+/// What only some operations on keys have.
+#[derive(serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct KvRest<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<Base64<'a>>,
+    #[serde(skip_serializing_if = "is_zero")]
     index: u64,
     #[serde(skip_serializing_if = "str::is_empty")]
     session: &'a str,
 }
 
-impl<'a> KvOp<'a> {
-    fn new(verb: &'static str, key: &'a str) -> Self {
-        Self {
-            verb,
-            key,
-            value: None,
-            index: 0,
-            session: "",
-        }
-    }
+const NOTHING: KvRest<'static> = KvRest {
+    value: None,
+    index: 0,
+    session: "",
+};
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Bytes as Go puts them into JSON.

@@ -1,6 +1,17 @@
 //! Transactions: `PUT /v1/txn`.
 //!
-//! Source: <https://developer.hashicorp.com/consul/api-docs/txn>; observed on Consul 1.22.7.
+//! Source: <https://developer.hashicorp.com/consul/api-docs/txn>. Observed on Consul 1.22.7, and
+//! tried again by `tests/consul_client.rs`:
+//! - Of a service, `Kind`, `Tags`, `Address`, `TaggedAddresses`, `Port`, `Meta`, `Weights` and
+//!   `EnableTagOverride` are stored; `Ports`, `Connect` and `Locality` are dropped without a word.
+//!   Weights outside 1..=65535 become 1 and 1.
+//! - Results hold what was stored, with its indexes. All objects of one transaction get the same
+//!   `ModifyIndex`; what was equal before keeps its own.
+//! - Writing a service does not touch its checks. Removing a service removes them.
+//! - The compare-and-set of a check whose node or service is missing is dropped without an error
+//!   ([`TxnResult::Dropped`]); `set` fails as it should.
+//! - All operations that fail are reported, not only the first.
+//! - `ns` and `partition` in the query are ignored, so they are written into every operation.
 
 mod encode;
 mod op;
@@ -10,8 +21,11 @@ pub use op::TxnOp;
 pub use outcome::{TxnError, TxnFailure, TxnOutcome, TxnResult};
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use self::outcome::{Answer, Yield, assign};
+use self::encode::Encoded;
+use self::outcome::{Answer, Expected, assign};
+use super::config::Tenancy;
 use super::{Client, ConsulError, Request};
 
 /// Most operations that Consul takes in one transaction; more is a 413.
@@ -22,9 +36,10 @@ pub const MAX_BODY_BYTES: usize = 512 * 1024;
 /// A transaction in the making: operations are encoded once, as they are added.
 #[derive(Clone, Debug)]
 pub struct Txn {
+    tenancy: Arc<Tenancy>,
     /// `[` and the operations with commas between them.
     body: Vec<u8>,
-    yields: Vec<Yield>,
+    expected: Vec<Expected>,
 }
 
 /// An operation does not fit; the transaction is as it was before.
@@ -41,19 +56,12 @@ pub enum TxnFull {
     TooLarge,
 }
 
-impl Default for Txn {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Txn {
-    /// An empty transaction.
-    #[must_use]
-    pub fn new() -> Self {
+    fn new(tenancy: Arc<Tenancy>) -> Self {
         Self {
+            tenancy,
             body: vec![b'['],
-            yields: Vec::new(),
+            expected: Vec::new(),
         }
     }
 
@@ -66,22 +74,21 @@ impl Txn {
         if !self.is_empty() {
             self.body.push(b',');
         }
-        // Writing texts and numbers into memory cannot fail, except for a definition of a check
-        // with a map that has other keys than texts, which `serde_json::Value` cannot have.
-        let written = serde_json::to_writer(&mut self.body, op);
-        let fits = written.is_ok() && self.body.len() < MAX_BODY_BYTES;
-        if !fits {
-            let alone = self.body.len() - before;
-            self.body.truncate(before);
-            let too_large = written.is_err() || alone + 1 >= MAX_BODY_BYTES || self.is_empty();
-            return Err(if too_large {
-                TxnFull::TooLarge
-            } else {
-                TxnFull::Bytes
-            });
+        // Texts, numbers and JSON values can always be written to memory.
+        let written = serde_json::to_writer(&mut self.body, &Encoded::new(op, &self.tenancy));
+        let op_length = self.body.len() - before;
+        // One byte more for the `]`.
+        if written.is_ok() && self.body.len() < MAX_BODY_BYTES {
+            self.expected.push(op.expected());
+            return Ok(());
         }
-        self.yields.push(op.yields());
-        Ok(())
+        self.body.truncate(before);
+        let never_fits = written.is_err() || self.is_empty() || op_length + 1 >= MAX_BODY_BYTES;
+        Err(if never_fits {
+            TxnFull::TooLarge
+        } else {
+            TxnFull::Bytes
+        })
     }
 
     /// Adds operations that belong together, all or none; returns which ones of the transaction they
@@ -93,7 +100,7 @@ impl Txn {
         for op in ops {
             if let Err(full) = self.push(op) {
                 self.body.truncate(bytes);
-                self.yields.truncate(before);
+                self.expected.truncate(before);
                 return Err(if before == 0 { TxnFull::TooLarge } else { full });
             }
         }
@@ -103,13 +110,13 @@ impl Txn {
     /// How many operations there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.yields.len()
+        self.expected.len()
     }
 
     /// Whether there is no operation.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.yields.is_empty()
+        self.expected.is_empty()
     }
 
     fn to_body(&self) -> Vec<u8> {
@@ -121,28 +128,39 @@ impl Txn {
 }
 
 impl TxnOp<'_> {
-    fn yields(&self) -> Yield {
+    fn expected(&self) -> Expected {
         match self {
-            Self::NodeSet { .. } | Self::NodeCas { .. } | Self::NodeGet { .. } => Yield::Node,
+            Self::NodeSet { .. } | Self::NodeCas { .. } | Self::NodeGet { .. } => Expected::Node,
             Self::ServiceSet { .. } | Self::ServiceCas { .. } | Self::ServiceGet { .. } => {
-                Yield::Service
+                Expected::Service
             }
-            Self::CheckSet { .. } | Self::CheckCas { .. } => Yield::Check,
+            Self::CheckSet { .. } => Expected::Check,
+            Self::CheckCas { check, .. } => Expected::CheckCas {
+                node: (*check.node).into(),
+                check_id: (*check.check_id).into(),
+                service_id: (*check.service_id).into(),
+            },
             Self::KvSet { .. }
             | Self::KvCas { .. }
             | Self::KvGet { .. }
             | Self::KvCheckIndex { .. }
-            | Self::KvCheckSession { .. } => Yield::Kv,
+            | Self::KvCheckSession { .. } => Expected::Kv,
             Self::NodeDeleteCas { .. }
             | Self::ServiceDeleteCas { .. }
             | Self::CheckDeleteCas { .. }
             | Self::KvDeleteCas { .. }
-            | Self::KvCheckNotExists { .. } => Yield::Nothing,
+            | Self::KvCheckNotExists { .. } => Expected::Nothing,
         }
     }
 }
 
 impl Client {
+    /// An empty transaction, in the namespace and partition of this client.
+    #[must_use]
+    pub fn txn(&self) -> Txn {
+        Txn::new(self.tenancy())
+    }
+
     /// Carries out a transaction: all of it, or nothing.
     ///
     /// `Err` says whether it may have been applied ([`ErrorClass::may_be_applied`]); an operation
@@ -165,7 +183,7 @@ impl Client {
         }
         let response = response.success()?;
         let Answer { results, .. } = response.decode()?;
-        let results = assign(&txn.yields, results);
+        let results = assign(&txn.expected, results);
         let why = "the results are not those of the operations";
         results
             .map(TxnOutcome::Applied)

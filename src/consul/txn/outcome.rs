@@ -24,8 +24,11 @@ pub enum TxnResult {
     Check(Box<HealthCheck>),
     /// The key as stored; the value only for a read.
     Kv(KvPair),
-    /// Nothing: a removal, or a condition that held.
+    /// Nothing: a removal, or `check-not-exists`.
     Nothing,
+    /// **The operation was not carried out, and everything else was.** Consul 1.22.7 drops the
+    /// compare-and-set of a check whose node or service is not there, and reports no error.
+    Dropped,
 }
 
 /// An operation that made a transaction fail.
@@ -39,7 +42,7 @@ pub struct TxnError {
     pub reason: TxnFailure,
 }
 
-/// Why an operation failed.
+/// Why an operation failed. A transaction reports all operations that do, not only the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TxnFailure {
     /// `cas` or `delete-cas`: the entry has another index, or is not there, or (index 0) is there.
@@ -67,12 +70,18 @@ pub enum TxnFailure {
     Refused,
 }
 
-/// What kind of result an operation has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Yield {
+/// What result an operation has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Expected {
     Node,
     Service,
     Check,
+    /// The compare-and-set of a check; what is kept of it tells whether it was dropped.
+    CheckCas {
+        node: Box<str>,
+        check_id: Box<str>,
+        service_id: Box<str>,
+    },
     Kv,
     Nothing,
 }
@@ -108,19 +117,41 @@ pub(super) struct RawError {
 /// Gives each operation its result. Consul leaves out those that have none, in order.
 ///
 /// `None` if the results are not those of these operations.
-pub(super) fn assign(yields: &[Yield], results: Vec<RawResult>) -> Option<Vec<TxnResult>> {
-    let mut results = results.into_iter();
-    let mut assigned = Vec::with_capacity(yields.len());
-    for wanted in yields {
-        assigned.push(match wanted {
-            Yield::Nothing => TxnResult::Nothing,
-            Yield::Node => TxnResult::Node(results.next()?.node?),
-            Yield::Service => TxnResult::Service(results.next()?.service?),
-            Yield::Check => TxnResult::Check(results.next()?.check?),
-            Yield::Kv => TxnResult::Kv(results.next()?.kv?),
+pub(super) fn assign(expected: &[Expected], results: Vec<RawResult>) -> Option<Vec<TxnResult>> {
+    let mut results = results.into_iter().peekable();
+    let mut assigned = Vec::with_capacity(expected.len());
+    for expected in expected {
+        assigned.push(match expected {
+            Expected::Nothing => TxnResult::Nothing,
+            Expected::Node => TxnResult::Node(results.next()?.node?),
+            Expected::Service => TxnResult::Service(results.next()?.service?),
+            Expected::Check => TxnResult::Check(results.next()?.check?),
+            Expected::Kv => TxnResult::Kv(results.next()?.kv?),
+            Expected::CheckCas {
+                node,
+                check_id,
+                service_id,
+            } => {
+                let is_it = |result: &RawResult| {
+                    result.check.as_ref().is_some_and(|check| {
+                        same(&check.node, node) && same(&check.check_id, check_id)
+                    })
+                };
+                match results.next_if(is_it).and_then(|result| result.check) {
+                    // What was there before is returned also where the write was dropped. Then
+                    // the service is missing, so that it cannot be that of the old check.
+                    Some(check) if same(&check.service_id, service_id) => TxnResult::Check(check),
+                    _ => TxnResult::Dropped,
+                }
+            }
         });
     }
     results.next().is_none().then_some(assigned)
+}
+
+/// Consul compares names and ids without case.
+fn same(a: &str, b: &str) -> bool {
+    a == b || a.to_lowercase() == b.to_lowercase()
 }
 
 impl From<RawError> for TxnError {
@@ -137,31 +168,27 @@ impl TxnFailure {
     /// Reads Consul's text. Names that others chose are quoted in it, so that it is matched where
     /// no name can be: at its ends.
     fn of(what: &str) -> Self {
-        if what.ends_with("index is stale") {
-            return Self::StaleIndex;
+        let starts = |fragment| what.starts_with(fragment);
+        let ends = |fragment| what.ends_with(fragment);
+        if ends("index is stale") {
+            Self::StaleIndex
+        } else if starts("failed index check") {
+            index_check(what).unwrap_or(Self::Refused)
+        } else if starts("failed session check") {
+            Self::FailedSessionCheck
+        } else if starts("Missing node registration") {
+            Self::MissingNode
+        } else if starts("Missing service registration") {
+            Self::MissingService
+        } else if starts("Permission denied") {
+            Self::PermissionDenied
+        } else if ends("doesn't exist") {
+            Self::Missing
+        } else if starts("key \"") && ends("\" exists") {
+            Self::KeyExists
+        } else {
+            Self::Refused
         }
-        if what.starts_with("failed index check") {
-            return index_check(what).unwrap_or(Self::Refused);
-        }
-        if what.starts_with("failed session check") {
-            return Self::FailedSessionCheck;
-        }
-        if what.starts_with("Missing node registration") {
-            return Self::MissingNode;
-        }
-        if what.starts_with("Missing service registration") {
-            return Self::MissingService;
-        }
-        if what.starts_with("Permission denied") {
-            return Self::PermissionDenied;
-        }
-        if what.ends_with("doesn't exist") {
-            return Self::Missing;
-        }
-        if what.ends_with("exists") {
-            return Self::KeyExists;
-        }
-        Self::Refused
     }
 }
 
