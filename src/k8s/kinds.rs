@@ -1,7 +1,13 @@
 //! What is watched, and how it is told.
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use kube::Client;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::trim::Trim;
+use super::watch;
 use crate::api::RegistrationObject;
 use crate::model::facts::{NodeFacts, PodFacts};
 use crate::model::text::Text;
@@ -67,6 +73,15 @@ pub struct KubeEvent {
     pub change: Change,
 }
 
+/// A kind that is watched.
+pub(super) trait Watched: Trim {
+    /// Its name.
+    const KIND: Kind;
+
+    /// Its event among those of all kinds.
+    fn change(event: WatchEvent<Self>) -> Change;
+}
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident($object:ty)),+ $(,)?) => {
         /// The kinds that are watched.
@@ -86,7 +101,28 @@ macro_rules! kinds {
                     $(Self::$kind => stringify!($kind),)+
                 }
             }
+
+            /// Watches the kind, in the whole cluster or in the namespace `scope`, until the receiver
+            /// is gone. A full channel slows the watch down, and loses nothing.
+            pub fn watch(
+                self,
+                client: Client,
+                scope: Option<Text>,
+                events: mpsc::Sender<KubeEvent>,
+            ) -> BoxFuture<'static, ()> {
+                match self {
+                    $(Self::$kind => watch::watch::<$object>(client, scope, events).boxed(),)+
+                }
+            }
         }
+
+        $(impl Watched for $object {
+            const KIND: Kind = Kind::$kind;
+
+            fn change(event: WatchEvent<Self>) -> Change {
+                Change::$kind(event)
+            }
+        })+
 
         /// What happened to which kind.
         #[derive(Clone, Debug, PartialEq)]

@@ -4,9 +4,10 @@
 pub mod client;
 pub mod events;
 pub mod kinds;
+mod machine;
 pub mod status;
 pub mod trim;
-pub mod watch;
+mod watch;
 
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
 pub use kinds::{Broken, BrokenKind, Change, Kind, KubeEvent, WatchEvent};
