@@ -4,6 +4,7 @@ pub mod api;
 pub mod consul;
 pub mod desired;
 pub mod k8s;
+pub mod metrics;
 pub mod model;
 pub mod observed;
 pub mod plan;

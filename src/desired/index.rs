@@ -238,6 +238,12 @@ impl Index {
         })
     }
 
+    /// The objects that claim an instance key, the one that holds it first.
+    #[must_use]
+    pub fn claimants(&self, key: &InstanceKey) -> &[Claimant] {
+        self.claims.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// All registrations.
     pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
         self.registrations.iter().map(|row| &row.registration)
@@ -277,7 +283,7 @@ impl Index {
     /// What is to stand under an instance key; `held` is what an entry of ours there says.
     #[must_use]
     pub fn resolve(&self, key: &InstanceKey, held: Option<&Held<'_>>) -> Resolved {
-        let claimants = self.claims.get(key).map_or(&[][..], Vec::as_slice);
+        let claimants = self.claimants(key);
         let holder = claimants.first();
         if let Some(held) = held
             && holder.is_none_or(|holder| holder.owner != held.owner)

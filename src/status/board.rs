@@ -11,6 +11,8 @@ use crate::model::owner::Owner;
 /// How an instance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
+    /// Whether the object claims it; if not, it is still there and waits for its removal.
+    pub claimed: bool,
     /// The health of what Consul holds for the object, its node's included; `None` where it holds
     /// nothing for it.
     pub registered: Option<Health>,
@@ -77,8 +79,10 @@ impl Reason {
 /// The sums of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Instances that it claims, or that Consul holds for it.
+    /// Instances that it claims.
     pub desired: u32,
+    /// Instances of which anything is noted for the object.
+    instances: u32,
     /// Those that Consul holds.
     pub registered: u32,
     /// Registered ones by health.
@@ -94,6 +98,18 @@ pub struct Tally {
     /// The greatest `ModifyIndex` of a write for the object.
     pub index: u64,
 }
+
+static NOTHING: Tally = Tally {
+    desired: 0,
+    instances: 0,
+    registered: 0,
+    passing: 0,
+    warning: 0,
+    critical: 0,
+    troubles: BTreeMap::new(),
+    writing: 0,
+    index: 0,
+};
 
 /// How every claimed instance stands.
 #[derive(Debug, Default)]
@@ -138,8 +154,8 @@ impl Board {
 
     /// The sums of one object.
     #[must_use]
-    pub fn tally(&self, owner: &Owner) -> Tally {
-        self.tallies.get(owner).cloned().unwrap_or_default()
+    pub fn tally(&self, owner: &Owner) -> &Tally {
+        self.tallies.get(owner).unwrap_or(&NOTHING)
     }
 
     /// How an instance stands, for each object that claims it.
@@ -156,7 +172,8 @@ impl Board {
 
     fn add(&mut self, key: &InstanceKey, owner: &Owner, standing: Standing) {
         let tally = self.tallies.entry(owner.clone()).or_default();
-        tally.desired += 1;
+        tally.desired += u32::from(standing.claimed);
+        tally.instances += 1;
         if let Some(health) = standing.registered {
             tally.registered += 1;
             *tally.of(health) += 1;
@@ -172,7 +189,8 @@ impl Board {
         let Some(tally) = self.tallies.get_mut(owner) else {
             return;
         };
-        tally.desired -= 1;
+        tally.desired -= u32::from(standing.claimed);
+        tally.instances -= 1;
         if let Some(health) = standing.registered {
             tally.registered -= 1;
             *tally.of(health) -= 1;
@@ -191,7 +209,7 @@ impl Board {
         if self
             .tallies
             .get(owner)
-            .is_some_and(|tally| tally.desired == 0)
+            .is_some_and(|tally| tally.instances == 0)
         {
             self.tallies.remove(owner);
         }
@@ -277,7 +295,9 @@ mod tests {
         );
         board.set(&key("1"), Vec::new());
         board.set(&key("2"), Vec::new());
-        assert_eq!(board.tally(&owner("a")), Tally::default());
+        assert_eq!(board.tally(&owner("a")), &Tally::default());
+        board.forget(&owner("a"));
+        assert!(!board.tallies.contains_key(&owner("a")));
     }
 
     #[test]

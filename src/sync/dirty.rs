@@ -11,6 +11,8 @@ use crate::model::key::Key;
 /// Why a key is to be planned. Of several causes the greatest is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
+    /// A total pass: nothing should be found that the incremental ones missed.
+    Audit,
     /// It was written, and is looked at once more: nothing should be left to do.
     Written,
     /// Consul was read at the start or after a doubt, or a write failed.
