@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::{pki::Pki, wait};
 
@@ -19,6 +19,9 @@ use crate::{pki::Pki, wait};
 const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// How long a server may take to end after SIGTERM before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The folder of a server's data, in the server's own folder.
+pub(crate) const DATA: &str = "data";
 
 /// Ties a server to the process that started it, which may be killed without a chance to clean up:
 /// a shell waits in the background for its standard input to end, kills what the shell itself has
@@ -54,9 +57,21 @@ struct Running {
 }
 
 impl Running {
-    fn signal(&self, signal: Signal) -> Result<()> {
+    fn pid(&self) -> Result<Pid> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.context("no such process number")?, signal)?;
+        pid.context("no such process number")
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.pid()?, signal)?)
+    }
+
+    /// Returns when the last thread has stopped, since some go on for a moment after the signal.
+    fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        // An end is left for `Child` to see.
+        let until = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.pid()?), until)?;
         Ok(())
     }
 
@@ -166,7 +181,7 @@ impl Server {
         .await;
         match (ready, ended) {
             (Ok(()), None) => Ok(()),
-            (Err(error), _) => Err(error.context(self.log_tail())),
+            (Err(error), _) => Err(anyhow!("{error:#}\n{}", self.log_tail())),
             (_, Some(status)) => Err(anyhow!(
                 "{} ended ({status}) before it was ready\n{}",
                 self.name,
@@ -202,18 +217,32 @@ impl Server {
 
     /// Freezes it (SIGSTOP): its connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.with_running(Running::pause)
     }
 
     /// Lets it go on after [`Server::pause`].
     pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        self.with_running(|running| running.signal(Signal::CONT))
     }
 
     /// [`Server::stop`], then [`Server::start`], with the same ports and data.
     pub async fn restart(&self) -> Result<()> {
         self.stop().await?;
         self.start().await
+    }
+
+    /// Removes its data, as a lost disk does, so that it starts anew the next time; what has no data
+    /// of its own (only etcd and Consul have) is left alone. Fails while it runs.
+    pub fn wipe(&self) -> Result<()> {
+        if self.pid().is_some() {
+            bail!("{} runs: end it before its data is removed", self.name);
+        }
+        let data = self.folder.join(DATA);
+        if data.exists() {
+            fs::remove_dir_all(&data)
+                .with_context(|| format!("cannot remove {}", data.display()))?;
+        }
+        Ok(())
     }
 
     /// The end of its log, for an error.
@@ -225,9 +254,9 @@ impl Server {
         format!("the end of {}:\n{tail}", self.log.display())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    fn with_running(&self, act: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
         match self.state().as_ref() {
-            Some(running) => running.signal(signal),
+            Some(running) => act(running),
             None => bail!("{} does not run", self.name),
         }
     }
@@ -292,7 +321,10 @@ mod tests {
 
     #[test]
     fn a_leash_let_off_kills_nobody() {
-        let Running { mut child, mut leash } = sleeper();
+        let Running {
+            mut child,
+            mut leash,
+        } = sleeper();
         leash.write_all(b"\n").unwrap();
         drop(leash);
         std::thread::sleep(Duration::from_millis(200));
