@@ -261,8 +261,8 @@ impl Client {
         (header.is_some(), generation)
     }
 
-    pub(super) fn tenancy(&self) -> Arc<Tenancy> {
-        self.inner.config.tenancy.clone()
+    pub(super) fn tenancy(&self) -> &Tenancy {
+        &self.inner.config.tenancy
     }
 }
 
