@@ -106,7 +106,7 @@ impl Serialize for TxnOp<'_> {
 /// query of a transaction it ignores. Fails only for what is no body of a transaction.
 pub(super) fn place(body: &[u8], tenancy: &Tenancy) -> serde_json::Result<Vec<u8>> {
     let mut ops: Vec<Map<String, Value>> = serde_json::from_slice(body)?;
-    let mut set = |object: Option<&mut Map<String, Value>>, in_namespace: bool| {
+    let set = |object: Option<&mut Map<String, Value>>, in_namespace: bool| {
         let Some(object) = object else { return };
         if let Some(namespace) = tenancy.namespace.as_ref().filter(|_| in_namespace) {
             object.insert("Namespace".to_owned(), Value::from(namespace.as_str()));

@@ -24,8 +24,9 @@ fn check_cas(node: &str, check_id: &str, service_id: &str) -> TxnOp<'static> {
 }
 
 fn results(ops: &[TxnOp<'_>], results: Value) -> Option<Vec<TxnResult>> {
+    let body = Value::from_iter([("Results", results)]);
     let expected: Vec<_> = ops.iter().map(TxnOp::expected).collect();
-    let Answer { results, .. } = serde_json::from_value(json!({"Results": results})).unwrap();
+    let Answer { results, .. } = serde_json::from_value(body).unwrap();
     assign(&expected, results)
 }
 
