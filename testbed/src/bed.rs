@@ -29,6 +29,8 @@ use crate::{
 /// What a bed's temporary folder is called, so that one left behind by a killed process is known.
 const PREFIX: &str = "lictor-bed-";
 const OWNER: &str = "owner.lock";
+/// Set to anything, it keeps the folders of beds, to read their logs after a test.
+const KEEP: &str = "LICTOR_TESTBED_KEEP";
 /// How often a start is tried with other ports when something else took one of them.
 const ATTEMPTS: u32 = 3;
 
@@ -278,7 +280,10 @@ impl Bed {
 #[derive(Debug)]
 enum Folder {
     Kept(PathBuf),
-    Temporary { folder: TempDir, _owner: File },
+    Temporary {
+        folder: TempDir,
+        _owner: Option<File>,
+    },
 }
 
 impl Folder {
@@ -301,7 +306,17 @@ impl Folder {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
+        let keep = std::env::var_os(KEEP).is_some_and(|value| !value.is_empty());
+        let folder = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .disable_cleanup(keep)
+            .tempdir_in(parent)?;
+        if keep {
+            return Ok(Self::Temporary {
+                folder,
+                _owner: None,
+            });
+        }
         // Locked before it has its name, or it could look abandoned for a moment.
         let unnamed = folder.path().join("owner");
         let owner = File::create(&unnamed)?;
@@ -309,7 +324,7 @@ impl Folder {
         fs::rename(&unnamed, folder.path().join(OWNER))?;
         Ok(Self::Temporary {
             folder,
-            _owner: owner,
+            _owner: Some(owner),
         })
     }
 

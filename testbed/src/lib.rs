@@ -15,6 +15,10 @@
 //! There is no kubelet and no scheduler: a pod is an object whose status [`kubelet::TestPod`]
 //! writes. Each server is a [`Server`] that can be stopped, killed, paused and restarted on the same
 //! ports and data, which is how faults are made.
+//!
+//! Environment: `LICTOR_TESTBED_BIN`, a folder with all binaries, which skips their build;
+//! `LICTOR_TESTBED_CACHE`, where they are built ([`tools`]); `LICTOR_TESTBED_KEEP`, set to anything,
+//! keeps the folders of beds with their logs.
 
 #![allow(
     clippy::must_use_candidate,

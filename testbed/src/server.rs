@@ -20,6 +20,9 @@ const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// How long a server may take to end after SIGTERM before it is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// The folder of a server's data, in the server's own folder.
+pub(crate) const DATA: &str = "data";
+
 /// Ties a server to the process that started it, which may be killed without a chance to clean up:
 /// a shell waits in the background for its standard input to end, kills what the shell itself has
 /// become by then, and is let off by a line. The server keeps the process number that we know.
@@ -166,7 +169,7 @@ impl Server {
         .await;
         match (ready, ended) {
             (Ok(()), None) => Ok(()),
-            (Err(error), _) => Err(error.context(self.log_tail())),
+            (Err(error), _) => Err(anyhow!("{error:#}\n{}", self.log_tail())),
             (_, Some(status)) => Err(anyhow!(
                 "{} ended ({status}) before it was ready\n{}",
                 self.name,
@@ -214,6 +217,20 @@ impl Server {
     pub async fn restart(&self) -> Result<()> {
         self.stop().await?;
         self.start().await
+    }
+
+    /// Removes its data, as a lost disk does, so that it starts anew the next time; what has no data
+    /// of its own (only etcd and Consul have) is left alone. Fails while it runs.
+    pub fn wipe(&self) -> Result<()> {
+        if self.pid().is_some() {
+            bail!("{} runs: end it before its data is removed", self.name);
+        }
+        let data = self.folder.join(DATA);
+        if data.exists() {
+            fs::remove_dir_all(&data)
+                .with_context(|| format!("cannot remove {}", data.display()))?;
+        }
+        Ok(())
     }
 
     /// The end of its log, for an error.
@@ -292,7 +309,10 @@ mod tests {
 
     #[test]
     fn a_leash_let_off_kills_nobody() {
-        let Running { mut child, mut leash } = sleeper();
+        let Running {
+            mut child,
+            mut leash,
+        } = sleeper();
         leash.write_all(b"\n").unwrap();
         drop(leash);
         std::thread::sleep(Duration::from_millis(200));

@@ -1,11 +1,19 @@
 //! How each server of a bed is started: its arguments, its files and its ports.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::{BedOptions, Server, pki::Pki, server::Probe, tools::Tools};
+use crate::{
+    BedOptions, Server,
+    pki::Pki,
+    server::{DATA, Probe},
+    tools::Tools,
+};
 
 /// The numbers of the ports of one bed.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +49,7 @@ impl Plan<'_> {
         let peer = format!("http://127.0.0.1:{}", self.ports.etcd_peer);
         let args = vec![
             "--name=bed".to_owned(),
-            format!("--data-dir={}", folder.join("data").display()),
+            format!("--data-dir={}", folder.join(DATA).display()),
             format!("--listen-client-urls={client}"),
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={peer}"),
@@ -103,6 +111,8 @@ impl Plan<'_> {
             ),
             // Pods may be made in a namespace that has no ServiceAccount yet.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
+            // Without it a stop waits a minute for the watches of others to end.
+            "--shutdown-watch-termination-grace-period=500ms".to_owned(),
             "--allow-privileged=true".to_owned(),
             "--profiling=false".to_owned(),
         ];
@@ -160,7 +170,7 @@ impl Plan<'_> {
         let mut config = json!({
             "node_name": "consul-server",
             "datacenter": "dc1",
-            "data_dir": folder.join("data"),
+            "data_dir": folder.join(DATA),
             "server": true,
             "bootstrap_expect": 1,
             "bind_addr": "127.0.0.1",
@@ -202,7 +212,7 @@ impl Plan<'_> {
         ))
     }
 
-    fn folder(&self, name: &str) -> Result<std::path::PathBuf> {
+    fn folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;

@@ -388,7 +388,17 @@ async fn servers_survive_faults(bed: &Bed, client: &Client, consul: &ConsulApi) 
     bed.consul_server.pause()?;
     bed.consul_server.stop().await?;
     ensure!(bed.consul_server.pid().is_none());
-    bed.consul_server.start().await
+    bed.consul_server.wipe()?;
+    bed.consul_server.start().await?;
+    ensure!(
+        consul.health("web").await?.is_empty(),
+        "Consul remembers what was wiped"
+    );
+    ensure!(
+        bed.consul_server.wipe().is_err(),
+        "a running server was wiped"
+    );
+    Ok(())
 }
 
 async fn two_beds_live_side_by_side(first: &Bed) -> Result<()> {

@@ -27,8 +27,19 @@ enum Task {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    match Task::parse() {
+async fn main() -> ExitCode {
+    run(Task::parse()).await.unwrap_or_else(|error| {
+        // Without the backtrace that anyhow adds on request: it is for a person, not a programmer.
+        eprintln!("error: {error}");
+        for cause in error.chain().skip(1) {
+            eprintln!("  because: {cause}");
+        }
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(task: Task) -> Result<ExitCode> {
+    match task {
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,
     }
