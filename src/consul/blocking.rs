@@ -240,3 +240,73 @@ impl<T> Watch<T> {
         (self.decode)(self.client.send(&request).await?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(number: u64) -> Option<NonZeroU64> {
+        NonZeroU64::new(number)
+    }
+
+    #[test]
+    fn the_first_answer_moves_and_the_same_index_does_not() {
+        let mut tracker = IndexTracker::default();
+        assert_eq!(tracker.to_send(), None);
+        assert_eq!(tracker.observe(index(7)), Step::Moved);
+        assert_eq!(tracker.to_send(), index(7));
+        assert_eq!(tracker.observe(index(7)), Step::Unmoved);
+        assert_eq!(tracker.observe(index(9)), Step::Moved);
+        assert_eq!(tracker.to_send(), index(9));
+    }
+
+    #[test]
+    fn an_index_that_goes_back_starts_again() {
+        let mut tracker = IndexTracker::default();
+        tracker.observe(index(73));
+        assert_eq!(tracker.observe(index(33)), Step::WentBack);
+        assert_eq!(tracker.to_send(), None);
+        // The answer to the query without an index counts, although the index is not new.
+        assert_eq!(tracker.observe(index(33)), Step::Moved);
+        assert_eq!(tracker.to_send(), index(33));
+    }
+
+    #[test]
+    fn no_index_counts_as_one() {
+        let mut tracker = IndexTracker::default();
+        assert_eq!(tracker.observe(None), Step::Moved);
+        assert_eq!(tracker.to_send(), index(1));
+        assert_eq!(tracker.observe(None), Step::Unmoved);
+        tracker.observe(index(5));
+        assert_eq!(tracker.observe(None), Step::WentBack);
+    }
+
+    #[test]
+    fn after_a_failure_the_next_answer_is_wanted_at_once_and_still_compared() {
+        let mut tracker = IndexTracker::default();
+        tracker.observe(index(73));
+        tracker.failed();
+        assert_eq!(tracker.to_send(), None);
+        assert_eq!({ tracker }.observe(index(73)), Step::Moved);
+        assert_eq!(tracker.observe(index(20)), Step::WentBack);
+    }
+
+    #[test]
+    fn back_off_doubles_up_to_its_cap_and_starts_again() {
+        let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(10));
+        let ceilings: Vec<_> = std::iter::repeat_with(|| {
+            let ceiling = backoff.ceiling();
+            assert!(backoff.next_delay() <= ceiling);
+            ceiling.as_millis()
+        })
+        .take(8)
+        .collect();
+        assert_eq!(ceilings, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+        for _ in 0..100 {
+            backoff.next_delay();
+        }
+        assert_eq!(backoff.ceiling(), Duration::from_secs(10));
+        backoff.reset();
+        assert_eq!(backoff.ceiling(), Duration::from_millis(250));
+    }
+}

@@ -108,7 +108,8 @@ impl Client {
     ///
     /// Addresses are tried in turn: a read goes to the next one after any failure on the way, a
     /// write only if it cannot have been sent. All of that within one deadline: 30 s for a read,
-    /// 25 s for a write, `wait` * 17/16 + 10 s for a blocking query.
+    /// 25 s for a write, `wait` * 17/16 + 10 s for a blocking query, or what [`Request::within`]
+    /// says.
     pub async fn send(&self, request: &Request<'_>) -> Result<Response, ConsulError> {
         let began = Instant::now();
         let limit = request.deadline();
@@ -120,7 +121,7 @@ impl Client {
             let attempt = timeout_at(deadline, attempt).await;
             let timed_out = attempt.is_err();
             result = attempt.unwrap_or_else(|_| {
-                let text = format!("no answer within {} s", limit.as_secs());
+                let text = format!("no answer within {limit:?}");
                 Err(request.error(ErrorClass::Ambiguous, &text))
             });
             match &result {
@@ -261,8 +262,8 @@ impl Client {
         (header.is_some(), generation)
     }
 
-    pub(super) fn tenancy(&self) -> Arc<Tenancy> {
-        self.inner.config.tenancy.clone()
+    pub(super) fn tenancy(&self) -> &Tenancy {
+        &self.inner.config.tenancy
     }
 }
 
@@ -279,3 +280,6 @@ fn stamps(config: &ConsulConfig) -> Vec<Option<FileStamp>> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,6 @@
 //! Where Consul is and how to talk to it, checked before the first request.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use reqwest::Url;
 use secrecy::SecretString;
@@ -40,7 +39,7 @@ pub struct ConsulConfig {
     pub(super) addresses: Vec<Url>,
     pub(super) token: TokenSource,
     pub(super) tls: TlsConfig,
-    pub(super) tenancy: Arc<Tenancy>,
+    pub(super) tenancy: Tenancy,
 }
 
 /// Namespace and partition, which exist in Enterprise only: Community Edition refuses them, so
@@ -52,6 +51,11 @@ pub(super) struct Tenancy {
 }
 
 impl Tenancy {
+    /// Whether nothing was set.
+    pub(super) fn is_default(&self) -> bool {
+        self.namespace.is_none() && self.partition.is_none()
+    }
+
     /// The parameters of a query.
     pub(super) fn query(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let namespace = self.namespace.iter().map(|value| ("ns", value.as_str()));
@@ -166,10 +170,10 @@ impl ConsulConfig {
                 identity,
                 server_name,
             },
-            tenancy: Arc::new(Tenancy {
+            tenancy: Tenancy {
                 namespace: filled(namespace),
                 partition: filled(partition),
-            }),
+            },
         })
     }
 
@@ -256,4 +260,122 @@ fn check_server_name(name: &str) -> Result<(), ConfigError> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(list: &str, ssl: bool) -> Result<Vec<String>, ConfigError> {
+        let settings = ConsulSettings {
+            addresses: list.to_owned(),
+            ssl,
+            ..Default::default()
+        };
+        let config = ConsulConfig::new(settings)?;
+        Ok(config.addresses.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn addresses_are_read_as_consul_reads_them() {
+        let good = [
+            ("", false, "http://127.0.0.1:8500/"),
+            (" ", true, "https://127.0.0.1:8500/"),
+            ("consul.example:8501", false, "http://consul.example:8501/"),
+            ("consul.example:8501", true, "https://consul.example:8501/"),
+            ("http://10.0.0.1:8500", true, "https://10.0.0.1:8500/"),
+            ("https://[fd00::1]:8501", false, "https://[fd00::1]:8501/"),
+            (
+                "https://lb.example/consul",
+                false,
+                "https://lb.example/consul",
+            ),
+        ];
+        for (text, ssl, url) in good {
+            assert_eq!(addresses(text, ssl).unwrap(), [url], "{text}");
+        }
+        let several = addresses("http://a:1, b:2,http://a:1", false).unwrap();
+        assert_eq!(several, ["http://a:1/", "http://b:2/"]);
+    }
+
+    #[test]
+    fn a_bad_address_is_refused_with_the_variable_and_without_a_password() {
+        let bad = [
+            "a:1,,b:2",
+            "unix:///run/consul.sock",
+            "ftp://a",
+            "http://",
+            "a:port",
+            "a:1?x=y",
+        ];
+        for text in bad {
+            let error = addresses(text, false).unwrap_err();
+            assert_eq!(error.variable(), "CONSUL_HTTP_ADDR", "{text}");
+        }
+        let error = addresses("http://user:secret@a:1", false).unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        let settings = ConsulSettings {
+            client_cert: Some("c".into()),
+            ..Default::default()
+        };
+        let error = ConsulConfig::new(settings).unwrap_err();
+        assert_eq!(error.variable(), "CONSUL_CLIENT_KEY");
+        let settings = ConsulSettings {
+            client_key: Some("k".into()),
+            ..Default::default()
+        };
+        let error = ConsulConfig::new(settings).unwrap_err();
+        assert_eq!(error.variable(), "CONSUL_CLIENT_CERT");
+    }
+
+    #[test]
+    fn a_server_name_is_a_host_name() {
+        for name in ["10.0.0.1", "::1", "a:8501", "a/b", "a b"] {
+            let tls_server_name = Some(name.to_owned());
+            let settings = ConsulSettings {
+                tls_server_name,
+                ..Default::default()
+            };
+            let error = ConsulConfig::new(settings).unwrap_err();
+            assert_eq!(error.variable(), "CONSUL_TLS_SERVER_NAME", "{name}");
+        }
+        let tls_server_name = Some("Server.dc1.consul".to_owned());
+        assert!(
+            ConsulConfig::new(ConsulSettings {
+                tls_server_name,
+                ..Default::default()
+            })
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn what_is_set_to_nothing_is_not_set() {
+        let nothing = || Some(" ".to_owned());
+        let settings = ConsulSettings {
+            tls_server_name: nothing(),
+            namespace: nothing(),
+            partition: nothing(),
+            ..Default::default()
+        };
+        let config = ConsulConfig::new(settings).unwrap();
+        assert_eq!(config.tls.server_name, None);
+        assert_eq!(config.tenancy.query().count(), 0);
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let token = Some(SecretString::from("very-secret"));
+        let settings = ConsulSettings {
+            token,
+            ..Default::default()
+        };
+        assert!(!format!("{settings:?}").contains("very-secret"));
+        let config = ConsulConfig::new(settings).unwrap();
+        assert!(!format!("{config:?}").contains("very-secret"));
+    }
 }

@@ -269,3 +269,103 @@ const TEXTS: &[(&str, ErrorClass)] = &[
     ("incompatible with L7 intentions", ErrorClass::Refused),
     ("Referenced JWT Provider", ErrorClass::Refused),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_or_a_text_gives_the_class() {
+        use ErrorClass as C;
+        let cases = [
+            (
+                400,
+                "Request decode failed: json: unknown field \"Ports\"",
+                C::Refused,
+            ),
+            (
+                413,
+                "Request body(600000 bytes) too large, max size: 524288 bytes.",
+                C::Refused,
+            ),
+            (
+                403,
+                "Permission denied: token with AccessorID 'x' lacks permission",
+                C::AccessDenied,
+            ),
+            (
+                403,
+                "Endpoint is blocked by agent configuration",
+                C::AccessDenied,
+            ),
+            (403, "token does not exist: ACL not found", C::TokenUnknown),
+            (404, "Session id 'adf4238a' not found", C::NotFound),
+            (404, "<html>404 Not Found</html>", C::Malformed),
+            (405, "method GET not allowed", C::Malformed),
+            (301, "", C::Malformed),
+            (409, "", C::Conflict),
+            (
+                429,
+                "rate limit exceeded, try again later or against a different server",
+                C::SlowDown,
+            ),
+            (503, "<html>Service Unavailable</html>", C::SlowDown),
+            (500, "No cluster leader", C::NoLeader),
+            (
+                500,
+                "rpc error getting client: failed to get conn: dial tcp",
+                C::NoLeader,
+            ),
+            (500, "rpc error making call: EOF", C::Ambiguous),
+            (
+                500,
+                "raft apply failed: leadership lost while committing log",
+                C::Ambiguous,
+            ),
+            (
+                500,
+                "raft apply failed: node is not the leader",
+                C::NoLeader,
+            ),
+            (
+                500,
+                "raft apply failed: name 'Q1' aliases an existing query name",
+                C::Conflict,
+            ),
+            (
+                500,
+                "rpc error making call: Permission denied: anonymous",
+                C::AccessDenied,
+            ),
+            (
+                500,
+                "1 error occurred:\n\t* Cannot set both Port and Ports",
+                C::Refused,
+            ),
+            (500, "something that nobody has seen before", C::Ambiguous),
+            (502, "Bad Gateway", C::Ambiguous),
+        ];
+        for (status, text, class) in cases {
+            assert_eq!(classify(status, text), class, "{status} {text}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_may_be_applied_is_told_from_one_that_is_not() {
+        assert!(ErrorClass::Ambiguous.may_be_applied());
+        assert!(ErrorClass::Malformed.may_be_applied());
+        assert!(!ErrorClass::Unreachable.may_be_applied());
+        assert!(!ErrorClass::NoLeader.may_be_applied());
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let body = "\u{e9}".repeat(MAX_TEXT);
+        let error = ConsulError::answered("PUT", "/v1/txn", 500, body.as_bytes());
+        assert_eq!(error.text().len(), MAX_TEXT);
+        assert!(error.to_string().starts_with("PUT /v1/txn: 500: \u{e9}"));
+        let odd = format!("a{body}");
+        let error = ConsulError::answered("PUT", "/v1/txn", 500, odd.as_bytes());
+        assert!(error.text().len() <= MAX_TEXT);
+    }
+}

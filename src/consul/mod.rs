@@ -30,5 +30,6 @@ pub use error::{ConsulError, ErrorClass};
 pub use request::Request;
 pub use response::Response;
 pub use txn::{
-    MAX_BODY_BYTES, MAX_OPS, Txn, TxnError, TxnFailure, TxnFull, TxnOp, TxnOutcome, TxnResult,
+    Fence, MAX_BODY_BYTES, MAX_OPS, Txn, TxnError, TxnFailure, TxnFull, TxnOp, TxnOutcome,
+    TxnResult,
 };

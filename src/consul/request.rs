@@ -61,6 +61,7 @@ pub struct Request<'a> {
     pub(super) consistency: Consistency,
     pub(super) token: RequestToken,
     wait: Option<Duration>,
+    limit: Option<Duration>,
 }
 
 /// Which token a request carries.
@@ -92,6 +93,7 @@ impl<'a> Request<'a> {
             consistency: Consistency::Default,
             token: RequestToken::OfClient,
             wait: None,
+            limit: None,
         }
     }
 
@@ -190,12 +192,20 @@ impl<'a> Request<'a> {
             .query("wait", format!("{}ms", wait.as_millis()))
     }
 
+    /// Gives up earlier than usual: no later than this after it is sent.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
     pub(super) fn deadline(&self) -> Duration {
-        match (self.method, self.wait) {
+        let usual = match (self.method, self.wait) {
             (Method::Get, Some(wait)) => wait * 17 / 16 + BLOCKING_MARGIN,
             (Method::Get, None) => READ,
             _ => WRITE,
-        }
+        };
+        self.limit.map_or(usual, |limit| limit.min(usual))
     }
 
     /// The URL at an address, with the tenancy (`ns`, `partition`) of the client.
@@ -296,6 +306,9 @@ mod tests {
         assert_eq!(request.deadline(), Duration::from_secs(48 + 3 + 10));
         assert_eq!(Request::get("kv").deadline(), Duration::from_secs(30));
         assert_eq!(Request::delete("kv").deadline(), Duration::from_secs(25));
+        let limit = Duration::from_secs(3);
+        assert_eq!(Request::put("kv").within(limit).deadline(), limit);
+        assert_eq!(Request::get("kv").within(limit * 20).deadline(), limit * 10);
     }
 
     #[test]

@@ -172,3 +172,89 @@ impl FileStamp {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from_file(path: &Path) -> Result<Token, ConfigError> {
+        Token::new(TokenSource::File(path.to_owned()))
+    }
+
+    /// What is sent once the file is looked at again.
+    fn sent(token: &Token) -> (String, u64) {
+        token.lock().looked = Instant::now().checked_sub(LOOK).unwrap();
+        let (header, generation) = token.current();
+        (header.unwrap().to_str().unwrap().to_owned(), generation)
+    }
+
+    #[test]
+    fn the_file_is_read_again_when_it_changes_and_only_then_is_it_another_token() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "one\n").unwrap();
+        let token = from_file(&path).unwrap();
+        assert_eq!(sent(&token), ("one".to_owned(), 0));
+        fs::write(&path, "one\n\n").unwrap();
+        assert_eq!(sent(&token), ("one".to_owned(), 0));
+        fs::write(&path, "second").unwrap();
+        assert_eq!(sent(&token), ("second".to_owned(), 1));
+    }
+
+    #[test]
+    fn the_last_token_stays_while_the_file_is_not_usable() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "one").unwrap();
+        let token = from_file(&path).unwrap();
+        fs::write(&path, "").unwrap();
+        assert_eq!(sent(&token).0, "one");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(sent(&token).0, "one");
+        fs::write(&path, "two\nlines").unwrap();
+        assert_eq!(sent(&token).0, "one");
+        fs::write(&path, "second").unwrap();
+        assert_eq!(sent(&token), ("second".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_mounted_secret_changes_by_a_turned_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        fs::write(&old, "one").unwrap();
+        fs::write(&new, "two").unwrap();
+        let link = folder.path().join("token");
+        std::os::unix::fs::symlink(&old, &link).unwrap();
+        let token = from_file(&link).unwrap();
+        let turned = folder.path().join("turned");
+        std::os::unix::fs::symlink(&new, &turned).unwrap();
+        fs::rename(&turned, &link).unwrap();
+        assert_eq!(sent(&token), ("two".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_file_without_a_token_is_refused_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let missing = from_file(&path).map(|_| ()).unwrap_err();
+        assert_eq!(missing.variable(), "CONSUL_HTTP_TOKEN_FILE");
+        fs::write(&path, "\n").unwrap();
+        let empty = from_file(&path).map(|_| ()).unwrap_err();
+        assert!(empty.to_string().contains("is empty"), "{empty}");
+    }
+
+    #[test]
+    fn an_empty_token_is_none_and_a_broken_one_is_not_shown() {
+        let token = Token::new(TokenSource::Fixed(SecretString::from(" "))).unwrap();
+        assert_eq!(token.current(), (None, 0));
+        let broken = SecretString::from("very\u{0}secret");
+        let error = Token::new(TokenSource::Fixed(broken))
+            .map(|_| ())
+            .unwrap_err();
+        assert!(!error.to_string().contains("secret"), "{error}");
+        token.replace(&SecretString::from("from-a-login")).unwrap();
+        let (header, generation) = token.current();
+        assert_eq!(generation, 1);
+        assert!(!format!("{header:?}").contains("from-a-login"));
+    }
+}

@@ -318,3 +318,84 @@ pub(super) mod pairs {
             .collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn null_is_an_empty_value_and_unknown_fields_are_skipped() {
+        let service: NodeService = serde_json::from_value(json!({
+            "ID": "a", "Service": "web", "Tags": null, "Address": "", "Meta": null,
+            "TaggedAddresses": null, "Port": 70000, "Weights": null, "Ports": null,
+            "Connect": {}, "Proxy": {"Mode": "", "Expose": {}}, "Invented": {"later": true},
+        }))
+        .unwrap();
+        let expected = NodeService {
+            id: "a".into(),
+            service: "web".into(),
+            port: 70000,
+            ..NodeService::default()
+        };
+        assert_eq!(service, expected);
+        let check: HealthCheck = serde_json::from_value(json!({
+            "Node": "n", "CheckID": "c", "Status": "weird", "Definition": {}, "ServiceTags": null,
+        }))
+        .unwrap();
+        assert_eq!((&*check.status, check.definition), ("weird", None));
+        let node: Node = serde_json::from_value(json!({"Node": "n", "Meta": {"a": null}})).unwrap();
+        assert_eq!(node.meta.get("a").map(|text| &**text), Some(""));
+    }
+
+    #[test]
+    fn lists_and_maps_are_never_written_as_null() {
+        let service = serde_json::to_value(NodeService::default()).unwrap();
+        assert_eq!(
+            service,
+            json!({
+                "ID": "", "Service": "", "Tags": [], "Address": "", "Port": 0, "Meta": {},
+                "Weights": {"Passing": 1, "Warning": 1}, "EnableTagOverride": false,
+            })
+        );
+        let node = serde_json::to_value(Node::default()).unwrap();
+        assert_eq!(
+            node,
+            json!({"ID": "", "Node": "", "Address": "", "TaggedAddresses": {}, "Meta": {}})
+        );
+    }
+
+    #[test]
+    fn what_a_transaction_leaves_out_needs_a_registration() {
+        let plain = NodeService::default();
+        assert!(!plain.needs_register());
+        let ports = vec![ServicePort::default()].into();
+        assert!(
+            NodeService {
+                ports,
+                ..plain.clone()
+            }
+            .needs_register()
+        );
+        let connect = Connect { native: true };
+        assert!(
+            NodeService {
+                connect,
+                ..plain.clone()
+            }
+            .needs_register()
+        );
+        let locality = Some(Locality::default());
+        assert!(NodeService { locality, ..plain }.needs_register());
+    }
+
+    #[test]
+    fn values_of_keys_are_decoded() {
+        let pair: KvPair =
+            serde_json::from_value(json!({"Key": "k", "Value": "e30=", "Flags": 3})).unwrap();
+        assert_eq!(&*pair.value, b"{}");
+        let empty: KvPair = serde_json::from_value(json!({"Key": "k", "Value": null})).unwrap();
+        assert!(empty.value.is_empty());
+    }
+}

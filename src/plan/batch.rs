@@ -14,7 +14,7 @@ use crate::observed::entry::{wire_node_check, wire_readiness, wire_service};
 pub const MAX_STEP_OPS: usize = MAX_OPS - 1;
 
 /// Steps that are carried out together, whole or not at all.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Batch {
     txn: Txn,
     steps: Vec<BatchedStep>,
@@ -41,12 +41,6 @@ pub enum Overflow {
 }
 
 impl Batch {
-    /// A batch of no steps in a transaction.
-    #[must_use]
-    pub fn new(txn: Txn) -> Self {
-        Self { txn, steps: Vec::new() }
-    }
-
     /// Whether it has no step.
     #[must_use]
     pub fn is_empty(&self) -> bool {

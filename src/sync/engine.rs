@@ -419,7 +419,7 @@ impl Engine {
     fn start_writes(&mut self, now: Instant) {
         let mut planned = 0;
         while self.may_write(now) && self.dirty.has_ready() && planned < PLANNED_IN_A_ROW {
-            let mut batch = Batch::new(self.consul.txn());
+            let mut batch = Batch::default();
             let mut dues = Vec::new();
             while planned < PLANNED_IN_A_ROW
                 && let Some((key, due)) = self.dirty.take()

@@ -9,8 +9,16 @@ use crate::consul::wire::{HealthCheck, KvPair, Node, NodeService, null_is_defaul
 pub enum TxnOutcome {
     /// All of it was applied. One element for each operation, in order.
     Applied(Vec<TxnResult>),
-    /// Nothing of it was applied, because of these operations.
+    /// Nothing of it was applied, because of these operations; never empty.
     RolledBack(Vec<TxnError>),
+    /// Nothing of it was applied, because the fence is down, or may not be read.
+    Fenced {
+        /// What Consul said.
+        what: Box<str>,
+        /// What that means: [`TxnFailure::FailedIndexCheck`], [`TxnFailure::Missing`] or
+        /// [`TxnFailure::PermissionDenied`].
+        reason: TxnFailure,
+    },
 }
 
 /// What an operation of an applied transaction left in Consul.
@@ -34,7 +42,7 @@ pub enum TxnResult {
 /// An operation that made a transaction fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TxnError {
-    /// Which one, counted from 0.
+    /// Which one, counted from 0, the fence not counted.
     pub op_index: usize,
     /// What Consul said.
     pub what: Box<str>,
@@ -152,6 +160,23 @@ pub(super) fn assign(expected: &[Expected], results: Vec<RawResult>) -> Option<V
 /// Consul compares names and ids without case.
 fn same(a: &str, b: &str) -> bool {
     a == b || a.to_lowercase() == b.to_lowercase()
+}
+
+impl TxnOutcome {
+    /// What the errors of a transaction mean; `None` if there is none.
+    pub(super) fn failed(errors: Vec<RawError>, fenced: bool) -> Option<Self> {
+        let mut errors: Vec<_> = errors.into_iter().map(TxnError::from).collect();
+        if fenced {
+            if let Some(at) = errors.iter().position(|error| error.op_index == 0) {
+                let TxnError { what, reason, .. } = errors.swap_remove(at);
+                return Some(Self::Fenced { what, reason });
+            }
+            for error in &mut errors {
+                error.op_index -= 1;
+            }
+        }
+        (!errors.is_empty()).then_some(Self::RolledBack(errors))
+    }
 }
 
 impl From<RawError> for TxnError {
