@@ -6,7 +6,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
-use kube::core::Rule;
+use kube::core::{Message, Rule};
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Number, Value};
 
@@ -40,16 +40,14 @@ pub(super) fn meta_keys() -> Rule {
 
 /// Keys that say who owns an entry are not for users.
 pub(super) fn meta_reserved() -> Rule {
-    Rule::new(
-        "!self.exists(key, key.startsWith('lictor-') || key.startsWith('consul-') || key in \
-         ['external-source', 'external-k8s-ns', 'external-k8s-ref-kind', 'external-k8s-ref-name', \
-         'external-k8s-node-name', 'managed-by'])",
-    )
-    .message(
-        "this meta has a reserved key; choose another name: external-source, external-k8s-ns, \
-         external-k8s-ref-kind, external-k8s-ref-name, external-k8s-node-name, managed-by, and keys that \
-         start with lictor- or consul- say who owns an entry in Consul",
-    )
+    let reserved = "key.startsWith('lictor-') || key.startsWith('consul-') || key in \
+        ['external-source', 'external-k8s-ns', 'external-k8s-ref-kind', 'external-k8s-ref-name', \
+        'external-k8s-node-name', 'managed-by']";
+    let message = format!(
+        "'the meta key ' + self.filter(key, {reserved})[0] + ' is reserved: it says who owns an entry in Consul. \
+         Choose another name, that does not start with lictor- or consul-'"
+    );
+    Rule::new(format!("!self.exists(key, {reserved})")).message(Message::Expression(message))
 }
 
 /// A list of tags.

@@ -75,7 +75,7 @@ use super::selector::LabelSelector;
     ).message(
         "without spec.service the Consul service is named like this object, whose name must then be a \
          lower-case DNS label (no dots, at most 63 characters): set spec.service or choose another name"
-    )
+    ).field_path(".spec.service")
 )]
 #[x_kube(
     validation = Rule::new("has(self.selector) != has(self.endpoints)").message(
@@ -83,7 +83,15 @@ use super::selector::LabelSelector;
     ),
     validation = Rule::new("!has(self.port) || has(self.selector)").message(
         "port goes with selector only: give each of the endpoints its own port"
-    )
+    ).field_path(".port"),
+    validation = Rule::new(
+        "!has(self.endpoints) || !has(self.tags) || self.endpoints.all(endpoint, !has(endpoint.tags) \
+         || endpoint.tags.size() + self.tags.size() <= 64)"
+    ).message("an endpoint has at most 64 tags, those of spec.tags included").field_path(".endpoints"),
+    validation = Rule::new(
+        "!has(self.endpoints) || !has(self.meta) || self.endpoints.all(endpoint, !has(endpoint.meta) \
+         || endpoint.meta.filter(key, !(key in self.meta)).size() + self.meta.size() <= 48)"
+    ).message("an endpoint has at most 48 pairs of meta, those of spec.meta included").field_path(".endpoints")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRegistrationSpec {
