@@ -301,6 +301,15 @@ spec:
     }
 
     #[test]
+    fn the_chart_has_the_version_of_the_program() {
+        let chart = include_str!("../../charts/lictor/Chart.yaml");
+        for key in ["version", "appVersion"] {
+            let line = format!("\n{key}: {}\n", env!("CARGO_PKG_VERSION"));
+            assert!(chart.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
     fn documents_are_split_and_empty_ones_dropped() {
         assert_eq!(split("---\na: 1\n---\n\n---\nb: 2"), ["a: 1\n", "b: 2\n"]);
     }
