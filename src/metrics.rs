@@ -112,7 +112,9 @@ impl Metrics {
             process: Process::default(),
         };
         metrics.register(registry.sub_registry_with_prefix("lictor"));
-        metrics.process.register(registry.sub_registry_with_prefix("process"));
+        metrics
+            .process
+            .register(registry.sub_registry_with_prefix("process"));
         metrics
     }
 
@@ -141,7 +143,11 @@ impl Metrics {
         let help = "From an event to Consul's acknowledgement of what it asked for";
         registry.register_with_unit("propagation", help, Unit::Seconds, propagation);
         registry.register("drift", "Repaired changes of another hand", drift);
-        registry.register("held_deletes", "Removals that wait until they are safe", held_deletes);
+        registry.register(
+            "held_deletes",
+            "Removals that wait until they are safe",
+            held_deletes,
+        );
         registry.register("conflicts", "Keys that someone else holds", conflicts);
         let help = "Objects and instances with invalid input, or that Consul refuses";
         registry.register("rejections", help, rejections);
@@ -175,7 +181,12 @@ impl Metrics {
 
 impl Process {
     fn register(&self, registry: &mut Registry) {
-        let Self { cpu, resident, open_fds, started } = self.clone();
+        let Self {
+            cpu,
+            resident,
+            open_fds,
+            started,
+        } = self.clone();
         // A gauge, since the value is read as a whole; named as every Prometheus client names it.
         registry.register("cpu_seconds_total", "CPU time, user and system", cpu);
         registry.register("resident_memory_bytes", "Resident memory", resident);
@@ -186,16 +197,27 @@ impl Process {
 
     /// What cannot be read (there is no `/proc` outside of Linux) stays as it is.
     fn refresh(&self) {
-        let Ok(this) = procfs::process::Process::myself() else { return };
+        let Ok(this) = procfs::process::Process::myself() else {
+            return;
+        };
         if let Ok(stat) = this.stat() {
             let ticks = procfs::ticks_per_second();
-            #[expect(clippy::cast_precision_loss, reason = "seconds with a fraction are wanted")]
-            self.cpu.set((stat.utime + stat.stime) as f64 / ticks as f64);
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "seconds with a fraction are wanted"
+            )]
+            self.cpu
+                .set((stat.utime + stat.stime) as f64 / ticks as f64);
             let resident = stat.rss.saturating_mul(procfs::page_size());
-            self.resident.set(i64::try_from(resident).unwrap_or(i64::MAX));
+            self.resident
+                .set(i64::try_from(resident).unwrap_or(i64::MAX));
             if let Ok(boot) = procfs::boot_time_secs() {
-                #[expect(clippy::cast_precision_loss, reason = "seconds with a fraction are wanted")]
-                self.started.set(boot as f64 + stat.starttime as f64 / ticks as f64);
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "seconds with a fraction are wanted"
+                )]
+                self.started
+                    .set(boot as f64 + stat.starttime as f64 / ticks as f64);
             }
         }
         if let Ok(count) = this.fd_count() {
@@ -207,7 +229,9 @@ impl Process {
 impl crate::consul::Observer for Metrics {
     fn observed(&self, endpoint: &'static str, code: Option<u16>, elapsed: Duration) {
         let code = code.unwrap_or_default();
-        self.requests.get_or_create(&RequestLabels { endpoint, code }).inc();
+        self.requests
+            .get_or_create(&RequestLabels { endpoint, code })
+            .inc();
         self.request_seconds.observe(elapsed.as_secs_f64());
     }
 }

@@ -26,12 +26,21 @@ use crate::status::board::{Reason, Standing, Trouble};
 impl Engine {
     pub(super) fn absorb(&mut self, done: Done) {
         match done {
-            Done::Wrote { id, steps, outcome, at } => {
+            Done::Wrote {
+                id,
+                steps,
+                outcome,
+                at,
+            } => {
                 self.absorb_write(steps, outcome, at);
                 self.own.finish(id);
             }
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
-            Done::Read { ticket, name, content } => self.absorb_read(ticket, name, content),
+            Done::Read {
+                ticket,
+                name,
+                content,
+            } => self.absorb_read(ticket, name, content),
         }
     }
 
@@ -75,7 +84,9 @@ impl Engine {
         match content {
             Ok(content) => {
                 self.answered();
-                let changed = self.mirror.finish_read(ticket, &name, content, self.dirty.busy());
+                let changed = self
+                    .mirror
+                    .finish_read(ticket, &name, content, self.dirty.busy());
                 if let Some(loading) = &mut self.loading {
                     loading.remove(&name);
                 }
@@ -111,7 +122,10 @@ impl Engine {
             return;
         }
         self.sweeper.found();
-        let due = Due { cause: Cause::Drift, since: Instant::now() };
+        let due = Due {
+            cause: Cause::Drift,
+            since: Instant::now(),
+        };
         for key in keys {
             if let Key::Node(node) = &key {
                 self.look_again_on(node);
@@ -122,8 +136,15 @@ impl Engine {
 
     /// The health of a node counts for its instances: how they stand is worked out again.
     fn look_again_on(&mut self, node: &NodeName) {
-        let due = Due { cause: Cause::Written, since: Instant::now() };
-        let keys: Vec<_> = self.mirror.on_node(node).map(|(key, _)| key.clone()).collect();
+        let due = Due {
+            cause: Cause::Written,
+            since: Instant::now(),
+        };
+        let keys: Vec<_> = self
+            .mirror
+            .on_node(node)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in keys {
             self.dirty.touch(Key::Instance(key), due);
         }
@@ -145,7 +166,8 @@ impl Engine {
             tracing::warn!("{reason}");
         }
         let chance = rand::rng().random::<f64>();
-        self.outage.failed(reason.to_owned(), Instant::now(), chance);
+        self.outage
+            .failed(reason.to_owned(), Instant::now(), chance);
     }
 
     // === writes ===
@@ -169,6 +191,13 @@ impl Engine {
                     self.applied(step.key, step.step, due, results, at);
                 }
             }
+            Ok(TxnOutcome::Fenced { what, .. }) => {
+                self.failed(&format!("the transaction was fenced off: {what}"));
+                for (step, due) in steps {
+                    self.count(&step.step, "fenced");
+                    self.dirty.touch(step.key, due);
+                }
+            }
             Ok(TxnOutcome::RolledBack(errors)) => {
                 self.answered();
                 self.rolled_back(steps, &errors);
@@ -179,12 +208,26 @@ impl Engine {
 
     fn applied(&mut self, key: Key, step: Step, due: Due, results: &[TxnResult], at: Instant) {
         self.alone.remove(&key);
+        if results.contains(&TxnResult::Dropped) {
+            // The entry that the check belongs to went meanwhile.
+            self.doubt(key.node().clone());
+            let cause = due.cause.max(Cause::Drift);
+            self.dirty.touch(key, Due { cause, ..due });
+            return;
+        }
         if due.cause == Cause::Kubernetes {
-            self.report.metrics.propagation.observe((at - due.since).as_secs_f64());
+            self.report
+                .metrics
+                .propagation
+                .observe((at - due.since).as_secs_f64());
         }
         let drift = due.cause == Cause::Drift;
         if drift {
-            self.report.metrics.drift.get_or_create(&KindLabel { kind: key.kind() }).inc();
+            self.report
+                .metrics
+                .drift
+                .get_or_create(&KindLabel { kind: key.kind() })
+                .inc();
         }
         match (&key, step) {
             (Key::Node(name), Step::PutNode(write)) => {
@@ -205,7 +248,13 @@ impl Engine {
             _ => {}
         }
         self.dirty.absolve(&key);
-        self.dirty.touch(key, Due { cause: Cause::Written, since: at });
+        self.dirty.touch(
+            key,
+            Due {
+                cause: Cause::Written,
+                since: at,
+            },
+        );
     }
 
     fn applied_node(&mut self, name: &NodeName, write: &NodeWrite, results: &[TxnResult]) {
@@ -245,7 +294,9 @@ impl Engine {
         results: &[TxnResult],
     ) -> u64 {
         let before = self.mirror.instance(key);
-        let mut checks = before.map(|instance| instance.checks.clone()).unwrap_or_default();
+        let mut checks = before
+            .map(|instance| instance.checks.clone())
+            .unwrap_or_default();
         let mut instance = before.cloned();
         let mut index = 0;
         for result in results {
@@ -290,7 +341,9 @@ impl Engine {
 
     fn rolled_back(&mut self, steps: Vec<Written>, errors: &[TxnError]) {
         for (step, due) in steps {
-            let error = errors.iter().find(|error| step.ops.contains(&error.op_index));
+            let error = errors
+                .iter()
+                .find(|error| step.ops.contains(&error.op_index));
             if let Key::Node(node) = &step.key {
                 self.go_on(&node.clone());
             }
@@ -344,7 +397,12 @@ impl Engine {
                     ErrorClass::AccessDenied => Reason::AccessDenied,
                     _ => Reason::ConsulRefused,
                 };
-                self.give_up(&step.key, due, reason, format!("Consul refuses the write: {error}"));
+                self.give_up(
+                    &step.key,
+                    due,
+                    reason,
+                    format!("Consul refuses the write: {error}"),
+                );
             } else {
                 // Which of the steps is at fault cannot be told: each is tried alone.
                 self.alone.insert(step.key.clone());
@@ -371,7 +429,14 @@ impl Engine {
     /// another hand changed it at once. Trying again without end would help nobody.
     pub(super) fn contested(&mut self, key: &Key, due: Due, step: &Step) {
         tracing::warn!(key = %key, "Consul does not hold what was written: {step:?}");
-        self.dirty.penalise(key, Due { cause: Cause::Read, ..due }, Instant::now());
+        self.dirty.penalise(
+            key,
+            Due {
+                cause: Cause::Read,
+                ..due
+            },
+            Instant::now(),
+        );
     }
 
     // === telling ===
@@ -385,31 +450,59 @@ impl Engine {
             Step::Remove(_) => ("instance", "delete"),
             _ => return,
         };
-        let labels = OperationLabels { kind, verb, outcome };
+        let labels = OperationLabels {
+            kind,
+            verb,
+            outcome,
+        };
         self.report.metrics.operations.get_or_create(&labels).inc();
     }
 
     fn tell_written(&mut self, key: &InstanceKey, write: &InstanceWrite, drift: bool, index: u64) {
-        let owners: Vec<_> =
-            self.index.claimants(key).iter().map(|claimant| claimant.owner.clone()).collect();
+        let owners: Vec<_> = self
+            .index
+            .claimants(key)
+            .iter()
+            .map(|claimant| claimant.owner.clone())
+            .collect();
         let Some(owner) = owners.first() else { return };
         self.report.wrote(owner, index);
-        let verb = if write.creates() { "registered" } else { "updated" };
+        let verb = if write.creates() {
+            "registered"
+        } else {
+            "updated"
+        };
         let fields = write.fields.join(", ");
         tracing::info!(key = %key, owner = %owner, index, fields, drift, "{verb}");
         if drift {
-            let what = if write.creates() { "was removed" } else { "was changed" };
+            let what = if write.creates() {
+                "was removed"
+            } else {
+                "was changed"
+            };
             let note = format!("{key} {what} in Consul by another hand and is repaired ({fields})");
-            self.report.event(owner, self.index.uid(owner), EventReason::DriftRepaired, note);
+            self.report.event(
+                owner,
+                self.index.uid(owner),
+                EventReason::DriftRepaired,
+                note,
+            );
         } else if write.creates() {
             let about = subject(key, owner, &self.index);
             let note = format!("{} is registered in Consul as {key}", write.name);
-            self.report.event(&about, self.index.uid(&about), EventReason::Registered, note);
+            self.report.event(
+                &about,
+                self.index.uid(&about),
+                EventReason::Registered,
+                note,
+            );
         }
     }
 
     fn tell_removed(&mut self, key: &InstanceKey, removal: &Removal) {
-        let Removal { owner, index, why, .. } = removal;
+        let Removal {
+            owner, index, why, ..
+        } = removal;
         self.held.remove(&Key::Instance(key.clone()));
         self.index.forget_absence(key);
         let (why, seen) = match why {
@@ -421,7 +514,12 @@ impl Engine {
             "removed"
         );
         let note = format!("{key} is removed from Consul: {why}");
-        self.report.event(owner, self.index.uid(owner), EventReason::Deregistered, note);
+        self.report.event(
+            owner,
+            self.index.uid(owner),
+            EventReason::Deregistered,
+            note,
+        );
     }
 
     /// Notes what was found under a key, for status and Events.
@@ -443,20 +541,41 @@ impl Engine {
         let mut standings = Vec::new();
         if let Some(owner) = &finding.owner {
             let trouble = trouble_of(key, finding);
-            standings.push((owner.clone(), Standing { claimed: true, registered, trouble }));
+            standings.push((
+                owner.clone(),
+                Standing {
+                    claimed: true,
+                    registered,
+                    trouble,
+                },
+            ));
             for loser in &finding.losers {
                 let message = format!(
                     "{owner}, which is older, holds {key}: give one of the two another service \
                      name, or another selector"
                 );
-                let trouble = Some(Trouble { reason: Reason::Conflict, message });
+                let trouble = Some(Trouble {
+                    reason: Reason::Conflict,
+                    message,
+                });
                 standings.push((
                     loser.clone(),
-                    Standing { claimed: true, registered: None, trouble },
+                    Standing {
+                        claimed: true,
+                        registered: None,
+                        trouble,
+                    },
                 ));
             }
         } else if let Some((owner, trouble)) = self.leaving(key, finding) {
-            standings.push((owner, Standing { claimed: false, registered, trouble }));
+            standings.push((
+                owner,
+                Standing {
+                    claimed: false,
+                    registered,
+                    trouble,
+                },
+            ));
         }
         self.report.stand(key, standings, &self.index);
         if finding.step == Step::Settled && finding.owner.is_none() {
@@ -471,11 +590,16 @@ impl Engine {
         finding: &Finding,
     ) -> Option<(crate::model::owner::Owner, Option<Trouble>)> {
         let there = self.mirror.instance(key)?;
-        let Mark::Ours(owner) = self.mirror.standing(key, there) else { return None };
+        let Mark::Ours(owner) = self.mirror.standing(key, there) else {
+            return None;
+        };
         self.index.registration(&owner)?;
         let (reason, message) = match &finding.step {
             Step::Held(hold) => (Reason::Held, format!("{key}: {hold}")),
-            Step::Remove(_) => (Reason::Writing, format!("{key} is being removed from Consul")),
+            Step::Remove(_) => (
+                Reason::Writing,
+                format!("{key} is being removed from Consul"),
+            ),
             _ => return None,
         };
         Some((owner, Some(Trouble { reason, message })))
@@ -486,7 +610,13 @@ impl Engine {
         let Key::Instance(key) = key else { return };
         let trouble = Trouble { reason, message };
         let standings = self.report.standings(key).iter().map(|(owner, standing)| {
-            (owner.clone(), Standing { trouble: Some(trouble.clone()), ..standing.clone() })
+            (
+                owner.clone(),
+                Standing {
+                    trouble: Some(trouble.clone()),
+                    ..standing.clone()
+                },
+            )
         });
         let standings = standings.collect();
         self.report.stand(key, standings, &self.index);

@@ -69,15 +69,15 @@ fn quality(quality: Quality) -> &'static str {
 }
 
 /// Carries out a transaction.
-pub async fn write(
-    client: Client,
-    id: u64,
-    txn: Txn,
-    steps: Vec<(BatchedStep, Due)>,
-) -> Done {
+pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<(BatchedStep, Due)>) -> Done {
     let outcome = client.apply(&txn).await;
     let at = Instant::now();
-    Done::Wrote { id, steps, outcome, at }
+    Done::Wrote {
+        id,
+        steps,
+        outcome,
+        at,
+    }
 }
 
 /// Reads which of our nodes there are.
@@ -93,7 +93,9 @@ async fn list_nodes(
     let filter = node_filter(cluster);
     let answer = client.nodes(Some(&filter), Consistency::Consistent).await?;
     let quality = answer.quality;
-    let nodes = answer.authoritative().ok_or(ReadError::NotAuthoritative(quality))?;
+    let nodes = answer
+        .authoritative()
+        .ok_or(ReadError::NotAuthoritative(quality))?;
     let ours = |name: &str| NodeName::parse(cluster, name);
     Ok(nodes.iter().filter_map(|node| ours(&node.name)).collect())
 }
@@ -107,7 +109,11 @@ pub fn node_filter(cluster: &ClusterName) -> String {
 /// Reads what is on one of our nodes.
 pub async fn read(client: Client, name: NodeName, ticket: Ticket) -> Done {
     let content = read_node(&client, &name).await;
-    Done::Read { ticket, name, content }
+    Done::Read {
+        ticket,
+        name,
+        content,
+    }
 }
 
 /// Services and checks come in two answers. A write between them can only make the later one newer,
@@ -120,9 +126,11 @@ async fn read_node(client: &Client, name: &NodeName) -> Result<NodeContent, Read
     )?;
     let quality = services.quality.max(checks.quality);
     match (services.authoritative(), checks.authoritative()) {
-        (Some(Some((node, services))), Some(checks)) => {
-            Ok(NodeContent { node: Some(node), services, checks })
-        }
+        (Some(Some((node, services))), Some(checks)) => Ok(NodeContent {
+            node: Some(node),
+            services,
+            checks,
+        }),
         (Some(None), Some(_)) => Ok(NodeContent::default()),
         _ => Err(ReadError::NotAuthoritative(quality)),
     }

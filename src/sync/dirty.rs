@@ -132,7 +132,10 @@ impl Dirty {
             && *until <= now
             && let Some((_, key)) = self.ripening.pop_first()
         {
-            let parked = self.penalties.get_mut(&key).and_then(|penalty| penalty.parked.take());
+            let parked = self
+                .penalties
+                .get_mut(&key)
+                .and_then(|penalty| penalty.parked.take());
             if let Some((_, due)) = parked {
                 self.touch(key, due);
             }

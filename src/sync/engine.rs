@@ -209,17 +209,26 @@ impl Engine {
         let complete = self.index.watches.all_complete();
         match event.change {
             Change::Pod(event) => {
-                self.watched(Kind::Pod, event, &mut touched, |index, change, touched| match change {
-                    One::Applied(pod) => index.apply_pod(pod, touched),
-                    One::Deleted(pod) => index.remove_pod(&pod.namespace, &pod.name, touched),
-                });
+                self.watched(
+                    Kind::Pod,
+                    event,
+                    &mut touched,
+                    |index, change, touched| match change {
+                        One::Applied(pod) => index.apply_pod(pod, touched),
+                        One::Deleted(pod) => index.remove_pod(&pod.namespace, &pod.name, touched),
+                    },
+                );
             }
             Change::Node(event) => {
-                self.watched(Kind::Node, event, &mut touched, |index, change, touched| match change
-                {
-                    One::Applied(node) => index.apply_node(node, touched),
-                    One::Deleted(node) => index.remove_node(&node.name, touched),
-                });
+                self.watched(
+                    Kind::Node,
+                    event,
+                    &mut touched,
+                    |index, change, touched| match change {
+                        One::Applied(node) => index.apply_node(node, touched),
+                        One::Deleted(node) => index.remove_node(&node.name, touched),
+                    },
+                );
             }
             Change::Registration(event) => {
                 if let WatchEvent::Applied(object) = &event {
@@ -229,16 +238,19 @@ impl Engine {
                         self.know_status(object);
                     }
                 }
-                self.watched(Kind::Registration, event, &mut touched, |index, change, touched| {
-                    match change {
+                self.watched(
+                    Kind::Registration,
+                    event,
+                    &mut touched,
+                    |index, change, touched| match change {
                         One::Applied(object) => {
                             index.apply_registration(Registration::of(&object), touched);
                         }
                         One::Deleted(object) => {
                             index.remove_registration(&object.namespace, &object.name, touched);
                         }
-                    }
-                });
+                    },
+                );
             }
         }
         self.touch(touched, at);
@@ -282,8 +294,14 @@ impl Engine {
                     );
                 }
                 index.watches.broken(kind, reason);
-                let label = KindLabel { kind: kind.resource() };
-                self.report.metrics.watch_restarts.get_or_create(&label).inc();
+                let label = KindLabel {
+                    kind: kind.resource(),
+                };
+                self.report
+                    .metrics
+                    .watch_restarts
+                    .get_or_create(&label)
+                    .inc();
             }
             WatchEvent::Healthy => {
                 index.watches.healthy(kind);
@@ -295,7 +313,13 @@ impl Engine {
     /// All kinds are known completely, for the first time or once more.
     fn complete_again(&mut self, now: Instant) {
         for key in std::mem::take(&mut self.held) {
-            self.dirty.touch(key, Due { cause: Cause::Read, since: now });
+            self.dirty.touch(
+                key,
+                Due {
+                    cause: Cause::Read,
+                    since: now,
+                },
+            );
         }
         if self.mirror.completeness() == Completeness::Complete {
             self.touch_all(Cause::Audit, now);
@@ -303,8 +327,16 @@ impl Engine {
     }
 
     pub(super) fn touch(&mut self, touched: Touched, now: Instant) {
-        let due = Due { cause: Cause::Kubernetes, since: now };
-        let Touched { keys, holdings, problems, registrations } = touched;
+        let due = Due {
+            cause: Cause::Kubernetes,
+            since: now,
+        };
+        let Touched {
+            keys,
+            holdings,
+            problems,
+            registrations,
+        } = touched;
         let held = holdings.iter().flat_map(|owner| self.mirror.held_by(owner));
         for key in held.chain(keys).collect::<Vec<_>>() {
             if let Key::Instance(instance) = &key {
@@ -319,7 +351,8 @@ impl Engine {
             for problem in self.index.problems(&owner) {
                 tracing::warn!(object = %owner, reason = "InvalidAnnotation", "{problem}");
                 let uid = self.index.uid(&owner);
-                self.report.event(&owner, uid, EventReason::InvalidAnnotation, problem.clone());
+                self.report
+                    .event(&owner, uid, EventReason::InvalidAnnotation, problem.clone());
             }
         }
     }
@@ -343,14 +376,20 @@ impl Engine {
 
     fn heed(&mut self, signal: &Signal, now: Instant) {
         match signal {
-            Signal::Changed { table, index, first, interrupted } => {
+            Signal::Changed {
+                table,
+                index,
+                first,
+                interrupted,
+            } => {
                 if *first {
                     self.unwatched.remove(table);
                 } else if *interrupted {
                     self.own.forget();
                     self.sweeper.signal(now);
                 } else {
-                    self.own.signalled(index.map_or(0, std::num::NonZeroU64::get));
+                    self.own
+                        .signalled(index.map_or(0, std::num::NonZeroU64::get));
                 }
             }
             Signal::Failed { table, error } if self.unwatched.contains(table) => {
@@ -395,13 +434,15 @@ impl Engine {
         self.reads += 1;
         let ticket = self.mirror.start_read();
         let cluster = self.index.cluster().clone();
-        self.jobs.spawn(apply::list(self.consul.clone(), cluster, ticket));
+        self.jobs
+            .spawn(apply::list(self.consul.clone(), cluster, ticket));
     }
 
     fn start_read(&mut self, node: NodeName) {
         self.reads += 1;
         let ticket = self.mirror.start_read();
-        self.jobs.spawn(apply::read(self.consul.clone(), node, ticket));
+        self.jobs
+            .spawn(apply::read(self.consul.clone(), node, ticket));
     }
 
     // === writes ===
@@ -445,7 +486,8 @@ impl Engine {
             }
             let id = self.own.start();
             let steps = steps.into_iter().zip(dues).collect();
-            self.jobs.spawn(apply::write(self.consul.clone(), id, txn, steps));
+            self.jobs
+                .spawn(apply::write(self.consul.clone(), id, txn, steps));
         }
     }
 
@@ -462,7 +504,10 @@ impl Engine {
         let step = match finding.step {
             Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => return false,
             Step::Waiting => {
-                self.on_node.entry(key.node().clone()).or_default().push((key, due));
+                self.on_node
+                    .entry(key.node().clone())
+                    .or_default()
+                    .push((key, due));
                 return false;
             }
             step @ (Step::PutNode(_) | Step::Put(_) | Step::Remove(_)) => step,
@@ -481,7 +526,10 @@ impl Engine {
         {
             let node = Key::Node(instance.node.clone());
             if self.dirty.busy().contains(&node) {
-                self.on_node.entry(instance.node.clone()).or_default().push((key, due));
+                self.on_node
+                    .entry(instance.node.clone())
+                    .or_default()
+                    .push((key, due));
                 return false;
             }
             if !batch.contains(&node) {
@@ -545,7 +593,10 @@ impl Engine {
         }
         let ready = self.is_ready();
         self.readiness.send_if_modified(|known| {
-            let now = Readiness { ready: known.ready || ready, remarks };
+            let now = Readiness {
+                ready: known.ready || ready,
+                remarks,
+            };
             let changed = *known != now;
             *known = now;
             changed
@@ -554,7 +605,11 @@ impl Engine {
         self.report.metrics.pending.set(pending);
         let owned = |kind: &'static str, count: usize| {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.report.metrics.owned.get_or_create(&KindLabel { kind }).set(count);
+            self.report
+                .metrics
+                .owned
+                .get_or_create(&KindLabel { kind })
+                .set(count);
         };
         owned("instance", self.mirror.owned_instances());
         owned("node", self.mirror.node_count());

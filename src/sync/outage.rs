@@ -21,7 +21,9 @@ impl Outage {
     /// A call failed in a way that has nothing to do with what was asked. `chance` is from 0 to 1:
     /// full jitter spreads those who wait.
     pub fn failed(&mut self, reason: String, now: Instant, chance: f64) {
-        let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(CEILING);
+        let ceiling = FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(CEILING);
         self.failures += 1;
         self.reason = Some(reason);
         self.until = Some(now + ceiling.mul_f64(chance.clamp(0.0, 1.0)).max(FIRST / 4));

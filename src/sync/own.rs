@@ -71,7 +71,9 @@ impl OwnWrites {
 
     /// Whether there is a signal that none of our writes explains. Each is told of once.
     pub fn unexplained(&mut self, now: Instant) -> bool {
-        let removed = self.removed_at.is_some_and(|at| now - at < REMOVAL_EXPLAINS);
+        let removed = self
+            .removed_at
+            .is_some_and(|at| now - at < REMOVAL_EXPLAINS);
         let first = self.under_way.first().copied().unwrap_or(u64::MAX);
         let mut unexplained = false;
         let indexes = &self.indexes;

@@ -78,13 +78,28 @@ impl Report {
         let standings: Vec<_> = if known.is_empty() {
             let claimants = index.claimants(key).iter();
             let standing = |owner| {
-                (owner, Standing { claimed: true, registered: None, trouble: Some(writing()) })
+                (
+                    owner,
+                    Standing {
+                        claimed: true,
+                        registered: None,
+                        trouble: Some(writing()),
+                    },
+                )
             };
-            claimants.map(|claimant| standing(claimant.owner.clone())).collect()
+            claimants
+                .map(|claimant| standing(claimant.owner.clone()))
+                .collect()
         } else {
             let expecting = |(owner, standing): &(Owner, Standing)| {
                 let trouble = standing.trouble.clone().or_else(|| Some(writing()));
-                (owner.clone(), Standing { trouble, ..standing.clone() })
+                (
+                    owner.clone(),
+                    Standing {
+                        trouble,
+                        ..standing.clone()
+                    },
+                )
             };
             known.iter().map(expecting).collect()
         };
@@ -95,7 +110,9 @@ impl Report {
     pub fn stand(&mut self, key: &InstanceKey, standings: Vec<(Owner, Standing)>, index: &Index) {
         let before = self.board.standings(key).to_vec();
         for (owner, standing) in &standings {
-            let Some(trouble) = &standing.trouble else { continue };
+            let Some(trouble) = &standing.trouble else {
+                continue;
+            };
             let known = before.iter().find(|(known, _)| known == owner);
             if known.and_then(|(_, standing)| standing.trouble.as_ref()) != Some(trouble) {
                 self.tell(key, owner, trouble, index);
@@ -137,14 +154,22 @@ impl Report {
     /// Sends an Event, unless the object is not known any more.
     pub fn event(&self, about: &Owner, uid: Option<&Text>, reason: EventReason, note: String) {
         let Some(uid) = uid else { return };
-        let Owner { kind, namespace, name } = about.clone();
+        let Owner {
+            kind,
+            namespace,
+            name,
+        } = about.clone();
         let regarding = match kind {
             OwnerKind::Pod => Regarding::pod(namespace, name, uid.clone()),
             OwnerKind::ServiceRegistration => {
                 Regarding::service_registration(namespace, name, uid.clone())
             }
         };
-        self.events.send(EventRecord { regarding, reason, note });
+        self.events.send(EventRecord {
+            regarding,
+            reason,
+            note,
+        });
     }
 
     /// A write for an object was acknowledged.
@@ -175,15 +200,22 @@ impl Report {
             self.send_status(&owner, index);
         }
         let troubled = |reasons: &[Reason]| -> i64 {
-            let sum: usize = reasons.iter().map(|reason| self.board.troubles(*reason)).sum();
+            let sum: usize = reasons
+                .iter()
+                .map(|reason| self.board.troubles(*reason))
+                .sum();
             i64::try_from(sum).unwrap_or(i64::MAX)
         };
         let metrics = &self.metrics;
-        metrics.conflicts.set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
+        metrics
+            .conflicts
+            .set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
         metrics.held_deletes.set(troubled(&[Reason::Held]));
         let objects = i64::try_from(index.problem_count()).unwrap_or(i64::MAX);
         let instances = [Reason::Invalid, Reason::ConsulRefused, Reason::AccessDenied];
-        metrics.rejections.set(objects.saturating_add(troubled(&instances)));
+        metrics
+            .rejections
+            .set(objects.saturating_add(troubled(&instances)));
     }
 
     /// When a status that lags behind is due.
@@ -222,7 +254,11 @@ impl Report {
 
 /// The object whose input an instance is made of: the pod, where it stands for one.
 pub fn subject(key: &InstanceKey, owner: &Owner, index: &Index) -> Owner {
-    match index.claimants(key).first().map(|claimant| &claimant.target) {
+    match index
+        .claimants(key)
+        .first()
+        .map(|claimant| &claimant.target)
+    {
         Some(Target::Pod(pod)) => Owner::pod(&owner.namespace, pod),
         _ => owner.clone(),
     }

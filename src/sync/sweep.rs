@@ -50,7 +50,9 @@ impl Sweeper {
 
     /// Consul told of a change that our writes do not explain.
     pub fn signal(&mut self, now: Instant) {
-        let quiet = self.last_signal.is_none_or(|last| now - last > self.interval);
+        let quiet = self
+            .last_signal
+            .is_none_or(|last| now - last > self.interval);
         if quiet {
             self.gap = Duration::ZERO;
         }
@@ -97,14 +99,20 @@ impl Sweeper {
             return None;
         }
         let node = self.queue.pop_front()?;
-        self.paced = self.paced.map(|paced| paced + Duration::from_secs(1) / NODES_PER_SECOND);
+        self.paced = self
+            .paced
+            .map(|paced| paced + Duration::from_secs(1) / NODES_PER_SECOND);
         Some(node)
     }
 
     /// When there is something to do next.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        if self.queue.is_empty() { self.due } else { self.paced }
+        if self.queue.is_empty() {
+            self.due
+        } else {
+            self.paced
+        }
     }
 }
 
