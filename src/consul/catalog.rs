@@ -131,9 +131,11 @@ impl Client {
 
     /// Tells that some node changed, appeared or went, without saying which, in a few bytes.
     ///
-    /// This and the two below are woken by the rows of their own table alone, whoever wrote them,
-    /// and then give the index of that write: the `ModifyIndex` of what it left. A removal leaves
-    /// nothing, so that only something else written in the same transaction tells its index.
+    /// This and the two below are woken by the rows of their own table, whoever wrote them, and
+    /// then give the index of that write: the `ModifyIndex` of what it left. A removal leaves
+    /// nothing, so that only something else written in the same transaction tells its index, like
+    /// a key that gets a new value. The index of the nodes takes in that of the services: a service that is written
+    /// between two queries makes this one return once, too.
     #[must_use]
     pub fn watch_any_node(&self) -> Watch<()> {
         let request = Request::get("catalog/nodes").query("filter", r#"Node == """#);

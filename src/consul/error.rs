@@ -200,7 +200,7 @@ fn classify(status: u16, text: &str) -> ErrorClass {
 /// Texts by which Consul tells its failures apart, since almost all of them are a 500; the first
 /// fragment that is found decides. What is not listed counts as [`ErrorClass::Ambiguous`].
 ///
-/// Answers of Consul 1.22.7. `tests/consul_client.rs` provokes those that a single server can be
+/// Answers of Consul 1.22.7. `tests/consul_client` provokes those that a single server can be
 /// made to give, except for those of config entries, prepared queries and sessions, which are
 /// provoked where these are written.
 const TEXTS: &[(&str, ErrorClass)] = &[

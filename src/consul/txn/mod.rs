@@ -1,7 +1,7 @@
 //! Transactions: `PUT /v1/txn`.
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/txn>. Observed on Consul 1.22.7, and
-//! tried again by `tests/consul_client.rs`:
+//! tried again by `tests/consul_client`:
 //! - Of a service, `Kind`, `Tags`, `Address`, `TaggedAddresses`, `Port`, `Meta`, `Weights` and
 //!   `EnableTagOverride` are stored; `Ports`, `Connect` and `Locality` are dropped without a word.
 //!   Weights outside 1..=65535 become 1 and 1.
