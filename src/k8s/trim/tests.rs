@@ -223,7 +223,7 @@ fn a_node_is_trimmed_to_its_facts() {
     );
 }
 
-fn registration(spec: Value) -> Value {
+fn registration(spec: &Value) -> Value {
     json!({
         "metadata": {"name": "payment", "namespace": "shop", "uid": "u", "generation": 3,
                      "annotations": {"lictor.io/paused": "true", "other": "x"}},
@@ -234,7 +234,7 @@ fn registration(spec: Value) -> Value {
 #[test]
 fn a_registration_is_decoded() {
     let object: RegistrationObject = one(&registration(
-        json!({"selector": {"matchLabels": {"a": "b"}}, "port": "http"}),
+        &json!({"selector": {"matchLabels": {"a": "b"}}, "port": "http"}),
     ));
     let spec = object.spec.unwrap();
     assert_eq!(spec.port, Some(Port::Name("http".into())));
@@ -258,7 +258,7 @@ fn a_registration_that_cannot_be_decoded_still_shows() {
         json!(null),
         json!([]),
     ] {
-        let object: RegistrationObject = one(&registration(spec.clone()));
+        let object: RegistrationObject = one(&registration(&spec));
         assert_eq!(&*object.name, "payment");
         let why = object.spec.unwrap_err();
         assert!(why.starts_with("spec: "), "{spec}: {why}");
