@@ -44,12 +44,11 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(shown);
-    let stopped = stop.clone();
-    let server = axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { stopped.cancelled().await })
+    let serving = axum::serve(listener, routes)
+        .with_graceful_shutdown(stop.clone().cancelled_owned())
         .into_future();
     tokio::select! {
-        served = server => served,
+        result = serving => result,
         () = async { stop.cancelled().await; tokio::time::sleep(LAST_REQUESTS).await } => Ok(()),
     }
 }
@@ -69,7 +68,7 @@ async fn readyz(State(shown): State<Shown>) -> Response {
     if let Some(age) = shown.consul.last_contact().map(|at| at.elapsed().as_secs())
         && age > 0
     {
-        text.push_str(&format!("- consul: last contact {age} s ago\n"));
+        text.extend(["- consul: last contact ", &age.to_string(), " s ago\n"]);
     }
     let status = if ready {
         StatusCode::OK

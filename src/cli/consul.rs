@@ -9,6 +9,10 @@ use super::Failure;
 use crate::consul::{ConsulConfig, ConsulSettings};
 
 #[derive(Args, Debug)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the names are those of the flags"
+)]
 #[command(next_help_heading = "Consul")]
 pub(super) struct ConsulFlags {
     /// Address, or several separated by commas, tried in turn: `http://HOST:PORT`, `https://HOST:PORT`

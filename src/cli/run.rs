@@ -120,7 +120,10 @@ fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed: kube::core::Duration = text.parse().map_err(|error| format!("{error}"))?;
-    let parsed = Duration::try_from(parsed).map_err(|_| "must not be negative".to_owned())?;
+    if parsed.is_negative() {
+        return Err("must not be negative".to_owned());
+    }
+    let parsed = Duration::from(parsed);
     if parsed < Duration::from_secs(1) {
         return Err("must be at least 1s".to_owned());
     }

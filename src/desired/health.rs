@@ -52,7 +52,7 @@ fn unready(pod: &PodFacts) -> String {
         _ => "the pod is not ready".to_owned(),
     };
     if !pod.ready_reason.is_empty() {
-        text.push_str(&format!(" ({})", pod.ready_reason));
+        text.extend([" (", &*pod.ready_reason, ")"]);
     }
     if !pod.unready.is_empty() {
         let containers = pod
@@ -62,7 +62,7 @@ fn unready(pod: &PodFacts) -> String {
                 "" => container.name.to_string(),
                 reason => format!("{} ({reason})", container.name),
             });
-        text.push_str(&format!(": {}", containers.collect::<Vec<_>>().join(", ")));
+        text.extend([": ", &containers.collect::<Vec<_>>().join(", ")]);
     }
     text
 }

@@ -148,7 +148,8 @@ impl Index {
             }
             row.keys
         });
-        self.reclaim_pod(&name, held.unwrap_or_default(), self.absence(), touched);
+        let absence = self.absence();
+        self.reclaim_pod(&name, &held.unwrap_or_default(), absence, touched);
     }
 
     /// A pod was deleted.
@@ -177,7 +178,7 @@ impl Index {
             touched.holdings.insert(owner);
         }
         let keys = self.endpoint_keys(&registration);
-        let claimants = self.endpoint_claims(&registration, &keys);
+        let claimants = Self::endpoint_claims(&registration, &keys);
         let after = registration.clone();
         let row = RegistrationRow { registration, keys };
         let before = self.registrations.put(name.clone(), row);
@@ -483,7 +484,7 @@ impl Index {
                 continue;
             };
             let keys = std::mem::take(&mut row.keys);
-            self.reclaim_pod(&name, keys, absence, touched);
+            self.reclaim_pod(&name, &keys, absence, touched);
             if let Some(problems) = self.pod(&name.0, &name.1).map(|pod| self.remarks(pod)) {
                 self.note_problems(Owner::pod(&name.0, &name.1), problems, touched);
             }
@@ -494,7 +495,7 @@ impl Index {
     fn reclaim_pod(
         &mut self,
         name: &ObjectName,
-        before: Vec<InstanceKey>,
+        before: &[InstanceKey],
         absence: Absence,
         touched: &mut Touched,
     ) {
@@ -506,7 +507,7 @@ impl Index {
         }
         let claims = self.claims_of_pod(&row.facts);
         let keys = claims.iter().map(|(key, _)| key.clone()).collect();
-        self.replace_claims(&before, claims, absence, touched);
+        self.replace_claims(before, claims, absence, touched);
         if let Some(row) = self.pods.get_mut(name) {
             row.keys = keys;
         }
@@ -617,7 +618,6 @@ impl Index {
     }
 
     fn endpoint_claims(
-        &self,
         registration: &Registration,
         keys: &[InstanceKey],
     ) -> Vec<(InstanceKey, Vec<Claimant>)> {

@@ -1,4 +1,5 @@
 //! The domain's own types, parsed once. Pure.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod entry;
 pub mod facts;

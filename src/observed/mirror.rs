@@ -154,6 +154,7 @@ impl Mirror {
     }
 
     /// Keys of all that says it stands for, or belongs to, an object.
+    #[must_use]
     pub fn held_by(&self, owner: &Owner) -> Vec<Key> {
         let ours = |(key, instance): (&InstanceKey, &ObservedInstance)| {
             let Standing::Ours(holder) = self.standing(key, instance) else {
@@ -209,25 +210,24 @@ impl Mirror {
     }
 
     /// A read failed.
-    pub fn abandon_read(&mut self, ticket: Ticket) {
-        self.end_read(ticket.0);
+    pub fn abandon_read(&mut self, Ticket(began): Ticket) {
+        self.end_read(began);
     }
 
     /// A read of a node is complete. Keys that are being written (`busy`) or were written since the
     /// read began stay as they are known. Returns the keys of which something changed.
     pub fn finish_read(
         &mut self,
-        ticket: Ticket,
+        Ticket(began): Ticket,
         name: &NodeName,
-        content: NodeContent,
+        content: &NodeContent,
         busy: &HashSet<Key>,
     ) -> Vec<Key> {
-        let began = ticket.0;
         let current = |this: &Self, key: &Key| {
             busy.contains(key) || this.written.get(key).is_some_and(|at| *at > began)
         };
         let mut changed = Vec::new();
-        let mut incoming = instances_of(name, &content);
+        let mut incoming = instances_of(name, content);
         let known: Vec<InstanceKey> = self.on_node(name).map(|(key, _)| key.clone()).collect();
         for key in known {
             if !incoming.contains_key(&key) && !current(self, &Key::Instance(key.clone())) {
@@ -243,7 +243,7 @@ impl Mirror {
             }
         }
         let node_key = Key::Node(name.clone());
-        let node = node_of(&content);
+        let node = node_of(content);
         if !current(self, &node_key) && self.nodes.get(name) != node.as_ref() {
             self.set_node(name, node);
             changed.push(node_key);
@@ -257,11 +257,10 @@ impl Mirror {
     /// Returns the keys of which something changed.
     pub fn finish_list(
         &mut self,
-        ticket: Ticket,
+        Ticket(began): Ticket,
         listed: &BTreeSet<NodeName>,
         busy: &HashSet<Key>,
     ) -> Vec<Key> {
-        let began = ticket.0;
         let missing: Vec<NodeName> = self
             .nodes
             .keys()

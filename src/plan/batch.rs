@@ -32,10 +32,10 @@ pub struct BatchedStep {
 }
 
 /// A step that cannot be added.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overflow {
     /// Not to this batch; the next one has room.
-    Full(Step),
+    Full,
     /// To no batch: it is larger than Consul takes.
     TooLarge,
 }
@@ -66,14 +66,14 @@ impl Batch {
             return Ok(());
         }
         if self.txn.len() + ops.len() > MAX_STEP_OPS {
-            return Err(Overflow::Full(step));
+            return Err(Overflow::Full);
         }
         let pushed = self.txn.push_all(&ops);
         drop(ops);
         let ops = match pushed {
             Ok(ops) => ops,
             Err(TxnFull::TooLarge) => return Err(Overflow::TooLarge),
-            Err(TxnFull::Ops | TxnFull::Bytes) => return Err(Overflow::Full(step)),
+            Err(TxnFull::Ops | TxnFull::Bytes) => return Err(Overflow::Full),
         };
         self.steps.push(BatchedStep { key, step, ops });
         Ok(())

@@ -197,7 +197,7 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
                         index: there.modify_index,
                         why,
                     }),
-                    Err(hold) => Step::Held(hold),
+                    Err(why_not) => Step::Held(why_not),
                 })
             }
             _ => Finding::nothing(Step::Settled),

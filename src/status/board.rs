@@ -249,6 +249,7 @@ mod tests {
             message: String::new(),
         });
         Standing {
+            claimed: true,
             registered,
             trouble,
         }

@@ -13,7 +13,6 @@ use crate::consul::{ConsulError, ErrorClass, TxnError, TxnFailure, TxnOutcome, T
 use crate::desired::claim::Freeze;
 use crate::k8s::EventReason;
 use crate::metrics::{KindLabel, OperationLabels};
-use crate::model::entry::readiness_check_id;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::Standing as Mark;
 use crate::model::names::NodeName;
@@ -86,7 +85,7 @@ impl Engine {
                 self.answered();
                 let changed = self
                     .mirror
-                    .finish_read(ticket, &name, content, self.dirty.busy());
+                    .finish_read(ticket, &name, &content, self.dirty.busy());
                 if let Some(loading) = &mut self.loading {
                     loading.remove(&name);
                 }
@@ -677,6 +676,7 @@ fn outcome_of(failure: TxnFailure) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::entry::readiness_check_id;
 
     #[test]
     fn a_check_is_replaced_by_its_id() {

@@ -565,7 +565,7 @@ impl Engine {
                 dues.push(due);
                 true
             }
-            Err(Overflow::Full(_) | Overflow::TooLarge) => false,
+            Err(Overflow::Full | Overflow::TooLarge) => false,
         }
     }
 

@@ -253,6 +253,7 @@ impl Report {
 }
 
 /// The object whose input an instance is made of: the pod, where it stands for one.
+#[must_use]
 pub fn subject(key: &InstanceKey, owner: &Owner, index: &Index) -> Owner {
     match index
         .claimants(key)
