@@ -2,6 +2,7 @@
 //!
 //! The doc comments of the fields become the descriptions in the CRDs, so they are written for
 //! readers of `kubectl explain`.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod conditions;
 pub mod object;

@@ -10,6 +10,8 @@
     reason = "these commands talk to a person at a terminal"
 )]
 
+mod cargo;
+mod r#gen;
 mod test;
 mod testbed;
 
@@ -22,6 +24,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    Gen(r#gen::Args),
     Test(test::Args),
     Testbed(testbed::Args),
 }
@@ -40,6 +43,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Gen(args) => args.run().await,
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,
     }

@@ -1,0 +1,392 @@
+//! What a real Consul cannot be made to answer.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use wiremock::matchers::{method, path};
+use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
+
+use super::super::{Cause, Consistency, ConsulSettings, Quality, Txn, TxnOp, Watch};
+use super::*;
+
+fn client(addresses: &[String]) -> Client {
+    let settings = ConsulSettings {
+        addresses: addresses.join(","),
+        ..Default::default()
+    };
+    Client::new(ConsulConfig::new(settings).unwrap()).unwrap()
+}
+
+async fn server(response: impl Respond + 'static) -> (MockServer, Client) {
+    let server = MockServer::start().await;
+    Mock::given(wiremock::matchers::any())
+        .respond_with(response)
+        .mount(&server)
+        .await;
+    let client = client(&[server.uri()]);
+    (server, client)
+}
+
+/// Takes connections, reads one request from each, answers with these bytes and closes. Gives its
+/// address and how many requests it took.
+async fn raw_server(answer: &'static [u8]) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = taken.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            if stream.read(&mut head).await.is_ok_and(|length| length > 0) {
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(answer).await;
+            }
+        }
+    });
+    (format!("http://{address}"), taken)
+}
+
+/// An address where nobody listens.
+async fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    format!("http://{address}")
+}
+
+fn read() -> Request<'static> {
+    Request::get("catalog/nodes").consistency(Consistency::Consistent)
+}
+
+fn write() -> Request<'static> {
+    Request::put("txn").body(b"[]".to_vec())
+}
+
+#[tokio::test]
+async fn the_index_of_an_error_is_not_one() {
+    let error = ResponseTemplate::new(429).insert_header("X-Consul-Index", "1");
+    let (_server, client) = server(error.set_body_string("rate limit exceeded")).await;
+    let answer = client.send(&read()).await.unwrap();
+    assert_eq!((answer.status, answer.index), (429, None));
+    assert_eq!(answer.success().unwrap_err().class(), ErrorClass::SlowDown);
+}
+
+#[tokio::test]
+async fn an_answer_is_authoritative_only_if_nothing_speaks_against_it() {
+    let headers = |more: &[(&str, &str)]| {
+        let mut answer = ResponseTemplate::new(200)
+            .insert_header("X-Consul-KnownLeader", "true")
+            .insert_header("X-Consul-Effective-Consistency", "consistent")
+            .insert_header("X-Consul-Default-ACL-Policy", "allow");
+        for (name, value) in more {
+            answer = answer.insert_header(*name, *value);
+        }
+        answer.set_body_string("[]")
+    };
+    let cases = [
+        (
+            headers(&[]),
+            Consistency::Consistent,
+            Quality::Authoritative,
+        ),
+        (headers(&[]), Consistency::Default, Quality::Leased),
+        (headers(&[]), Consistency::Stale, Quality::Stale),
+        (
+            headers(&[("X-Consul-KnownLeader", "false")]),
+            Consistency::Consistent,
+            Quality::Stale,
+        ),
+        (
+            headers(&[("X-Consul-Effective-Consistency", "stale")]),
+            Consistency::Default,
+            Quality::Stale,
+        ),
+        (
+            headers(&[("X-Consul-Results-Filtered-By-ACLs", "true")]),
+            Consistency::Consistent,
+            Quality::Filtered,
+        ),
+        // ACLs were turned on since the token was looked at.
+        (
+            headers(&[("X-Consul-Default-ACL-Policy", "deny")]),
+            Consistency::Consistent,
+            Quality::Unverified,
+        ),
+    ];
+    for (answer, consistency, quality) in cases {
+        let server = MockServer::start().await;
+        let off = ResponseTemplate::new(401).set_body_string("ACL support disabled");
+        Mock::given(path("/v1/acl/token/self"))
+            .respond_with(off)
+            .mount(&server)
+            .await;
+        Mock::given(path("/v1/catalog/nodes"))
+            .respond_with(answer)
+            .mount(&server)
+            .await;
+        let client = client(&[server.uri()]);
+        let before = client.nodes(None, consistency).await.unwrap();
+        assert!(
+            before.quality >= Quality::Unverified,
+            "nobody looked at the token yet"
+        );
+        assert_eq!(client.check_token().await.unwrap(), TokenStanding::AclsOff);
+        let observed = client.nodes(None, consistency).await.unwrap();
+        assert_eq!(observed.quality, quality);
+        let authoritative = quality == Quality::Authoritative;
+        assert_eq!(observed.authoritative().is_some(), authoritative);
+        client.set_token(&SecretString::from("another")).unwrap();
+        let after = client.nodes(None, consistency).await.unwrap();
+        assert!(
+            after.quality >= Quality::Unverified,
+            "nobody looked at this token yet"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_next_address_is_tried_and_kept() {
+    let (first, second) = (nobody().await, MockServer::start().await);
+    let answer = ResponseTemplate::new(200).set_body_string("[]");
+    Mock::given(wiremock::matchers::any())
+        .respond_with(answer)
+        .mount(&second)
+        .await;
+    let client = client(&[first, second.uri()]);
+    for request in [write(), read(), write()] {
+        assert_eq!(client.send(&request).await.unwrap().status, 200);
+    }
+    assert_eq!(client.transport().order().next(), Some(1));
+    assert!(client.last_contact().is_some());
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_applied_is_not_repeated_elsewhere() {
+    let (first, taken_first) = raw_server(b"").await;
+    let (second, taken_second) =
+        raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]").await;
+    let two = client(&[first, second]);
+    let error = two.send(&write()).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Ambiguous, "{error}");
+    assert!(error.class().may_be_applied());
+    assert_eq!(taken_second.load(Ordering::SeqCst), 0);
+    // The next request starts at the other address.
+    assert_eq!(two.send(&write()).await.unwrap().status, 200);
+    assert_eq!(taken_first.load(Ordering::SeqCst), 1);
+    two.transport().prefer(0);
+    assert_eq!(
+        two.send(&read()).await.unwrap().status,
+        200,
+        "a read may be repeated"
+    );
+    assert_eq!(taken_first.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn nobody_there_means_that_nothing_was_applied() {
+    let client = client(&[nobody().await, nobody().await]);
+    let mut txn = Txn::new();
+    txn.push(&TxnOp::KvGet { key: "k" }).unwrap();
+    let error = client.apply(&txn).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unreachable, "{error}");
+    assert!(error.to_string().starts_with("PUT /v1/txn: "), "{error}");
+    assert_eq!((error.status(), client.last_contact()), (None, None));
+}
+
+#[tokio::test]
+async fn broken_answers_are_errors() {
+    let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{\"Node\":";
+    let (address, _) = raw_server(cut).await;
+    let error = client(&[address])
+        .nodes(None, Consistency::Default)
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Ambiguous, "{error}");
+
+    let (address, _) = raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 67108865\r\n\r\n").await;
+    let error = client(&[address])
+        .nodes(None, Consistency::Default)
+        .await
+        .unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Malformed, "{error}");
+
+    let html = ResponseTemplate::new(200).set_body_string("<html>welcome</html>");
+    let (_server, client) = server(html).await;
+    let error = client.nodes(None, Consistency::Default).await.unwrap_err();
+    assert_eq!(
+        (error.class(), error.status()),
+        (ErrorClass::Malformed, Some(200)),
+        "{error}"
+    );
+    let mut txn = Txn::new();
+    txn.push(&TxnOp::KvGet { key: "k" }).unwrap();
+    let error = client.apply(&txn).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Malformed, "{error}");
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let away = ResponseTemplate::new(301).insert_header("Location", "http://127.0.0.1:1/");
+    let (_server, client) = server(away).await;
+    let error = client.nodes(None, Consistency::Default).await.unwrap_err();
+    assert_eq!(
+        (error.class(), error.status()),
+        (ErrorClass::Malformed, Some(301)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn no_request_outlives_its_deadline() {
+    let late = ResponseTemplate::new(200).set_delay(Duration::from_secs(20));
+    let (_server, client) = server(late).await;
+    let began = Instant::now();
+    let request = write().within(Duration::from_millis(200));
+    let error = client.send(&request).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Ambiguous, "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn the_token_is_sent_and_never_shown() {
+    let ok = ResponseTemplate::new(200).set_body_string("[]");
+    let (server, client) = server(ok).await;
+    let secret = || SecretString::from("very-secret");
+    client.send(&read()).await.unwrap();
+    client.set_token(&secret()).unwrap();
+    let answer = client.send(&read()).await.unwrap();
+    client.send(&read().without_token()).await.unwrap();
+    client
+        .send(&read().token(SecretString::from("other")))
+        .await
+        .unwrap();
+    client.set_token(&SecretString::from("")).unwrap();
+    client.send(&read()).await.unwrap();
+    let sent: Vec<_> = server.received_requests().await.unwrap();
+    let tokens: Vec<_> = sent
+        .iter()
+        .map(|request| {
+            request
+                .headers
+                .get(TOKEN)
+                .map(|token| token.to_str().unwrap().to_owned())
+        })
+        .collect();
+    let token = |token: &str| Some(token.to_owned());
+    assert_eq!(
+        tokens,
+        [None, token("very-secret"), None, token("other"), None]
+    );
+    let request = read().token(secret()).body(b"very-secret".to_vec());
+    assert_eq!(format!("{request:?}"), "GET /v1/catalog/nodes");
+    assert!(!format!("{answer:?}").contains("very-secret"));
+}
+
+#[tokio::test]
+async fn the_observer_is_told_of_every_request() {
+    struct Seen(Mutex<Vec<(&'static str, Option<u16>)>>);
+    impl Observer for Seen {
+        fn observed(&self, endpoint: &'static str, code: Option<u16>, _elapsed: Duration) {
+            lock(&self.0).push((endpoint, code));
+        }
+    }
+    let server = MockServer::start().await;
+    let seen = Arc::new(Seen(Mutex::default()));
+    for (addresses, node) in [(server.uri(), "a"), (nobody().await, "b")] {
+        let settings = ConsulSettings {
+            addresses,
+            ..Default::default()
+        };
+        let config = ConsulConfig::new(settings).unwrap();
+        let client = Client::with_observer(config, seen.clone()).unwrap();
+        client
+            .node_checks(node, Consistency::Default)
+            .await
+            .unwrap_err();
+    }
+    assert_eq!(
+        *lock(&seen.0),
+        [("health/node", Some(404)), ("health/node", None)]
+    );
+}
+
+/// Answers one after the other, the last one again and again.
+struct Script(Mutex<Vec<ResponseTemplate>>);
+
+impl Respond for Script {
+    fn respond(&self, _request: &wiremock::Request) -> ResponseTemplate {
+        let mut answers = lock(&self.0);
+        if answers.len() > 1 {
+            answers.remove(0)
+        } else {
+            answers[0].clone()
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_watch_gives_changes_and_failures_and_starts_again_when_the_index_goes_back() {
+    let at = |index: &str| {
+        ResponseTemplate::new(200)
+            .insert_header("X-Consul-Index", index)
+            .set_body_string("[]")
+    };
+    let answers = vec![
+        at("7"),
+        at("7"),
+        at("9"),
+        ResponseTemplate::new(500).set_body_string("No cluster leader"),
+        at("9"),
+        at("3"),
+        at("3"),
+        at("4"),
+        at("4").set_delay(Duration::from_mins(1)),
+    ];
+    let server = MockServer::start().await;
+    let script = Script(Mutex::new(answers));
+    Mock::given(method("GET"))
+        .respond_with(script)
+        .mount(&server)
+        .await;
+    let client = client(&[server.uri()]);
+    let nodes = client.watch_nodes(r#"Node == "n""#, Consistency::Default);
+    let mut watch: Watch<_> = nodes
+        .pace(Duration::from_millis(1))
+        .wait(Duration::from_secs(2));
+
+    let mut causes = Vec::new();
+    for _ in 0..6 {
+        causes.push(
+            watch
+                .next()
+                .await
+                .map(|change| change.cause)
+                .map_err(|error| error.class()),
+        );
+    }
+    let expected = [
+        Ok(Cause::First),
+        Ok(Cause::Moved),
+        Err(ErrorClass::NoLeader),
+        Ok(Cause::Recovered),
+        Ok(Cause::WentBack),
+        Ok(Cause::Moved),
+    ];
+    assert_eq!(causes, expected);
+    // A call that is dropped loses nothing.
+    let dropped = tokio::time::timeout(Duration::from_millis(100), watch.next()).await;
+    assert!(dropped.is_err());
+
+    let requests = server.received_requests().await.unwrap();
+    let asked: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let index = request.url.query_pairs().find(|(name, _)| name == "index");
+            index
+                .map(|(_, value)| value.into_owned())
+                .unwrap_or_default()
+        })
+        .collect();
+    assert_eq!(asked, ["", "7", "7", "9", "", "9", "", "3", "4"]);
+}

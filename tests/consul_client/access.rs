@@ -1,0 +1,273 @@
+//! ACLs and TLS.
+
+use std::path::Path;
+
+use anyhow::Result;
+use lictor::consul::{
+    Client, Consistency, ConsulConfig, ConsulSettings, ErrorClass, Fence, Quality, Request,
+    TokenStanding, Txn, TxnFailure, TxnOp, TxnOutcome,
+};
+use lictor_testbed::{Bed, BedOptions};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use super::{client, outcome};
+
+const MANAGEMENT: &str = "11111111-2222-3333-4444-555555555555";
+const RULES: &str = r#"
+    key_prefix "lictor/v1/c1/" { policy = "write" }
+    node_prefix "lictor-c1--" { policy = "write" }
+    service_prefix "" { policy = "read" }
+"#;
+
+#[tokio::test]
+async fn with_acls_and_tls() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let pki = folder.path().join("pki");
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
+    let options = BedOptions {
+        dir: Some(folder.path().to_owned()),
+        consul_config: json!({
+            "acl": {
+                "enabled": true,
+                "default_policy": "deny",
+                // The bed asks without a token whether Consul is ready.
+                "tokens": { "initial_management": MANAGEMENT, "default": MANAGEMENT },
+            },
+            "ports": { "https": port },
+            "tls": { "https": {
+                "ca_file": pki.join("ca.crt"),
+                "cert_file": pki.join("server.crt"),
+                "key_file": pki.join("server.key"),
+                "verify_incoming": true,
+            }},
+        }),
+        ..BedOptions::default()
+    };
+    let bed = Bed::start(options).await?;
+    let settings = ConsulSettings {
+        addresses: bed.consul_addr(),
+        ..Default::default()
+    };
+    let manager = with_token(&settings, MANAGEMENT);
+    let request = Request::put("agent/token/default").json(&json!({"Token": ""}))?;
+    manager.send(&request).await?.success()?;
+
+    tokens_are_told_apart(&settings).await?;
+    rights_are_missed_by_name(&manager, &settings).await?;
+    a_token_file_is_followed(&settings, folder.path()).await?;
+    tls_checks_both_sides(port, &pki).await?;
+    Ok(())
+}
+
+fn with_token(settings: &ConsulSettings, token: &str) -> Client {
+    client(ConsulSettings {
+        token: Some(SecretString::from(token)),
+        ..settings.clone()
+    })
+}
+
+async fn tokens_are_told_apart(settings: &ConsulSettings) -> Result<()> {
+    let manager = with_token(settings, MANAGEMENT);
+    let standing = manager.check_token().await?;
+    assert!(matches!(&standing, TokenStanding::Token { accessor } if !accessor.is_empty()));
+    let nodes = manager.nodes(None, Consistency::Consistent).await?;
+    assert_eq!(
+        (nodes.quality, nodes.value.len()),
+        (Quality::Authoritative, 1)
+    );
+
+    // Nothing but the token tells that there is more than this.
+    let anonymous = client(settings.clone());
+    assert_eq!(anonymous.check_token().await?, TokenStanding::Anonymous);
+    let nodes = anonymous.nodes(None, Consistency::Consistent).await?;
+    assert_eq!((nodes.quality, nodes.value.len()), (Quality::Unverified, 0));
+    let agent = anonymous.agent().await.unwrap_err();
+    assert_eq!(agent.class(), ErrorClass::AccessDenied, "{agent}");
+
+    let unknown = with_token(settings, "adf4238a-882b-9ddc-4a9d-5b6758e4159e");
+    assert_eq!(unknown.check_token().await?, TokenStanding::Unknown);
+    let nodes = unknown
+        .nodes(None, Consistency::Consistent)
+        .await
+        .unwrap_err();
+    assert_eq!(nodes.class(), ErrorClass::TokenUnknown, "{nodes}");
+    let mut txn = Txn::new();
+    txn.push(&TxnOp::KvGet { key: "k" })?;
+    let error = unknown.apply(&txn).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::TokenUnknown, "{error}");
+    Ok(())
+}
+
+async fn rights_are_missed_by_name(manager: &Client, settings: &ConsulSettings) -> Result<()> {
+    let policy = Request::put("acl/policy").json(&json!({"Name": "narrow", "Rules": RULES}))?;
+    manager.send(&policy).await?.success()?;
+    let token = Request::put("acl/token").json(&json!({"Policies": [{"Name": "narrow"}]}))?;
+    let token: Value = manager.send(&token).await?.json()?.value;
+    let narrow = with_token(settings, token["SecretID"].as_str().unwrap_or_default());
+    narrow.check_token().await?;
+
+    let nodes = narrow.nodes(None, Consistency::Consistent).await?;
+    assert_eq!((nodes.quality, nodes.value.len()), (Quality::Filtered, 0));
+    let error = narrow.kv_put_cas("other", b"", 0).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::AccessDenied, "{error}");
+    assert!(
+        error
+            .text()
+            .contains(r#"lacks permission 'key:write' on "other""#),
+        "{error}"
+    );
+
+    let ops = [
+        TxnOp::KvSet {
+            key: "lictor/v1/c1/mine",
+            value: b"",
+        },
+        TxnOp::KvSet {
+            key: "other",
+            value: b"",
+        },
+        TxnOp::NodeGet {
+            name: "consul-server",
+        },
+    ];
+    let TxnOutcome::RolledBack(errors) = outcome(&narrow, &ops).await else {
+        panic!("it must not be applied");
+    };
+    let reasons: Vec<_> = errors
+        .iter()
+        .map(|error| (error.op_index, error.reason))
+        .collect();
+    assert_eq!(reasons[0], (1, TxnFailure::PermissionDenied), "{errors:?}");
+
+    let mut txn = Txn::new();
+    txn.push(&ops[0])?;
+    let fenced = narrow
+        .apply_fenced(
+            Fence {
+                key: "other",
+                index: 1,
+            },
+            &txn,
+        )
+        .await?;
+    let denied = TxnFailure::PermissionDenied;
+    assert!(matches!(&fenced, TxnOutcome::Fenced { reason, .. } if *reason == denied));
+    Ok(())
+}
+
+async fn a_token_file_is_followed(settings: &ConsulSettings, folder: &Path) -> Result<()> {
+    let token_file = folder.join("token");
+    std::fs::write(&token_file, "adf4238a-882b-9ddc-4a9d-5b6758e4159e\n")?;
+    let settings = ConsulSettings {
+        token_file: Some(token_file.clone()),
+        ..settings.clone()
+    };
+    let client = client(settings);
+    assert_eq!(client.check_token().await?, TokenStanding::Unknown);
+    std::fs::write(&token_file, format!("{MANAGEMENT}\n"))?;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let nodes = client.nodes(None, Consistency::Consistent).await?;
+    assert_eq!(
+        nodes.quality,
+        Quality::Unverified,
+        "nobody looked at this token yet"
+    );
+    assert!(matches!(
+        client.check_token().await?,
+        TokenStanding::Token { .. }
+    ));
+    let nodes = client.nodes(None, Consistency::Consistent).await?;
+    assert_eq!(nodes.quality, Quality::Authoritative);
+    Ok(())
+}
+
+async fn tls_checks_both_sides(port: u16, pki: &Path) -> Result<()> {
+    let good = ConsulSettings {
+        addresses: format!("127.0.0.1:{port}"),
+        ssl: true,
+        ca_cert: Some(pki.join("ca.crt")),
+        client_cert: Some(pki.join("server.crt")),
+        client_key: Some(pki.join("server.key")),
+        ..ConsulSettings::default()
+    };
+    assert!(client(good.clone()).leader().await?.is_some());
+
+    let named = |name: &str| ConsulSettings {
+        tls_server_name: Some(name.to_owned()),
+        ..good.clone()
+    };
+    assert!(
+        client(named("kubernetes.default.svc"))
+            .leader()
+            .await?
+            .is_some()
+    );
+    let by_name = ConsulSettings {
+        addresses: format!("https://localhost:{port}"),
+        ..named("LOCALHOST")
+    };
+    assert!(client(by_name).leader().await?.is_some());
+    let wrong = client(named("server.dc1.consul"))
+        .leader()
+        .await
+        .unwrap_err();
+    assert_eq!(wrong.class(), ErrorClass::Unreachable, "{wrong}");
+    assert!(wrong.text().contains("server.dc1.consul"), "{wrong}");
+
+    let stranger = ConsulSettings {
+        client_cert: None,
+        client_key: None,
+        ..good.clone()
+    };
+    let refused = client(stranger).leader().await.unwrap_err();
+    assert!(refused.status().is_none(), "{refused}");
+    let plain = ConsulSettings {
+        addresses: format!("127.0.0.1:{port}"),
+        ..Default::default()
+    };
+    let refused = client(plain).leader().await.unwrap_err();
+    assert_eq!(refused.class(), ErrorClass::Refused, "{refused}");
+
+    let garbage = pki.join("garbage");
+    std::fs::write(&garbage, "no certificate")?;
+    let variables = [
+        (
+            ConsulSettings {
+                ca_cert: Some(garbage.clone()),
+                ..good.clone()
+            },
+            "CONSUL_CACERT",
+        ),
+        (
+            ConsulSettings {
+                ca_cert: Some(pki.join("none")),
+                ..good.clone()
+            },
+            "CONSUL_CACERT",
+        ),
+        (
+            ConsulSettings {
+                client_cert: Some(garbage.clone()),
+                ..good.clone()
+            },
+            "CONSUL_CLIENT_CERT",
+        ),
+        (
+            ConsulSettings {
+                client_key: Some(pki.join("none")),
+                ..good
+            },
+            "CONSUL_CLIENT_KEY",
+        ),
+    ];
+    for (settings, variable) in variables {
+        let error = Client::new(ConsulConfig::new(settings)?)
+            .map(|_| ())
+            .unwrap_err();
+        assert_eq!(error.variable(), variable, "{error}");
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! The client against a real Consul: what its module documentation says of Consul is tried here.
+//!
+//! One test a bed, since a bed costs seconds; each part works on nodes and keys of its own.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod access;
+mod catalog;
+mod refusals;
+mod transactions;
+mod watches;
+
+use anyhow::Result;
+use lictor::consul::wire::{HealthCheck, Node, NodeService};
+use lictor::consul::{Client, ConsulConfig, ConsulSettings, Txn, TxnOp, TxnOutcome, TxnResult};
+use lictor::model::text::{Pairs, Text};
+use lictor_testbed::{Bed, BedOptions};
+
+#[tokio::test]
+async fn without_acls() -> Result<()> {
+    let bed = Bed::start(BedOptions::default()).await?;
+    let client = client(ConsulSettings {
+        addresses: bed.consul_addr(),
+        ..Default::default()
+    });
+
+    transactions::all_fields_that_it_keeps_come_back(&client).await;
+    transactions::some_fields_it_drops(&client).await;
+    transactions::it_mends_weights(&client).await;
+    transactions::compare_and_set_creates_once(&client).await;
+    transactions::every_failure_is_reported(&client).await;
+    transactions::a_check_without_its_service_is_dropped(&client).await;
+    transactions::checks_live_and_die_with_their_service(&client).await;
+    transactions::names_have_no_case(&client).await;
+    transactions::a_fence_holds(&client).await;
+    transactions::it_takes_no_more_than_its_limits(&client).await;
+    catalog::nodes_are_found_by_name_and_by_meta(&client).await;
+    catalog::a_registration_keeps_all_fields(&client).await;
+    catalog::a_registration_can_create_a_node_by_mistake(&client).await;
+    catalog::what_is_gone_can_be_removed_again(&client).await;
+    catalog::keys_are_compared_and_set(&client).await;
+    catalog::the_agent_tells_who_it_is(&client).await;
+    refusals::texts_have_the_class_that_the_table_says(&client).await;
+    watches::signals_are_woken_by_their_own_table(&client).await;
+    watches::a_watched_key_comes_and_goes(&client).await;
+    watches::a_paused_server_costs_a_deadline(&bed, &client).await?;
+    watches::too_many_connections_are_slowed_down(&bed, &client).await?;
+    watches::a_wiped_server_is_noticed(&bed, &client).await?;
+    Ok(())
+}
+
+fn client(settings: ConsulSettings) -> Client {
+    Client::new(ConsulConfig::new(settings).unwrap()).unwrap()
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Pairs {
+    pairs
+        .iter()
+        .map(|(key, value)| (Text::from(*key), Text::from(*value)))
+        .collect()
+}
+
+fn node(name: &str) -> Node {
+    let meta = pairs(&[("external-source", "kubernetes"), ("lictor-cluster", "c1")]);
+    Node {
+        name: name.into(),
+        address: "10.0.0.1".into(),
+        meta,
+        ..Node::default()
+    }
+}
+
+fn service(id: &str) -> NodeService {
+    NodeService {
+        id: id.into(),
+        service: "web".into(),
+        ..NodeService::default()
+    }
+}
+
+fn check(node: &str, check_id: &str, service_id: &str) -> HealthCheck {
+    HealthCheck {
+        node: node.into(),
+        check_id: check_id.into(),
+        name: "Kubernetes readiness".into(),
+        status: "passing".into(),
+        service_id: service_id.into(),
+        service_name: if service_id.is_empty() {
+            "".into()
+        } else {
+            "web".into()
+        },
+        check_type: "kubernetes-readiness".into(),
+        ..HealthCheck::default()
+    }
+}
+
+async fn outcome(client: &Client, ops: &[TxnOp<'_>]) -> TxnOutcome {
+    let mut txn = Txn::new();
+    txn.push_all(ops).unwrap();
+    client.apply(&txn).await.unwrap()
+}
+
+/// Carries out operations that must succeed.
+async fn apply(client: &Client, ops: &[TxnOp<'_>]) -> Vec<TxnResult> {
+    match outcome(client, ops).await {
+        TxnOutcome::Applied(results) => results,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Creates a node as a part of the test needs it.
+async fn create_node(client: &Client, name: &str) -> Node {
+    let op = TxnOp::NodeSet {
+        node: std::borrow::Cow::Owned(node(name)),
+    };
+    match apply(client, &[op]).await.remove(0) {
+        TxnResult::Node(node) => *node,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What is stored of a service.
+async fn stored(client: &Client, node: &str, id: &str) -> NodeService {
+    let consistency = lictor::consul::Consistency::Consistent;
+    let (_, services) = client
+        .node_services(node, consistency)
+        .await
+        .unwrap()
+        .value
+        .unwrap();
+    services
+        .into_iter()
+        .find(|service| &*service.id == id)
+        .unwrap()
+}
