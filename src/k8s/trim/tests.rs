@@ -367,7 +367,6 @@ fn what_recurs_is_held_once() {
 /// `cargo test --release -- --ignored --nocapture decoding_is_fast`
 #[test]
 #[ignore = "a measurement"]
-#[expect(clippy::print_stdout, reason = "it shows what it measured")]
 fn decoding_is_fast() {
     let mut pod = pod();
     let field = json!({"f:metadata": {"f:annotations": {"f:a": {}}, "f:labels": {"f:b": {}}}});
