@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::{pki::Pki, wait};
 
@@ -57,9 +57,21 @@ struct Running {
 }
 
 impl Running {
-    fn signal(&self, signal: Signal) -> Result<()> {
+    fn pid(&self) -> Result<Pid> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.context("no such process number")?, signal)?;
+        pid.context("no such process number")
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.pid()?, signal)?)
+    }
+
+    /// Returns when the last thread has stopped, since some go on for a moment after the signal.
+    fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        // An end is left for `Child` to see.
+        let until = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(self.pid()?), until)?;
         Ok(())
     }
 
@@ -205,12 +217,12 @@ impl Server {
 
     /// Freezes it (SIGSTOP): its connections stay open, and nothing answers.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.with_running(Running::pause)
     }
 
     /// Lets it go on after [`Server::pause`].
     pub fn resume(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        self.with_running(|running| running.signal(Signal::CONT))
     }
 
     /// [`Server::stop`], then [`Server::start`], with the same ports and data.
@@ -242,9 +254,9 @@ impl Server {
         format!("the end of {}:\n{tail}", self.log.display())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    fn with_running(&self, act: impl FnOnce(&Running) -> Result<()>) -> Result<()> {
         match self.state().as_ref() {
-            Some(running) => running.signal(signal),
+            Some(running) => act(running),
             None => bail!("{} does not run", self.name),
         }
     }

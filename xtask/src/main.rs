@@ -10,6 +10,7 @@
     reason = "these commands talk to a person at a terminal"
 )]
 
+mod cargo;
 mod test;
 mod testbed;
 

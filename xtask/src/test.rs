@@ -1,11 +1,9 @@
-use std::{
-    env,
-    ffi::OsString,
-    process::{Command, ExitCode},
-};
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::{Context, Result};
 use lictor_testbed::tools::{self, Progress};
+
+use crate::cargo;
 
 /// Run all tests, after building the servers that they need (some minutes the first time).
 #[derive(Debug, clap::Args)]
@@ -20,8 +18,7 @@ impl Args {
     /// Gives the exit code of `cargo test`.
     pub async fn run(self) -> Result<ExitCode> {
         let tools = tools::ensure(Progress::Stderr).await?;
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut command = Command::new(cargo);
+        let mut command = cargo::command();
         command.arg("test").env("LICTOR_TESTBED_BIN", tools.bin);
         if !self.names_a_package() {
             command.arg("--workspace");
