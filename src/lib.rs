@@ -1,11 +1,39 @@
 //! Lictor keeps Consul equal to what Kubernetes objects ask for.
+//!
+//! One straight pipe; what is decided is pure, what is done is in one place.
+//!
+//! ```text
+//!  Pods, Nodes, ServiceRegistrations              Consul: our nodes, their services and checks
+//!        │ k8s: list and watch, trimmed                   │ sync::apply reads, sync::signals wake
+//!        ▼                                                ▼
+//!  desired::index   (pure)                        observed::mirror   (pure)
+//!  object -> claims on keys                       key -> entry, and how sure that is
+//!        │ touched keys                                   │ changed keys
+//!        └───────────────┬────────────────────────────────┘
+//!                        ▼
+//!      sync::dirty ─▶ plan::decide(key, desired, observed)      (pure)
+//!                        ▼
+//!      plan::batch ─▶ sync::apply: one transaction, bounded in number, a deadline on every call
+//!                        │ outcomes ──▶ observed::mirror (what was written is known at once)
+//!                        ▼
+//!      status::board, status::derive   (pure) ─▶ k8s::status, k8s::events, metrics, logs
+//! ```
+//!
+//! [`sync::engine`] is the one task that owns the index, the mirror and the set of dirty keys; it
+//! is the only imperative part that knows both sides. Purity of `api`, `model`, `desired`,
+//! `observed`, `plan` and `status` is kept by a lint (`clippy.toml`).
 
 pub mod api;
+pub mod app;
+pub mod cli;
 pub mod consul;
 pub mod desired;
 pub mod k8s;
+pub mod metrics;
 pub mod model;
 pub mod observed;
 pub mod plan;
+pub mod server;
 pub mod status;
 pub mod sync;
+pub mod telemetry;

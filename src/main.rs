@@ -1,1 +1,7 @@
-fn main() {}
+//! The `lictor` binary; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lictor::cli::main()
+}

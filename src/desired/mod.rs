@@ -1,1 +1,15 @@
 //! What Kubernetes objects ask Consul to hold. Pure.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+pub mod annotations;
+pub mod claim;
+#[cfg(test)]
+pub(crate) mod fixtures;
+pub mod health;
+pub mod index;
+pub mod registration;
+pub mod shape;
+pub mod spec;
+pub mod table;
+pub mod template;
+pub mod watches;

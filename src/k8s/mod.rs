@@ -1,1 +1,14 @@
-//! The Kubernetes edge: watches, status, events.
+//! The Kubernetes edge: what is watched comes in through one channel of [`KubeEvent`]s, what is told
+//! goes out through a [`StatusSender`] and an [`EventSender`]. Nothing is decided here.
+
+pub mod client;
+pub mod events;
+pub mod kinds;
+mod machine;
+pub mod status;
+pub mod trim;
+mod watch;
+
+pub use events::{EventReason, EventRecord, EventSender, Regarding};
+pub use kinds::{Broken, BrokenKind, Change, Kind, KubeEvent, WatchEvent};
+pub use status::{StatusSender, StatusUpdate};

@@ -1,4 +1,10 @@
 //! The domain's own types, parsed once. Pure.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod entry;
 pub mod facts;
+pub mod key;
+pub mod marks;
+pub mod names;
+pub mod owner;
 pub mod text;

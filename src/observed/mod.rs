@@ -1,1 +1,5 @@
 //! What Consul is known to hold. Pure.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+pub mod entry;
+pub mod mirror;

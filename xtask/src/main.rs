@@ -11,6 +11,7 @@
 )]
 
 mod cargo;
+mod r#gen;
 mod test;
 mod testbed;
 
@@ -23,6 +24,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    Gen(r#gen::Args),
     Test(test::Args),
     Testbed(testbed::Args),
 }
@@ -41,6 +43,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Gen(args) => args.run().await,
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,
     }

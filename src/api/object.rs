@@ -1,0 +1,27 @@
+//! Objects of our kinds as they come from a watch: decoded, or with the reason why they were not.
+
+use super::{ServiceRegistrationSpec, ServiceRegistrationStatus};
+use crate::model::text::{Pairs, Text};
+
+/// A `ServiceRegistration` as the API server holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RegistrationObject {
+    /// `metadata.namespace`.
+    pub namespace: Text,
+    /// `metadata.name`.
+    pub name: Text,
+    /// `metadata.uid`.
+    pub uid: Text,
+    /// `metadata.creationTimestamp`, seconds since the epoch.
+    pub created: i64,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// `metadata.annotations` of the domain `lictor.io`.
+    pub annotations: Pairs,
+    /// The spec, or why it cannot be decoded.
+    pub spec: Result<Box<ServiceRegistrationSpec>, Text>,
+    /// The status, where there is one that can be decoded.
+    pub status: Option<Box<ServiceRegistrationStatus>>,
+}

@@ -1,0 +1,174 @@
+//! Pieces of schema and rules that several fields share.
+//!
+//! Every list has `maxItems` and every string `maxLength`: the API server refuses rules whose cost
+//! it cannot bound.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
+use kube::core::{Message, Rule};
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Number, Value};
+
+use super::conditions::MESSAGE_BYTES;
+
+/// A lower-case DNS label.
+pub(super) fn dns_label(what: &str) -> Rule {
+    let message = format!(
+        "{what} must be a lower-case DNS label: at most 63 of a-z, 0-9 and '-', the first and the last not '-'"
+    );
+    Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(message.as_str())
+}
+
+/// No separator of the annotation form, nothing that breaks a line of a log or of a DNS answer.
+pub(super) fn tags_without_comma() -> Rule {
+    Rule::new("self.all(tag, !tag.contains(','))")
+        .message("a tag must not contain a comma: write two tags as two items of the list")
+}
+
+/// See [`tags_without_comma`].
+pub(super) fn tags_without_control_characters() -> Rule {
+    Rule::new(r"self.all(tag, !tag.matches('[\\x00-\\x1f\\x7f]'))")
+        .message("a tag must not contain control characters, such as a line break or a tab")
+}
+
+/// Keys that Consul accepts.
+pub(super) fn meta_keys() -> Rule {
+    Rule::new("self.all(key, key.matches('^[A-Za-z0-9_-]{1,128}$'))")
+        .message("a meta key must be 1 to 128 of the characters A-Z, a-z, 0-9, '_' and '-'")
+}
+
+/// Keys that say who owns an entry are not for users.
+pub(super) fn meta_reserved() -> Rule {
+    let reserved = "key.startsWith('lictor-') || key.startsWith('consul-') || key in \
+        ['external-source', 'external-k8s-ns', 'external-k8s-ref-kind', 'external-k8s-ref-name', \
+        'external-k8s-node-name', 'managed-by']";
+    let message = format!(
+        "'the meta key ' + self.filter(key, {reserved})[0] + ' is reserved: it says who owns an entry in Consul. \
+         Choose another name, that does not start with lictor- or consul-'"
+    );
+    Rule::new(format!("!self.exists(key, {reserved})")).message(Message::Expression(message))
+}
+
+/// A list of tags.
+pub(super) fn tags(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 64,
+        "items": {"type": "string", "minLength": 1, "maxLength": 255},
+    })
+}
+
+/// Metadata of a service.
+pub(super) fn meta(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 48,
+        "additionalProperties": {"type": "string", "maxLength": 512},
+    })
+}
+
+/// A TCP or UDP port.
+pub(super) fn port_number(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "format": "int32", "minimum": 1, "maximum": 65535})
+}
+
+/// A weight in DNS SRV answers.
+pub(super) fn weight(generator: &mut SchemaGenerator) -> Schema {
+    port_number(generator)
+}
+
+/// A number of instances.
+pub(super) fn count(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "format": "int32", "minimum": 0})
+}
+
+/// An index of Consul or a generation of Kubernetes.
+pub(super) fn index(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "format": "int64", "minimum": 0})
+}
+
+/// The conditions of a status, as `metav1.Condition` has them.
+pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 16,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+            "properties": {
+                "type": {"type": "string", "maxLength": 316, "description": "Ready, Reconciling or Stalled."},
+                "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "True, False or Unknown."},
+                "reason": {"type": "string", "minLength": 1, "maxLength": 1024, "description": "Why, as a CamelCase word for programs."},
+                "message": {"type": "string", "maxLength": MESSAGE_BYTES, "description": "Why, as a sentence for people."},
+                "lastTransitionTime": {"type": "string", "format": "date-time", "description": "When the status last changed."},
+                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The generation of the spec that this condition is about."},
+            },
+        },
+    })
+}
+
+/// The CRD without what serves no reader of it: `nullable` (the derive macro sets it on every optional
+/// field, but an absent field has one form here, and a `null` is told to the user), titles, and the
+/// line breaks of doc comments.
+pub(super) fn polished(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut crd.spec.versions {
+        if let Some(schema) = version
+            .schema
+            .as_mut()
+            .and_then(|schema| schema.open_api_v3_schema.as_mut())
+        {
+            polish(schema);
+        }
+    }
+    crd
+}
+
+fn polish(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.title = None;
+    schema.description = schema
+        .description
+        .take()
+        .map(|text| text.replace('\n', " "));
+    for property in schema
+        .properties
+        .iter_mut()
+        .flat_map(|properties| properties.values_mut())
+    {
+        polish(property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        polish(items);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(values)) = &mut schema.additional_properties {
+        polish(values);
+    }
+}
+
+/// The CRD as values, in which whole numbers are written as such: `65535`, not `65535.0`.
+pub(super) fn plain(crd: &CustomResourceDefinition) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(crd)?;
+    whole_numbers(&mut value);
+    Ok(value)
+}
+
+fn whole_numbers(value: &mut Value) {
+    match value {
+        // No limit in a schema is anywhere near where a float loses whole numbers.
+        #[expect(clippy::cast_possible_truncation)]
+        Value::Number(number) => {
+            if let Some(float) = number
+                .as_f64()
+                .filter(|float| number.is_f64() && float.fract() == 0.0)
+            {
+                *number = Number::from(float as i64);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Value::Object(fields) => fields.values_mut().for_each(whole_numbers),
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+}

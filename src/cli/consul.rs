@@ -1,0 +1,84 @@
+//! The flags that say where Consul is, with the environment of Consul's own tools.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use secrecy::SecretString;
+
+use super::Failure;
+use crate::consul::{ConsulConfig, ConsulSettings};
+
+#[derive(Args, Debug)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the names are those of the flags"
+)]
+#[command(next_help_heading = "Consul")]
+pub(super) struct ConsulFlags {
+    /// Address, or several separated by commas, tried in turn: `http://HOST:PORT`, `https://HOST:PORT`
+    #[arg(
+        long,
+        env = "CONSUL_HTTP_ADDR",
+        default_value = "127.0.0.1:8500",
+        value_name = "ADDR"
+    )]
+    consul_http_addr: String,
+    /// ACL token; a file or the environment keep it out of the list of processes
+    #[arg(
+        long,
+        env = "CONSUL_HTTP_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    consul_http_token: Option<SecretString>,
+    /// File with the ACL token, read again when it changes
+    #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "FILE")]
+    consul_http_token_file: Option<PathBuf>,
+    /// Use TLS also for addresses without a scheme
+    #[arg(
+        long,
+        env = "CONSUL_HTTP_SSL",
+        num_args = 0..=1,
+        default_value_t = false,
+        default_missing_value = "true",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        value_name = "BOOL"
+    )]
+    consul_http_ssl: bool,
+    /// PEM file of the authorities to trust
+    #[arg(long, env = "CONSUL_CACERT", value_name = "FILE")]
+    consul_cacert: Option<PathBuf>,
+    /// PEM file of the client certificate
+    #[arg(long, env = "CONSUL_CLIENT_CERT", value_name = "FILE")]
+    consul_client_cert: Option<PathBuf>,
+    /// PEM file of the client certificate's key
+    #[arg(long, env = "CONSUL_CLIENT_KEY", value_name = "FILE")]
+    consul_client_key: Option<PathBuf>,
+    /// Name in the servers' certificate, e.g. `server.dc1.consul`
+    #[arg(long, env = "CONSUL_TLS_SERVER_NAME", value_name = "NAME")]
+    consul_tls_server_name: Option<String>,
+    /// Namespace (Enterprise)
+    #[arg(long, env = "CONSUL_NAMESPACE", value_name = "NAME")]
+    consul_namespace: Option<String>,
+    /// Admin partition (Enterprise)
+    #[arg(long, env = "CONSUL_PARTITION", value_name = "NAME")]
+    consul_partition: Option<String>,
+}
+
+impl ConsulFlags {
+    pub(super) fn config(self) -> Result<ConsulConfig, Failure> {
+        ConsulConfig::new(ConsulSettings {
+            addresses: self.consul_http_addr,
+            token: self.consul_http_token,
+            token_file: self.consul_http_token_file,
+            ssl: self.consul_http_ssl,
+            ca_cert: self.consul_cacert,
+            client_cert: self.consul_client_cert,
+            client_key: self.consul_client_key,
+            tls_server_name: self.consul_tls_server_name,
+            namespace: self.consul_namespace,
+            partition: self.consul_partition,
+        })
+        .map_err(|error| Failure::Usage(error.to_string()))
+    }
+}

@@ -1,0 +1,87 @@
+//! The command line: flags into validated settings, one file a subcommand.
+
+mod consul;
+mod crds;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit code for a command line that is not understood (`EX_USAGE` of BSD's sysexits).
+const USAGE: u8 = 64;
+
+/// Keeps Consul equal to what Kubernetes asks for: registrations and their health, and removes what
+/// nothing claims any more.
+#[derive(Debug, Parser)]
+#[command(name = "lictor", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watches Kubernetes and keeps Consul equal to it, until stopped
+    Run(Box<run::Run>),
+    /// Prints the custom resource definitions, ready for `kubectl apply -f -`
+    Crds,
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing can be done where not even this can be printed.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let done = match cli.command {
+        Command::Run(run) => run.execute(),
+        Command::Crds => crds::execute(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => {
+            complain(&message);
+            ExitCode::from(USAGE)
+        }
+        Err(Failure::Other(error)) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+enum Failure {
+    /// A flag has a value that cannot be used.
+    Usage(String),
+    /// Anything else.
+    Other(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own way to tell")]
+fn complain(message: &str) {
+    eprintln!("lictor: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        super::Cli::command().debug_assert();
+    }
+}

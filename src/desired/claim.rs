@@ -1,0 +1,156 @@
+//! What an object claims under a key.
+
+use super::shape::{self, Endpoint};
+use super::spec::AddressChoice;
+use crate::model::entry::{Check, Node, Service, TaggedAddress};
+use crate::model::facts::PodFacts;
+use crate::model::names::ServiceName;
+use crate::model::owner::Owner;
+use crate::model::text::Text;
+
+/// One object's claim on an instance key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// `metadata.creationTimestamp` of the owner: the older of several holds the key.
+    pub created: i64,
+    /// uid of the owner: decides where two are of one age.
+    pub uid: Text,
+    /// The object that claims.
+    pub owner: Owner,
+    /// The service.
+    pub service: ServiceName,
+    /// What is to be registered.
+    pub target: Target,
+}
+
+impl Claimant {
+    /// Sorts by seniority: the least holds the key.
+    #[must_use]
+    pub fn seniority(&self) -> (i64, &Text) {
+        (self.created, &self.uid)
+    }
+}
+
+/// What an instance stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The pod of this name, in the owner's namespace.
+    Pod(Text),
+    /// The endpoint of this name, of the owning `ServiceRegistration`.
+    Endpoint(Text),
+}
+
+/// What is to stand under an instance key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The object that holds the key.
+    pub owner: Owner,
+    /// Objects that claim it too and do not hold it.
+    pub losers: Vec<Owner>,
+    /// The service entry.
+    pub shape: Shape,
+    /// What follows the pod even while the shape is frozen.
+    pub live: Live,
+}
+
+/// The service entry of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// This one.
+    Valid(Service),
+    /// The one that Consul holds, if any, stays.
+    Frozen(Freeze),
+}
+
+/// Why a shape is kept as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Freeze {
+    /// The annotation `lictor.io/paused`.
+    Paused,
+    /// Invalid input; each problem names the field and the remedy.
+    Invalid(Vec<String>),
+}
+
+/// What follows the pod even while its shape is frozen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    /// The address, where it is known which one.
+    pub address: Option<Text>,
+    /// The addresses of a dual-stack pod; their ports are those of the shape.
+    pub tagged_addresses: Box<[TaggedAddress]>,
+    /// The readiness check; `None` for an endpoint, which has none.
+    pub readiness: Option<Check>,
+}
+
+impl Live {
+    /// Of a pod.
+    #[must_use]
+    pub fn of_pod(pod: &PodFacts, choice: AddressChoice, readiness: Check) -> Self {
+        Self {
+            address: shape::address_of(pod, choice).ok(),
+            tagged_addresses: shape::tagged_addresses(pod, choice, 0),
+            readiness: Some(readiness),
+        }
+    }
+
+    /// A frozen shape with what follows the pod put onto it.
+    #[must_use]
+    pub fn onto(&self, frozen: &Service) -> Service {
+        let with_port = |tagged: &TaggedAddress| TaggedAddress {
+            port: frozen.port,
+            ..tagged.clone()
+        };
+        match &self.address {
+            Some(address) => Service {
+                address: address.clone(),
+                tagged_addresses: self.tagged_addresses.iter().map(with_port).collect(),
+                ..frozen.clone()
+            },
+            None => frozen.clone(),
+        }
+    }
+}
+
+/// How it is known that nothing claims a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// This process saw the claim go, on a complete watch.
+    Seen,
+    /// No list shows a claim.
+    Found,
+}
+
+/// What the index answers for an instance key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// An object claims it.
+    Claimed(Box<Claim>),
+    /// Nothing does.
+    Unclaimed(Absence),
+}
+
+/// What an entry of ours in Consul says about itself, for the question whether a frozen object holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held<'a> {
+    /// The owner mark.
+    pub owner: Owner,
+    /// The service's name.
+    pub service: &'a str,
+    /// The pod that it stands for, if it is not an endpoint.
+    pub pod: Option<&'a Text>,
+}
+
+/// A synthetic node as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredNode {
+    /// The node.
+    pub node: Node,
+    /// The check `lictor-node`; `None` for the external node.
+    pub check: Option<Check>,
+}
+
+/// The endpoint of `name` in a list.
+#[must_use]
+pub fn endpoint<'a>(endpoints: &'a [Endpoint], name: &str) -> Option<&'a Endpoint> {
+    endpoints.iter().find(|endpoint| *endpoint.name == *name)
+}

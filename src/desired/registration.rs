@@ -1,0 +1,212 @@
+//! A `ServiceRegistration`, parsed once.
+
+use super::annotations::{DOMAIN, PAUSED};
+use super::shape::Endpoint;
+use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
+use crate::api::service_registration as api;
+use crate::api::{LabelSelector, RegistrationObject, ServiceRegistrationSpec};
+use crate::model::entry::{Health, Weights};
+use crate::model::names::ServiceName;
+use crate::model::owner::Owner;
+use crate::model::text::{Pairs, Text};
+
+/// A `ServiceRegistration` as the index holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Registration {
+    /// Its namespace.
+    pub namespace: Text,
+    /// Its name.
+    pub name: Text,
+    /// Its uid.
+    pub uid: Text,
+    /// `metadata.creationTimestamp`, seconds since the epoch: the older of two holds a key.
+    pub created: i64,
+    /// `metadata.generation`, told back in the status.
+    pub generation: i64,
+    /// What it asks for.
+    pub content: Content,
+}
+
+/// What a `ServiceRegistration` asks for, or why that cannot be told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// It was understood.
+    Valid(Claims),
+    /// `lictor.io/paused` holds it.
+    Paused,
+    /// It could not be decoded, or says what no registration can be made of: what it held is kept.
+    Invalid(String),
+}
+
+/// What a valid `ServiceRegistration` asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claims {
+    /// The service.
+    pub service: ServiceName,
+    /// The shape of its instances.
+    pub spec: InstanceSpec,
+    /// What is registered.
+    pub source: Source,
+}
+
+/// Where the instances come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// The pods of the namespace that the selector matches.
+    Pods(LabelSelector),
+    /// Endpoints outside of the cluster.
+    Endpoints(Vec<Endpoint>),
+}
+
+impl Registration {
+    /// Reads an object; what cannot be understood becomes [`Content::Invalid`].
+    #[must_use]
+    pub fn of(object: &RegistrationObject) -> Self {
+        let content = match (paused(object), &object.spec) {
+            (Err(problem), _) => Content::Invalid(problem),
+            (Ok(true), _) => Content::Paused,
+            (Ok(false), Err(problem)) => {
+                Content::Invalid(format!("the object cannot be decoded: {problem}"))
+            }
+            (Ok(false), Ok(spec)) => {
+                claims(&object.name, spec).map_or_else(Content::Invalid, Content::Valid)
+            }
+        };
+        Self {
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            uid: object.uid.clone(),
+            created: object.created,
+            generation: object.generation,
+            content,
+        }
+    }
+
+    /// The registration as an owner of entries.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner::registration(&self.namespace, &self.name)
+    }
+
+    /// What it claims, unless it is paused or invalid.
+    #[must_use]
+    pub fn claims(&self) -> Option<&Claims> {
+        match &self.content {
+            Content::Valid(claims) => Some(claims),
+            Content::Paused | Content::Invalid(_) => None,
+        }
+    }
+
+    /// Whether it selects a pod with these labels.
+    #[must_use]
+    pub fn selects(&self, labels: &Pairs) -> Option<&Claims> {
+        let claims = self.claims()?;
+        match &claims.source {
+            Source::Pods(selector) => selector.matches(labels).then_some(claims),
+            Source::Endpoints(_) => None,
+        }
+    }
+}
+
+fn paused(object: &RegistrationObject) -> Result<bool, String> {
+    let value = object.annotations.get(&format!("{DOMAIN}{PAUSED}"));
+    match value.map(|value| value.trim()) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(format!(
+            "{DOMAIN}{PAUSED}: \"{other}\" is neither \"true\" nor \"false\""
+        )),
+    }
+}
+
+/// What the API server's validation lets through is checked again where a wrong entry could come of
+/// it: the resource may have been stored under an older, laxer schema.
+fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> {
+    let ServiceRegistrationSpec {
+        service,
+        selector,
+        endpoints,
+        port,
+        address,
+        tags,
+        meta,
+        weights,
+        enable_tag_override,
+        health,
+    } = spec;
+    let service = match service {
+        Some(service) => service
+            .parse()
+            .map_err(|error| format!("spec.service: {error}"))?,
+        None => name.parse().map_err(|error| {
+            format!("metadata.name serves as spec.service, which is not set: {error}")
+        })?,
+    };
+    let source = match (selector, endpoints) {
+        (Some(selector), None) => Source::Pods(selector.clone()),
+        (None, Some(endpoints)) => Source::Endpoints(endpoints.iter().map(endpoint).collect()),
+        _ => return Err("spec: exactly one of selector and endpoints must be set".to_owned()),
+    };
+    let health = health.unwrap_or_default();
+    let spec = InstanceSpec {
+        port: match port {
+            None => PortChoice::Default,
+            Some(api::Port::Number(0)) => return Err("spec.port: must be 1..65535".to_owned()),
+            Some(api::Port::Number(number)) => PortChoice::Number(*number),
+            Some(api::Port::Name(name)) => PortChoice::Name(name.as_str().into()),
+        },
+        address: match address.unwrap_or_default() {
+            api::AddressFrom::PodIP => AddressChoice::PodIp,
+            api::AddressFrom::HostIP => AddressChoice::HostIp,
+        },
+        tags: texts(tags),
+        meta: pairs(meta),
+        weights: weights.map_or_else(Weights::default, |weights| Weights {
+            passing: weights.passing.unwrap_or(1).max(1),
+            warning: weights.warning.unwrap_or(1).max(1),
+        }),
+        enable_tag_override: enable_tag_override.unwrap_or_default(),
+        not_ready: match health.not_ready.unwrap_or_default() {
+            api::NotReady::Critical => Health::Critical,
+            api::NotReady::Warning => Health::Warning,
+        },
+        terminating: match health.terminating.unwrap_or_default() {
+            api::Terminating::Critical => Terminating::Health(Health::Critical),
+            api::Terminating::Warning => Terminating::Health(Health::Warning),
+            api::Terminating::Deregister => Terminating::Deregister,
+        },
+    };
+    Ok(Claims {
+        service,
+        spec,
+        source,
+    })
+}
+
+fn endpoint(endpoint: &api::Endpoint) -> Endpoint {
+    let api::Endpoint {
+        name,
+        address,
+        port,
+        tags,
+        meta,
+    } = endpoint;
+    Endpoint {
+        name: name.as_str().into(),
+        address: address.as_str().into(),
+        port: port.unwrap_or_default(),
+        tags: texts(tags),
+        meta: pairs(meta),
+    }
+}
+
+fn texts(texts: &[String]) -> Vec<Text> {
+    texts.iter().map(|text| Text::from(text.as_str())).collect()
+}
+
+fn pairs(pairs: &std::collections::BTreeMap<String, String>) -> Vec<(Text, Text)> {
+    pairs
+        .iter()
+        .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+        .collect()
+}

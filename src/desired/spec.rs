@@ -1,0 +1,82 @@
+//! How instances of a service are to be registered, wherever that was said.
+
+use crate::model::entry::{Health, Weights};
+use crate::model::text::Text;
+
+/// Most tags of one instance.
+pub const MAX_TAGS: usize = 64;
+/// Longest tag, in bytes.
+pub const MAX_TAG_BYTES: usize = 255;
+/// Most meta pairs that a user may give: of Consul's 64 the rest are for our own marks.
+pub const MAX_META_PAIRS: usize = 48;
+/// Longest meta key, in bytes (Consul's limit).
+pub const MAX_META_KEY_BYTES: usize = 128;
+/// Longest meta value, in bytes (Consul's limit).
+pub const MAX_META_VALUE_BYTES: usize = 512;
+
+/// Which port of a pod an instance gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PortChoice {
+    /// The only, or the first, declared container port; 0 where none is declared.
+    #[default]
+    Default,
+    /// This number, declared or not.
+    Number(u16),
+    /// The declared container port of this name.
+    Name(Text),
+}
+
+/// Which address of a pod an instance gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AddressChoice {
+    /// The pod's own.
+    #[default]
+    PodIp,
+    /// Its node's; a port by name or default is then the `hostPort`.
+    HostIp,
+}
+
+/// What becomes of an instance whose pod is being deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Terminating {
+    /// It stays registered, with this health.
+    Health(Health),
+    /// It is removed at once.
+    Deregister,
+}
+
+/// The shape of instances: all that is said about them before a pod is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceSpec {
+    /// The port.
+    pub port: PortChoice,
+    /// The address.
+    pub address: AddressChoice,
+    /// Tags, as templates.
+    pub tags: Vec<Text>,
+    /// Meta, the values as templates.
+    pub meta: Vec<(Text, Text)>,
+    /// The weights.
+    pub weights: Weights,
+    /// Whether tags are written at creation only.
+    pub enable_tag_override: bool,
+    /// The health of a pod that is not ready.
+    pub not_ready: Health,
+    /// What becomes of a pod that is being deleted.
+    pub terminating: Terminating,
+}
+
+impl Default for InstanceSpec {
+    fn default() -> Self {
+        Self {
+            port: PortChoice::default(),
+            address: AddressChoice::default(),
+            tags: Vec::new(),
+            meta: Vec::new(),
+            weights: Weights::default(),
+            enable_tag_override: false,
+            not_ready: Health::Critical,
+            terminating: Terminating::Health(Health::Critical),
+        }
+    }
+}

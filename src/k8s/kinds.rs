@@ -1,0 +1,152 @@
+//! What is watched, and how it is told.
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use kube::Client;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::trim::Trim;
+use super::watch;
+use crate::api::RegistrationObject;
+use crate::model::facts::{NodeFacts, PodFacts};
+use crate::model::text::Text;
+
+/// What one watch has to say, in order.
+///
+/// A kind is *complete* from `Listed` on, until `Listing` or `Broken`; after `Broken` it is complete
+/// again from `Healthy`, if it was before, or else from the next `Listed`. No deletes are sent for
+/// what vanished before a re-list: what was in no `Page` between `Listing` and `Listed` is gone.
+/// A `Listing` before `Listed` starts over: the pages sent since the last one are void.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WatchEvent<T> {
+    /// A full quorum list begins.
+    Listing,
+    /// A part of that list.
+    Page(Vec<T>),
+    /// The list is complete; the watch goes on from `resource_version`.
+    Listed {
+        /// The version of the whole list.
+        resource_version: Text,
+    },
+    /// An object was added or changed.
+    Applied(T),
+    /// An object was deleted; its last state.
+    Deleted(T),
+    /// The API server cannot be read: what is known may be old. Sent once for each reason.
+    Broken(Broken),
+    /// The API server can be read again, and nothing was missed.
+    Healthy,
+}
+
+/// Why a watch is broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// The sort of failure.
+    pub kind: BrokenKind,
+    /// A sentence for people.
+    pub message: Text,
+}
+
+/// Sorts of failure of a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BrokenKind {
+    /// The API server does not serve the kind: its CRD is not installed.
+    Missing,
+    /// The API server refuses our identity, or what it may do.
+    Denied,
+    /// No connection, or no answer in time.
+    Unreachable,
+    /// The API server answers with an error, or with what cannot be understood.
+    Failed,
+}
+
+/// One event of one of the watches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KubeEvent {
+    /// When it was decoded.
+    pub at: Instant,
+    /// The namespace that the watch is limited to; `None` is the whole cluster. Each scope of a kind
+    /// is listed, broken and healed on its own.
+    pub scope: Option<Text>,
+    /// What happened.
+    pub change: Change,
+}
+
+/// A kind that is watched.
+pub(super) trait Watched: Trim {
+    /// Its name.
+    const KIND: Kind;
+
+    /// Its event among those of all kinds.
+    fn change(event: WatchEvent<Self>) -> Change;
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident($object:ty)),+ $(,)?) => {
+        /// The kinds that are watched.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)+
+        }
+
+        impl Kind {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$kind),+];
+
+            /// The name, for logs and metrics.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$kind => stringify!($kind),)+
+                }
+            }
+
+            /// Watches the kind, in the whole cluster or in the namespace `scope`, until the receiver
+            /// is gone. A full channel slows the watch down, and loses nothing.
+            pub fn watch(
+                self,
+                client: Client,
+                scope: Option<Text>,
+                events: mpsc::Sender<KubeEvent>,
+            ) -> BoxFuture<'static, ()> {
+                match self {
+                    $(Self::$kind => watch::watch::<$object>(client, scope, events).boxed(),)+
+                }
+            }
+        }
+
+        $(impl Watched for $object {
+            const KIND: Kind = Kind::$kind;
+
+            fn change(event: WatchEvent<Self>) -> Change {
+                Change::$kind(event)
+            }
+        })+
+
+        /// What happened to which kind.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Change {
+            $($(#[$doc])* $kind(WatchEvent<$object>),)+
+        }
+
+        impl Change {
+            /// The kind.
+            #[must_use]
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Self::$kind(_) => Kind::$kind,)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// `v1` Pod.
+    Pod(PodFacts),
+    /// `v1` Node.
+    Node(NodeFacts),
+    /// `lictor.io/v1alpha1` `ServiceRegistration`.
+    Registration(RegistrationObject),
+}

@@ -1,0 +1,357 @@
+//! Our own list and watch.
+//!
+//! `kube::runtime::watcher` does the same, but its stream does not say when a broken watch is healthy
+//! again: after an error there is silence until the next event, which may be an hour away. Lictor's
+//! first promise is that "I could not read it" is never taken for "it is empty", so whoever decides
+//! about a removal must know at every moment whether what it knows is complete. Besides, here an
+//! event goes from the socket to the channel in one step, and only the fields in use are ever decoded.
+//!
+//! The decisions are in `machine`; this is what carries them out.
+
+use std::time::Duration;
+
+use futures::future::{Either, select};
+use futures::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
+use kube::core::params::{ListParams, WatchParams};
+use kube::core::{Request, Status};
+use kube::{Client, Resource as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::kinds::{Broken, BrokenKind, KubeEvent, WatchEvent, Watched};
+use super::machine::{Failure, Machine, PROBATION, Say, Step};
+use super::trim::{self, Line, Texts};
+use crate::model::text::Text;
+
+/// Objects in a page: large enough for few round trips, small enough to be decoded between two events
+/// of another kind.
+const PAGE: u32 = 500;
+/// How long to wait for the API server.
+#[derive(Clone, Copy, Debug)]
+struct Deadlines {
+    /// For a whole page.
+    page: Duration,
+    /// For a watch to open.
+    open: Duration,
+    /// For a line of an open watch. The server ends each watch after a minute at the latest, so that
+    /// one that is silent for longer hangs.
+    line: Duration,
+}
+
+const DEADLINES: Deadlines = Deadlines {
+    page: Duration::from_secs(30),
+    open: Duration::from_secs(10),
+    line: Duration::from_secs(65),
+};
+
+const SILENT: &str = "the watch is open, and silent for longer than the API server would keep it";
+
+/// The receiver is gone: there is nobody to watch for.
+#[derive(Debug)]
+struct Unheard;
+
+/// Watches one kind, in the whole cluster or in one namespace, until the receiver is gone.
+pub(super) async fn watch<T: Watched>(
+    client: Client,
+    scope: Option<Text>,
+    events: mpsc::Sender<KubeEvent>,
+) {
+    watch_within::<T>(client, scope, events, DEADLINES).await;
+}
+
+async fn watch_within<T: Watched>(
+    client: Client,
+    scope: Option<Text>,
+    events: mpsc::Sender<KubeEvent>,
+    deadlines: Deadlines,
+) {
+    let watch = Watch::<T> {
+        path: T::Resource::url_path(&(), scope.as_deref()),
+        client,
+        deadlines,
+        machine: Machine::new(),
+        texts: Texts::default(),
+        out: Out {
+            scope,
+            events: events.clone(),
+            kind: std::marker::PhantomData,
+        },
+    };
+    tokio::select! {
+        Err(Unheard) = watch.run() => {}
+        () = events.closed() => {}
+    }
+}
+
+struct Watch<T> {
+    path: String,
+    client: Client,
+    deadlines: Deadlines,
+    machine: Machine,
+    texts: Texts,
+    out: Out<T>,
+}
+
+struct Out<T> {
+    scope: Option<Text>,
+    events: mpsc::Sender<KubeEvent>,
+    kind: std::marker::PhantomData<fn(T)>,
+}
+
+impl<T: Watched> Out<T> {
+    async fn send(&self, event: WatchEvent<T>) -> Result<(), Unheard> {
+        let event = KubeEvent {
+            at: Instant::now(),
+            scope: self.scope.clone(),
+            change: T::change(event),
+        };
+        self.events.send(event).await.map_err(|_| Unheard)
+    }
+
+    async fn say(&self, say: Option<Say>) -> Result<(), Unheard> {
+        match say {
+            None => Ok(()),
+            Some(Say::Listing) => self.send(WatchEvent::Listing).await,
+            Some(Say::Listed(resource_version)) => {
+                self.send(WatchEvent::Listed { resource_version }).await
+            }
+            Some(Say::Broken(why)) => {
+                tracing::warn!(kind = T::KIND.as_str(), reason = ?why.kind, "watch is broken: {}", why.message);
+                self.send(WatchEvent::Broken(why)).await
+            }
+            Some(Say::Healthy) => {
+                tracing::info!(kind = T::KIND.as_str(), "watch is healthy again");
+                self.send(WatchEvent::Healthy).await
+            }
+        }
+    }
+}
+
+impl<T: Watched> Watch<T> {
+    async fn run(mut self) -> Result<(), Unheard> {
+        loop {
+            let (say, step) = self.machine.step(&mut rand::random);
+            self.out.say(say).await?;
+            match step {
+                Step::Pause(pause) => sleep(pause).await,
+                Step::List { token } => self.list(token).await?,
+                Step::Watch { from, seconds } => self.follow(&from, seconds).await?,
+            }
+        }
+    }
+
+    async fn list(&mut self, token: Option<String>) -> Result<(), Unheard> {
+        // Without a resourceVersion the answer is what a quorum of etcd holds, not a cache's.
+        let params = ListParams {
+            limit: Some(PAGE),
+            continue_token: token,
+            ..ListParams::default()
+        };
+        let page = match self.body(&params).await {
+            Ok(body) => {
+                trim::page::<T>(&body, &mut self.texts).map_err(|error| undecodable(&error))
+            }
+            Err(failure) => Err(failure),
+        };
+        let say = match page {
+            Ok(page) => {
+                self.out.send(WatchEvent::Page(page.items)).await?;
+                let version = page.resource_version;
+                self.machine.page(
+                    &version,
+                    page.continue_token,
+                    Instant::now(),
+                    &mut rand::random,
+                )
+            }
+            Err(failure) => self
+                .machine
+                .failed(failure, Instant::now(), &mut rand::random),
+        };
+        self.out.say(say).await
+    }
+
+    async fn body(&self, params: &ListParams) -> Result<Vec<u8>, Failure> {
+        let request = Request::new(&*self.path)
+            .list(params)
+            .map_err(|error| failed(&error))?;
+        let read = async {
+            let mut stream = std::pin::pin!(
+                self.client
+                    .request_stream(request)
+                    .await
+                    .map_err(unanswered)?
+            );
+            let mut body = Vec::new();
+            stream
+                .read_to_end(&mut body)
+                .await
+                .map_err(|error| unreachable(&error))?;
+            Ok(body)
+        };
+        let deadline = self.deadlines.page;
+        timeout(deadline, read)
+            .await
+            .unwrap_or_else(|_| Err(overdue("a list", deadline)))
+    }
+
+    async fn follow(&mut self, from: &str, seconds: u32) -> Result<(), Unheard> {
+        let params = WatchParams {
+            bookmarks: true,
+            timeout: Some(seconds),
+            ..WatchParams::default()
+        };
+        let stream = match Request::new(&*self.path).watch(&params, from) {
+            Ok(request) => timeout(self.deadlines.open, self.client.request_stream(request))
+                .await
+                .map_or_else(
+                    |_| Err(overdue("a watch", self.deadlines.open)),
+                    |answer| answer.map_err(unanswered),
+                ),
+            Err(error) => Err(failed(&error)),
+        };
+        let say = match stream {
+            Ok(stream) => {
+                self.machine.opened(Instant::now());
+                match self.read(stream).await? {
+                    Ok(()) => self.machine.ended(Instant::now(), &mut rand::random),
+                    Err(failure) => self
+                        .machine
+                        .failed(failure, Instant::now(), &mut rand::random),
+                }
+            }
+            Err(failure) => self
+                .machine
+                .failed(failure, Instant::now(), &mut rand::random),
+        };
+        self.out.say(say).await
+    }
+
+    /// Reads to the end of a watch.
+    async fn read(&mut self, stream: impl AsyncBufRead) -> Result<Result<(), Failure>, Unheard> {
+        let mut stream = std::pin::pin!(stream);
+        let mut line = Vec::new();
+        let idle = self.deadlines.line;
+        loop {
+            line.clear();
+            let reading = std::pin::pin!(stream.read_until(b'\n', &mut line));
+            let read = if self.machine.is_broken() {
+                let probation = std::pin::pin!(sleep(PROBATION));
+                match select(reading, probation).await {
+                    Either::Left((read, _)) => Ok(read),
+                    Either::Right(((), reading)) => {
+                        self.out.say(self.machine.vouched()).await?;
+                        timeout(idle, reading).await
+                    }
+                }
+            } else {
+                timeout(idle, reading).await
+            };
+            match read {
+                Err(_) => return Ok(Err(other(BrokenKind::Unreachable, SILENT))),
+                Ok(Err(error)) => return Ok(Err(unreachable(&error))),
+                // A line without an end is what was left when the connection broke.
+                Ok(Ok(_)) if line.last() != Some(&b'\n') => return Ok(Ok(())),
+                Ok(Ok(_)) => {}
+            }
+            match trim::line::<T>(&line, &mut self.texts) {
+                Ok((Line::Error(status), _)) => return Ok(Err(refused(&status))),
+                Ok((event, version)) => {
+                    if let Some(version) = version {
+                        let say = self.machine.seen(version);
+                        self.out.say(say).await?;
+                    }
+                    match event {
+                        Line::Applied(object) => self.out.send(WatchEvent::Applied(object)).await?,
+                        Line::Deleted(object) => self.out.send(WatchEvent::Deleted(object)).await?,
+                        Line::Bookmark | Line::Error(_) => {}
+                    }
+                }
+                Err(error) => return Ok(Err(undecodable(&error))),
+            }
+        }
+    }
+}
+
+// === failures ===
+
+fn unanswered(error: kube::Error) -> Failure {
+    match error {
+        kube::Error::Api(status) => refused(&status),
+        kube::Error::HyperError(error) => unreachable(&error),
+        kube::Error::Service(error) => unreachable(&*error),
+        other => failed(&other),
+    }
+}
+
+fn refused(status: &Status) -> Failure {
+    let kind = match status.code {
+        410 => return Failure::Gone,
+        // The API server says so in the stream of a watch, with another code.
+        _ if status.reason == "Expired" || status.reason == "Gone" => return Failure::Gone,
+        404 => BrokenKind::Missing,
+        401 | 403 => BrokenKind::Denied,
+        _ => BrokenKind::Failed,
+    };
+    let pause = status
+        .details
+        .as_ref()
+        .map(|details| details.retry_after_seconds)
+        .unwrap_or_default();
+    let message = match kind {
+        BrokenKind::Missing => {
+            "the API server does not serve this kind: is its CRD installed?".into()
+        }
+        _ => Text::from(format!("{} {}", status.code, status.message)),
+    };
+    Failure::Other {
+        why: Broken { kind, message },
+        pause: (pause > 0).then(|| Duration::from_secs(pause.into())),
+    }
+}
+
+fn other(kind: BrokenKind, message: impl Into<Text>) -> Failure {
+    Failure::Other {
+        why: Broken {
+            kind,
+            message: message.into(),
+        },
+        pause: None,
+    }
+}
+
+fn overdue(what: &str, deadline: Duration) -> Failure {
+    other(
+        BrokenKind::Unreachable,
+        format!("no answer to {what} within {deadline:?}"),
+    )
+}
+
+fn unreachable(error: &(dyn std::error::Error + 'static)) -> Failure {
+    other(BrokenKind::Unreachable, chain(error))
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
+    other(BrokenKind::Failed, chain(error))
+}
+
+fn undecodable(error: &serde_json::Error) -> Failure {
+    Failure::Undecodable(format!("the API server's answer cannot be understood: {error}").into())
+}
+
+/// An error with its causes; most say only together what happened.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! What Lictor counts and measures, for Prometheus.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Upper bounds in seconds, from below the time of one write to that of an outage.
+const SECONDS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// A kind of entry in Consul.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    /// `node`, `instance`, or the name of a watched resource.
+    pub kind: &'static str,
+}
+
+/// An operation on Consul.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OperationLabels {
+    /// `node`, `instance`.
+    pub kind: &'static str,
+    /// `create`, `update`, `delete`.
+    pub verb: &'static str,
+    /// `ok`, or the class of the failure.
+    pub outcome: &'static str,
+}
+
+/// A request to Consul.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// The path without names, e.g. `health/node`.
+    pub endpoint: &'static str,
+    /// HTTP status, `none` without an answer.
+    pub code: u16,
+}
+
+/// All metrics. Cheap to clone: the parts are shared.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// `lictor_owned`: entries of ours that Consul holds.
+    pub owned: Family<KindLabel, Gauge>,
+    /// `lictor_operations_total`.
+    pub operations: Family<OperationLabels, Counter>,
+    /// `lictor_propagation_seconds`: from an event to Consul's acknowledgement of what it asked for.
+    pub propagation: Histogram,
+    /// `lictor_drift_total`: repaired changes of another hand.
+    pub drift: Family<KindLabel, Counter>,
+    /// `lictor_held_deletes`: removals that wait until they are safe.
+    pub held_deletes: Gauge,
+    /// `lictor_conflicts`: keys that someone else holds.
+    pub conflicts: Gauge,
+    /// `lictor_rejections`: objects and instances with invalid input, or that Consul refuses.
+    pub rejections: Gauge,
+    /// `lictor_consul_requests_total`; code 0 stands for no answer.
+    pub requests: Family<RequestLabels, Counter>,
+    /// `lictor_consul_request_seconds`; blocking queries apart.
+    pub request_seconds: Histogram,
+    /// `lictor_consul_last_contact_seconds`: how long ago Consul answered last.
+    pub last_contact: Gauge<f64, AtomicU64>,
+    /// `lictor_watch_restarts_total`: watches of Kubernetes that broke.
+    pub watch_restarts: Family<KindLabel, Counter>,
+    /// `lictor_leader`: whether this process may write.
+    pub leader: Gauge,
+    /// `lictor_pending_keys`: keys that are to be planned, being written or waiting.
+    pub pending: Gauge,
+    /// `lictor_audit_findings_total`: what a total pass found that incremental ones had missed.
+    pub audit_findings: Counter,
+    /// `lictor_events_dropped_total`: Kubernetes Events beyond the limit.
+    pub events_dropped: Counter,
+    process: Process,
+}
+
+/// The process metrics that every Prometheus client has.
+#[derive(Clone, Debug, Default)]
+struct Process {
+    cpu: Gauge<f64, AtomicU64>,
+    resident: Gauge<i64, AtomicI64>,
+    open_fds: Gauge<i64, AtomicI64>,
+    started: Gauge<f64, AtomicU64>,
+}
+
+impl Metrics {
+    /// New metrics, registered under their names.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let histogram = || Histogram::new(SECONDS);
+        let metrics = Self {
+            owned: Family::default(),
+            operations: Family::default(),
+            propagation: histogram(),
+            drift: Family::default(),
+            held_deletes: Gauge::default(),
+            conflicts: Gauge::default(),
+            rejections: Gauge::default(),
+            requests: Family::default(),
+            request_seconds: histogram(),
+            last_contact: Gauge::default(),
+            watch_restarts: Family::default(),
+            leader: Gauge::default(),
+            pending: Gauge::default(),
+            audit_findings: Counter::default(),
+            events_dropped: Counter::default(),
+            process: Process::default(),
+        };
+        metrics.register(registry.sub_registry_with_prefix("lictor"));
+        metrics
+            .process
+            .register(registry.sub_registry_with_prefix("process"));
+        metrics
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        // Taken apart without `..`, so that no metric is forgotten.
+        let Self {
+            owned,
+            operations,
+            propagation,
+            drift,
+            held_deletes,
+            conflicts,
+            rejections,
+            requests,
+            request_seconds,
+            last_contact,
+            watch_restarts,
+            leader,
+            pending,
+            audit_findings,
+            events_dropped,
+            process: _,
+        } = self.clone();
+        registry.register("owned", "Entries of ours that Consul holds", owned);
+        registry.register("operations", "Operations on Consul", operations);
+        let help = "From an event to Consul's acknowledgement of what it asked for";
+        registry.register_with_unit("propagation", help, Unit::Seconds, propagation);
+        registry.register("drift", "Repaired changes of another hand", drift);
+        registry.register(
+            "held_deletes",
+            "Removals that wait until they are safe",
+            held_deletes,
+        );
+        registry.register("conflicts", "Keys that someone else holds", conflicts);
+        let help = "Objects and instances with invalid input, or that Consul refuses";
+        registry.register("rejections", help, rejections);
+        let help = "Requests to Consul; code 0 is no answer";
+        registry.register("consul_requests", help, requests);
+        let help = "Duration of requests to Consul, blocking queries apart";
+        registry.register_with_unit("consul_request", help, Unit::Seconds, request_seconds);
+        let help = "How long ago Consul answered last";
+        registry.register_with_unit("consul_last_contact", help, Unit::Seconds, last_contact);
+        let help = "Watches of Kubernetes that broke";
+        registry.register("watch_restarts", help, watch_restarts);
+        registry.register("leader", "Whether this process may write", leader);
+        let help = "Keys that are to be planned, being written or waiting";
+        registry.register("pending_keys", help, pending);
+        let help = "What a total pass found that incremental ones had missed";
+        registry.register("audit_findings", help, audit_findings);
+        let help = "Kubernetes Events beyond the limit";
+        registry.register("events_dropped", help, events_dropped);
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The version that runs", version);
+    }
+
+    /// Brings up to date what is measured at the moment of a scrape.
+    pub fn refresh(&self, last_contact: Option<Duration>) {
+        if let Some(age) = last_contact {
+            self.last_contact.set(age.as_secs_f64());
+        }
+        self.process.refresh();
+    }
+}
+
+impl Process {
+    fn register(&self, registry: &mut Registry) {
+        let Self {
+            cpu,
+            resident,
+            open_fds,
+            started,
+        } = self.clone();
+        // A gauge, since the value is read as a whole; named as every Prometheus client names it.
+        registry.register("cpu_seconds_total", "CPU time, user and system", cpu);
+        registry.register("resident_memory_bytes", "Resident memory", resident);
+        registry.register("open_fds", "Open file descriptors", open_fds);
+        let help = "Start of the process since the epoch";
+        registry.register("start_time_seconds", help, started);
+    }
+
+    /// What cannot be read (there is no `/proc` outside of Linux) stays as it is.
+    fn refresh(&self) {
+        let Ok(this) = procfs::process::Process::myself() else {
+            return;
+        };
+        if let Ok(stat) = this.stat() {
+            let ticks = procfs::ticks_per_second();
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "seconds with a fraction are wanted"
+            )]
+            self.cpu
+                .set((stat.utime + stat.stime) as f64 / ticks as f64);
+            let resident = stat.rss.saturating_mul(procfs::page_size());
+            self.resident
+                .set(i64::try_from(resident).unwrap_or(i64::MAX));
+            if let Ok(boot) = procfs::boot_time_secs() {
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "seconds with a fraction are wanted"
+                )]
+                self.started
+                    .set(boot as f64 + stat.starttime as f64 / ticks as f64);
+            }
+        }
+        if let Ok(count) = this.fd_count() {
+            self.open_fds.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}
+
+impl crate::consul::Observer for Metrics {
+    fn observed(&self, endpoint: &'static str, code: Option<u16>, elapsed: Duration) {
+        let code = code.unwrap_or_default();
+        self.requests
+            .get_or_create(&RequestLabels { endpoint, code })
+            .inc();
+        self.request_seconds.observe(elapsed.as_secs_f64());
+    }
+}

@@ -1,0 +1,163 @@
+//! The marks by which an entry in Consul says whose it is.
+
+use super::key::InstanceKey;
+use super::names::ClusterName;
+use super::owner::Owner;
+use super::text::{Pairs, Text};
+
+/// Meta key: where the entry comes from; Consul's UI shows it.
+pub const EXTERNAL_SOURCE: &str = "external-source";
+/// The value of [`EXTERNAL_SOURCE`] on everything of ours.
+pub const KUBERNETES: &str = "kubernetes";
+/// Meta key: the Kubernetes namespace.
+pub const K8S_NAMESPACE: &str = "external-k8s-ns";
+/// Meta key: the kind of the object that the instance stands for.
+pub const K8S_REF_KIND: &str = "external-k8s-ref-kind";
+/// Meta key: the name of the object that the instance stands for.
+pub const K8S_REF_NAME: &str = "external-k8s-ref-name";
+/// Meta key: the Kubernetes node that the pod runs on.
+pub const K8S_NODE_NAME: &str = "external-k8s-node-name";
+/// Meta key, on services and nodes: the cluster that writes the entry.
+pub const CLUSTER: &str = "lictor-cluster";
+/// Meta key: the Consul node that the entry was written on, so that a copy is known for one.
+pub const NODE: &str = "lictor-node";
+/// Meta key: the object that owns the entry.
+pub const OWNER: &str = "lictor-owner";
+/// Meta key: the uid of the pod or `ServiceRegistration`.
+pub const UID: &str = "lictor-uid";
+/// Node meta key: the Kubernetes node.
+pub const NODE_K8S_NODE: &str = "k8s-node";
+/// Node meta key: the region, from the node's label.
+pub const NODE_REGION: &str = "topology-region";
+/// Node meta key: the zone, from the node's label.
+pub const NODE_ZONE: &str = "topology-zone";
+
+/// Meta key that consul-k8s marks its instances with.
+const MANAGED_BY: &str = "managed-by";
+
+/// Whether users may not set the meta key, because Lictor, Consul or consul-k8s reads a meaning in it.
+#[must_use]
+pub fn is_reserved(key: &str) -> bool {
+    matches!(
+        key,
+        EXTERNAL_SOURCE | K8S_NAMESPACE | K8S_REF_KIND | K8S_REF_NAME | K8S_NODE_NAME | MANAGED_BY
+    ) || key.starts_with("lictor-")
+        || key.starts_with("consul-")
+}
+
+/// What the marks of a service entry say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// All marks agree: ours, owned by this object.
+    Ours(Owner),
+    /// Anything else; a text that names the holder for people.
+    Foreign(Text),
+}
+
+/// Judges a service entry: it is ours only if the cluster, the form of its id, the owner and the
+/// node that it says it was written on all agree.
+#[must_use]
+pub fn judge(cluster: &ClusterName, key: &InstanceKey, service: &str, meta: &Pairs) -> Standing {
+    if meta.get(CLUSTER).is_some_and(|c| **c == *cluster.as_ref())
+        && meta.get(NODE).is_some_and(|n| n == key.node.text())
+        && let Some(owner) = meta.get(OWNER).and_then(|owner| Owner::parse(owner))
+        && key.id.has_form(cluster, &owner.namespace, service)
+    {
+        return Standing::Ours(owner);
+    }
+    Standing::Foreign(holder(cluster, meta))
+}
+
+/// Names the holder of meta that is not ours, for conditions and Events.
+#[must_use]
+pub fn holder(cluster: &ClusterName, meta: &Pairs) -> Text {
+    if let Some(other) = meta.get(CLUSTER) {
+        if **other == *cluster.as_ref() {
+            return "an entry with copied or incomplete marks of this cluster".into();
+        }
+        return format!("Lictor of cluster \"{other}\"").into();
+    }
+    if let Some(manager) = meta.get(MANAGED_BY) {
+        return format!("\"{manager}\" (meta managed-by)").into();
+    }
+    if let Some((key, _)) = meta
+        .iter()
+        .find(|(key, _)| key.starts_with("consul.hashicorp.com/"))
+    {
+        return format!("consul-k8s (meta {key})").into();
+    }
+    match meta.get(EXTERNAL_SOURCE) {
+        Some(source) => format!("external source \"{source}\"").into(),
+        None => "an entry without marks, written by hand or by another tool".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::names::{InstanceId, NodeName};
+
+    fn pairs(pairs: &[(&str, &str)]) -> Pairs {
+        pairs
+            .iter()
+            .map(|(k, v)| (Text::from(*k), Text::from(*v)))
+            .collect()
+    }
+
+    fn case(node: &str, id: &str, meta: &[(&str, &str)]) -> Standing {
+        let cluster: ClusterName = "a".parse().unwrap();
+        let key = InstanceKey {
+            node: NodeName::parse(&cluster, node).unwrap(),
+            id: InstanceId::observed(id),
+        };
+        judge(&cluster, &key, "web", &pairs(meta))
+    }
+
+    const MARKS: [(&str, &str); 3] = [
+        ("lictor-cluster", "a"),
+        ("lictor-node", "lictor-a--n1"),
+        ("lictor-owner", "Pod/shop/web-0"),
+    ];
+
+    #[test]
+    fn all_marks_must_agree() {
+        assert!(matches!(
+            case("lictor-a--n1", "a.shop.web.web-0", &MARKS),
+            Standing::Ours(_)
+        ));
+        // The same marks on another node, under another id, or with one of them missing.
+        assert!(matches!(
+            case("lictor-a--n2", "a.shop.web.web-0", &MARKS),
+            Standing::Foreign(_)
+        ));
+        assert!(matches!(
+            case("lictor-a--n1", "web-0", &MARKS),
+            Standing::Foreign(_)
+        ));
+        assert!(matches!(
+            case("lictor-a--n1", "a.x.web.web-0", &MARKS),
+            Standing::Foreign(_)
+        ));
+        for missing in 0..MARKS.len() {
+            let mut marks = MARKS.to_vec();
+            marks.remove(missing);
+            let standing = case("lictor-a--n1", "a.shop.web.web-0", &marks);
+            assert!(
+                matches!(standing, Standing::Foreign(_)),
+                "without {missing}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_holder_is_named() {
+        let named = |meta: &[(&str, &str)]| match case("lictor-a--n1", "x", meta) {
+            Standing::Foreign(holder) => holder.to_string(),
+            Standing::Ours(_) => panic!("not ours"),
+        };
+        assert!(named(&[("lictor-cluster", "b")]).contains("cluster \"b\""));
+        assert!(named(&[("managed-by", "consul-k8s-endpoints-controller")]).contains("managed-by"));
+        assert!(named(&[("external-source", "nomad")]).contains("nomad"));
+        assert!(named(&[]).contains("without marks"));
+    }
+}

@@ -1,0 +1,256 @@
+//! Names, parsed once: whoever holds one of these types need not check it again.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::text::Text;
+
+/// Whether `name` is a lower-case DNS label (RFC 1123): 1 to 63 of `[a-z0-9-]`, no hyphen at an end.
+#[must_use]
+pub fn is_dns_label(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.iter().copied().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+/// Why a text is not the name that it was meant to be; says what is allowed instead.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} \"{given}\" must be {rule}")]
+pub struct InvalidName {
+    what: &'static str,
+    given: String,
+    rule: &'static str,
+}
+
+/// The name under which one Kubernetes cluster writes to Consul (`--cluster`).
+///
+/// Unique among all writers to one Consul; part of every node name and instance id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName(Text);
+
+impl FromStr for ClusterName {
+    type Err = InvalidName;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        if is_dns_label(given) && given.len() <= 32 && !given.contains("--") {
+            Ok(Self(given.into()))
+        } else {
+            Err(InvalidName {
+                what: "the cluster name",
+                given: given.to_owned(),
+                rule: "a lower-case DNS label of at most 32 characters without \"--\"",
+            })
+        }
+    }
+}
+
+/// The name of a Consul service: a lower-case DNS label, so that Consul's DNS can answer for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(Text);
+
+impl ServiceName {
+    /// The name as a shared text.
+    #[must_use]
+    pub fn text(&self) -> &Text {
+        &self.0
+    }
+}
+
+impl FromStr for ServiceName {
+    type Err = InvalidName;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        if is_dns_label(given) {
+            Ok(Self(given.into()))
+        } else {
+            Err(InvalidName {
+                what: "the service name",
+                given: given.to_owned(),
+                rule: "a lower-case DNS label: 1 to 63 of a-z, 0-9 and \"-\", beginning and ending with a letter or digit",
+            })
+        }
+    }
+}
+
+/// The name of one of our synthetic nodes in Consul's catalog.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName(Text);
+
+impl NodeName {
+    /// The synthetic node that stands for a Kubernetes node.
+    #[must_use]
+    pub fn for_kubernetes(cluster: &ClusterName, node: &str) -> Self {
+        Self(format!("lictor-{cluster}--{node}").into())
+    }
+
+    /// The synthetic node for endpoints outside of the cluster.
+    #[must_use]
+    pub fn external(cluster: &ClusterName) -> Self {
+        Self(format!("lictor-{cluster}-external").into())
+    }
+
+    /// A node name as Consul returned it, if it is one that `cluster` may use.
+    ///
+    /// Consul compares node names without case, so that the lower-case form is the name.
+    #[must_use]
+    pub fn parse(cluster: &ClusterName, name: &str) -> Option<Self> {
+        let name = name.to_lowercase();
+        let rest = name
+            .strip_prefix("lictor-")?
+            .strip_prefix(cluster.as_ref())?;
+        let ours = rest == "-external" || rest.strip_prefix("--").is_some_and(|n| !n.is_empty());
+        ours.then(|| Self(name.into()))
+    }
+
+    /// The Kubernetes node that this one stands for; `None` for the external one.
+    #[must_use]
+    pub fn kubernetes_node(&self, cluster: &ClusterName) -> Option<&str> {
+        self.0
+            .strip_prefix("lictor-")?
+            .strip_prefix(cluster.as_ref())?
+            .strip_prefix("--")
+    }
+
+    /// The name as a shared text.
+    #[must_use]
+    pub fn text(&self) -> &Text {
+        &self.0
+    }
+}
+
+/// The id of a service instance in Consul, unique on its node.
+///
+/// `<cluster>.<namespace>.<service>.<pod>`, or for an endpoint outside of the cluster
+/// `<cluster>.<namespace>.<service>.<ServiceRegistration>.<endpoint>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId(Text);
+
+impl InstanceId {
+    /// The id of a pod's instance.
+    #[must_use]
+    pub fn of_pod(
+        cluster: &ClusterName,
+        namespace: &str,
+        service: &ServiceName,
+        pod: &str,
+    ) -> Self {
+        Self(format!("{cluster}.{namespace}.{service}.{pod}").into())
+    }
+
+    /// The id of an endpoint that a `ServiceRegistration` lists.
+    #[must_use]
+    pub fn of_endpoint(
+        cluster: &ClusterName,
+        namespace: &str,
+        service: &ServiceName,
+        registration: &str,
+        endpoint: &str,
+    ) -> Self {
+        Self(format!("{cluster}.{namespace}.{service}.{registration}.{endpoint}").into())
+    }
+
+    /// An id as Consul returned it, of whatever form; compared without case, as Consul does.
+    #[must_use]
+    pub fn observed(id: &str) -> Self {
+        if id.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Self(id.to_lowercase().into())
+        } else {
+            Self(id.into())
+        }
+    }
+
+    /// Whether the id has the form that `cluster` gives to instances of `service` in `namespace`.
+    #[must_use]
+    pub fn has_form(&self, cluster: &ClusterName, namespace: &str, service: &str) -> bool {
+        let rest = self
+            .0
+            .strip_prefix(cluster.as_ref())
+            .and_then(|rest| rest.strip_prefix('.'))
+            .and_then(|rest| rest.strip_prefix(namespace))
+            .and_then(|rest| rest.strip_prefix('.'))
+            .and_then(|rest| rest.strip_prefix(service))
+            .and_then(|rest| rest.strip_prefix('.'));
+        rest.is_some_and(|last| !last.is_empty())
+    }
+
+    /// The id as a shared text.
+    #[must_use]
+    pub fn text(&self) -> &Text {
+        &self.0
+    }
+}
+
+macro_rules! text_like {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    )*};
+}
+text_like!(ClusterName, ServiceName, NodeName, InstanceId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(name: &str) -> ClusterName {
+        name.parse().unwrap()
+    }
+
+    #[test]
+    fn cluster_names_are_short_labels_without_a_double_hyphen() {
+        for good in ["a", "prod", "eu-west-1", &"x".repeat(32)] {
+            assert!(good.parse::<ClusterName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a--b", "-a", "a-", "Prod", "a.b", &"x".repeat(33)] {
+            assert!(bad.parse::<ClusterName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_node_of_another_cluster_is_never_taken_for_ours() {
+        let a = cluster("a");
+        assert!(NodeName::parse(&a, "lictor-a--n1").is_some());
+        assert!(NodeName::parse(&a, "Lictor-A--N1").is_some());
+        assert!(NodeName::parse(&a, "lictor-a-external").is_some());
+        for other in [
+            "lictor-ab--n1",
+            "lictor-a-b--n1",
+            "lictor-a--",
+            "n1",
+            "lictor-a-virtual",
+        ] {
+            assert!(NodeName::parse(&a, other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_kubernetes_node_called_external_is_not_the_external_node() {
+        let a = cluster("a");
+        let node = NodeName::for_kubernetes(&a, "external");
+        assert_ne!(node, NodeName::external(&a));
+        assert_eq!(node.kubernetes_node(&a), Some("external"));
+        assert_eq!(NodeName::external(&a).kubernetes_node(&a), None);
+    }
+
+    #[test]
+    fn ids_keep_dots_of_pod_names_and_know_their_form() {
+        let a = cluster("a");
+        let id = InstanceId::of_pod(&a, "shop", &"web".parse().unwrap(), "web.0");
+        assert_eq!(id.as_ref(), "a.shop.web.web.0");
+        assert!(id.has_form(&a, "shop", "web"));
+        assert!(!id.has_form(&a, "shop", "web.web.0"));
+        assert!(!id.has_form(&cluster("b"), "shop", "web"));
+    }
+}

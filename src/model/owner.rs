@@ -1,0 +1,82 @@
+//! Who an entry in Consul belongs to.
+
+use std::fmt;
+
+use super::text::Text;
+
+/// The kinds of Kubernetes objects that can own an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OwnerKind {
+    /// A pod, by its annotations.
+    Pod,
+    /// A `ServiceRegistration`, by its selector or its endpoints.
+    ServiceRegistration,
+}
+
+impl OwnerKind {
+    /// The kind as Kubernetes writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pod => "Pod",
+            Self::ServiceRegistration => "ServiceRegistration",
+        }
+    }
+}
+
+/// The object that an entry is registered for; the service meta `lictor-owner`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// Its kind.
+    pub kind: OwnerKind,
+    /// Its namespace.
+    pub namespace: Text,
+    /// Its name.
+    pub name: Text,
+}
+
+impl Owner {
+    /// The pod `namespace/name`.
+    #[must_use]
+    pub fn pod(namespace: &Text, name: &Text) -> Self {
+        Self {
+            kind: OwnerKind::Pod,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        }
+    }
+
+    /// The `ServiceRegistration` `namespace/name`.
+    #[must_use]
+    pub fn registration(namespace: &Text, name: &Text) -> Self {
+        Self {
+            kind: OwnerKind::ServiceRegistration,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        }
+    }
+
+    /// Reads `<kind>/<namespace>/<name>`; `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split('/');
+        let kind = match parts.next()? {
+            "Pod" => OwnerKind::Pod,
+            "ServiceRegistration" => OwnerKind::ServiceRegistration,
+            _ => return None,
+        };
+        let (namespace, name) = (parts.next()?, parts.next()?);
+        let whole = parts.next().is_none() && !namespace.is_empty() && !name.is_empty();
+        whole.then(|| Self {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+        })
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.kind.as_str(), self.namespace, self.name)
+    }
+}

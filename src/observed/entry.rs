@@ -1,0 +1,225 @@
+//! What Consul returned, in the canonical form in which it is compared.
+
+use crate::consul::wire;
+use crate::model::entry::{
+    Check, Health, NODE_CHECK_ID, NODE_CHECK_NAME, NODE_CHECK_TYPE, Node, READINESS_CHECK_NAME,
+    READINESS_CHECK_TYPE, Service, TaggedAddress, Weights, readiness_check_id,
+};
+use crate::model::key::InstanceKey;
+use crate::model::names::InstanceId;
+use crate::model::text::Text;
+
+/// A check, of ours or of anyone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedCheck {
+    /// Its id.
+    pub id: Text,
+    /// Status and output.
+    pub check: Check,
+    /// Whether name, type and service are those that Lictor gives to a check of this id.
+    pub well_formed: bool,
+    /// `ModifyIndex`, for compare-and-set.
+    pub modify_index: u64,
+}
+
+/// A service instance with its checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedInstance {
+    /// The entry.
+    pub service: Service,
+    /// Whether it has something that Lictor never gives to an instance of this kind.
+    pub embellished: bool,
+    /// `ModifyIndex`, for compare-and-set.
+    pub modify_index: u64,
+    /// All its checks.
+    pub checks: Vec<ObservedCheck>,
+}
+
+/// A node with its own checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedNode {
+    /// The node.
+    pub node: Node,
+    /// `CreateIndex`: the same for as long as the node was not removed.
+    pub create_index: u64,
+    /// `ModifyIndex`, for compare-and-set.
+    pub modify_index: u64,
+    /// The checks of the node itself.
+    pub checks: Vec<ObservedCheck>,
+}
+
+impl ObservedInstance {
+    /// Reads an entry; its checks are added with [`Self::checks`].
+    #[must_use]
+    pub fn of(service: &wire::NodeService) -> Self {
+        let embellished = service.needs_register() || !service.kind.is_empty();
+        Self {
+            service: service_of(service),
+            embellished,
+            modify_index: service.modify_index,
+            checks: Vec::new(),
+        }
+    }
+
+    /// The check of this id.
+    #[must_use]
+    pub fn check(&self, id: &str) -> Option<&ObservedCheck> {
+        self.checks.iter().find(|check| *check.id == *id)
+    }
+
+    /// The worst status of its checks; an instance without checks passes.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        worst(&self.checks)
+    }
+}
+
+impl ObservedNode {
+    /// Reads a node; its checks are added with [`Self::checks`].
+    #[must_use]
+    pub fn of(node: &wire::Node) -> Self {
+        Self {
+            node: Node {
+                address: node.address.clone(),
+                meta: node.meta.clone(),
+            },
+            create_index: node.create_index,
+            modify_index: node.modify_index,
+            checks: Vec::new(),
+        }
+    }
+
+    /// The check `lictor-node`.
+    #[must_use]
+    pub fn own_check(&self) -> Option<&ObservedCheck> {
+        self.checks.iter().find(|check| *check.id == *NODE_CHECK_ID)
+    }
+
+    /// The worst status of its checks, which counts for every instance on it.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        worst(&self.checks)
+    }
+}
+
+impl ObservedCheck {
+    /// Reads a check of the instance, or of the node where there is none.
+    #[must_use]
+    pub fn of(check: &wire::HealthCheck, instance: Option<&InstanceId>) -> Self {
+        let well_formed = match instance {
+            Some(id) => {
+                *check.check_id != *readiness_check_id(id)
+                    || (*check.name == *READINESS_CHECK_NAME
+                        && *check.check_type == *READINESS_CHECK_TYPE)
+            }
+            None => {
+                *check.check_id != *NODE_CHECK_ID
+                    || (*check.name == *NODE_CHECK_NAME && *check.check_type == *NODE_CHECK_TYPE)
+            }
+        };
+        Self {
+            id: check.check_id.clone(),
+            check: Check {
+                status: Health::parse(&check.status),
+                output: check.output.clone(),
+            },
+            well_formed,
+            modify_index: check.modify_index,
+        }
+    }
+}
+
+fn worst(checks: &[ObservedCheck]) -> Health {
+    checks
+        .iter()
+        .map(|check| check.check.status)
+        .max()
+        .unwrap_or(Health::Passing)
+}
+
+fn service_of(service: &wire::NodeService) -> Service {
+    let mut tags = service.tags.to_vec();
+    tags.sort_unstable();
+    tags.dedup();
+    let tagged = |(tag, address): (&Text, &wire::ServiceAddress)| TaggedAddress {
+        tag: tag.clone(),
+        address: address.address.clone(),
+        port: number(address.port),
+    };
+    Service {
+        name: service.service.clone(),
+        address: service.address.clone(),
+        port: number(service.port),
+        tagged_addresses: service.tagged_addresses.iter().map(tagged).collect(),
+        tags: tags.into(),
+        meta: service.meta.clone(),
+        weights: Weights {
+            passing: number(service.weights.passing),
+            warning: number(service.weights.warning),
+        },
+        enable_tag_override: service.enable_tag_override,
+    }
+}
+
+/// Consul's catalog takes any number for a port or a weight. Nothing that Lictor wants is out of
+/// range, so that a cut one is still seen to differ from it, unless it is the bound itself.
+fn number(number: i64) -> u16 {
+    u16::try_from(number).unwrap_or(if number < 0 { 0 } else { u16::MAX })
+}
+
+/// The entry as Consul takes it.
+#[must_use]
+pub fn wire_service(key: &InstanceKey, service: &Service) -> wire::NodeService {
+    let tagged = |tagged: &TaggedAddress| {
+        let address = wire::ServiceAddress {
+            address: tagged.address.clone(),
+            port: tagged.port.into(),
+        };
+        (tagged.tag.clone(), address)
+    };
+    wire::NodeService {
+        id: key.id.text().clone(),
+        service: service.name.clone(),
+        tags: service.tags.clone(),
+        address: service.address.clone(),
+        tagged_addresses: service.tagged_addresses.iter().map(tagged).collect(),
+        port: service.port.into(),
+        meta: service.meta.clone(),
+        weights: wire::Weights {
+            passing: service.weights.passing.into(),
+            warning: service.weights.warning.into(),
+        },
+        enable_tag_override: service.enable_tag_override,
+        ..wire::NodeService::default()
+    }
+}
+
+/// The readiness check of an instance as Consul takes it.
+#[must_use]
+pub fn wire_readiness(key: &InstanceKey, service: &Text, check: &Check) -> wire::HealthCheck {
+    wire::HealthCheck {
+        node: key.node.text().clone(),
+        check_id: readiness_check_id(&key.id).into(),
+        name: READINESS_CHECK_NAME.into(),
+        status: check.status.as_str().into(),
+        output: check.output.clone(),
+        service_id: key.id.text().clone(),
+        service_name: service.clone(),
+        check_type: READINESS_CHECK_TYPE.into(),
+        ..wire::HealthCheck::default()
+    }
+}
+
+/// The check of a node as Consul takes it.
+#[must_use]
+pub fn wire_node_check(node: &Text, check: &Check) -> wire::HealthCheck {
+    wire::HealthCheck {
+        node: node.clone(),
+        check_id: NODE_CHECK_ID.into(),
+        name: NODE_CHECK_NAME.into(),
+        status: check.status.as_str().into(),
+        output: check.output.clone(),
+        check_type: NODE_CHECK_TYPE.into(),
+        ..wire::HealthCheck::default()
+    }
+}

@@ -1,0 +1,406 @@
+//! The mirror: what Consul is known to hold on our nodes, and how sure that is.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
+
+use super::entry::{ObservedCheck, ObservedInstance, ObservedNode};
+use crate::consul::wire;
+use crate::model::key::{InstanceKey, Key};
+use crate::model::marks::{self, Standing};
+use crate::model::names::{ClusterName, InstanceId, NodeName};
+use crate::model::owner::Owner;
+
+/// A moment in the order of reads and writes; it has nothing to do with time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Tick(u64);
+
+/// A read that is under way. What was written since it began is not taken from it.
+#[derive(Debug)]
+#[must_use]
+pub struct Ticket(Tick);
+
+/// What a read of one node brought.
+#[derive(Debug, Default)]
+pub struct NodeContent {
+    /// The node; `None` where Consul has none of the name.
+    pub node: Option<wire::Node>,
+    /// The services on it.
+    pub services: Vec<wire::NodeService>,
+    /// The checks on it, of the node and of the services.
+    pub checks: Vec<wire::HealthCheck>,
+}
+
+/// How sure the mirror is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Completeness {
+    /// Not all of our nodes were read yet: nothing is written.
+    #[default]
+    Unknown,
+    /// All were read.
+    Complete,
+}
+
+/// What Consul is known to hold on our nodes.
+#[derive(Debug)]
+pub struct Mirror {
+    cluster: ClusterName,
+    completeness: Completeness,
+    nodes: BTreeMap<NodeName, ObservedNode>,
+    instances: BTreeMap<InstanceKey, ObservedInstance>,
+    /// How many of the instances are ours.
+    owned: usize,
+    /// Nodes that carried our mark once, by their `CreateIndex`: a hand-made register without meta
+    /// erases the mark and keeps the index.
+    marked: HashMap<NodeName, u64>,
+    /// Nodes of which it is not known whether a write arrived: nothing is planned on them.
+    unsure: BTreeSet<NodeName>,
+    clock: Tick,
+    reading: BTreeSet<Tick>,
+    /// When keys were last written, for as long as a read that began before is under way.
+    written: HashMap<Key, Tick>,
+}
+
+impl Mirror {
+    /// A mirror that knows nothing yet.
+    #[must_use]
+    pub fn new(cluster: ClusterName) -> Self {
+        Self {
+            cluster,
+            completeness: Completeness::default(),
+            nodes: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            owned: 0,
+            marked: HashMap::new(),
+            unsure: BTreeSet::new(),
+            clock: Tick(0),
+            reading: BTreeSet::new(),
+            written: HashMap::new(),
+        }
+    }
+
+    /// How sure the mirror is.
+    #[must_use]
+    pub fn completeness(&self) -> Completeness {
+        self.completeness
+    }
+
+    /// All of our nodes were read.
+    pub fn complete(&mut self) {
+        self.completeness = Completeness::Complete;
+    }
+
+    /// A node of ours.
+    #[must_use]
+    pub fn node(&self, name: &NodeName) -> Option<&ObservedNode> {
+        self.nodes.get(name)
+    }
+
+    /// An instance on one of our nodes, ours or not.
+    #[must_use]
+    pub fn instance(&self, key: &InstanceKey) -> Option<&ObservedInstance> {
+        self.instances.get(key)
+    }
+
+    /// Whose an instance is.
+    #[must_use]
+    pub fn standing(&self, key: &InstanceKey, instance: &ObservedInstance) -> Standing {
+        marks::judge(
+            &self.cluster,
+            key,
+            &instance.service.name,
+            &instance.service.meta,
+        )
+    }
+
+    /// Whether a node is ours: by its mark; or without any cluster's mark, by having had ours, or by
+    /// holding an instance of ours.
+    #[must_use]
+    pub fn is_our_node(&self, name: &NodeName, node: &ObservedNode) -> bool {
+        match node.node.meta.get(marks::CLUSTER) {
+            Some(cluster) => **cluster == *self.cluster.as_ref(),
+            None => {
+                self.marked.get(name) == Some(&node.create_index)
+                    || self.on_node(name).any(|(key, instance)| {
+                        matches!(self.standing(key, instance), Standing::Ours(_))
+                    })
+            }
+        }
+    }
+
+    /// The instances on a node.
+    pub fn on_node(
+        &self,
+        node: &NodeName,
+    ) -> impl Iterator<Item = (&InstanceKey, &ObservedInstance)> {
+        let first = InstanceKey {
+            node: node.clone(),
+            id: InstanceId::observed(""),
+        };
+        let node = node.clone();
+        self.instances
+            .range((Bound::Included(first), Bound::Unbounded))
+            .take_while(move |(key, _)| key.node == node)
+    }
+
+    /// All keys that are known.
+    pub fn keys(&self) -> impl Iterator<Item = Key> {
+        let instances = self.instances.keys().cloned().map(Key::Instance);
+        self.nodes.keys().cloned().map(Key::Node).chain(instances)
+    }
+
+    /// The names of all nodes that are known.
+    pub fn node_names(&self) -> impl Iterator<Item = &NodeName> {
+        self.nodes.keys()
+    }
+
+    /// Keys of all that says it stands for, or belongs to, an object.
+    #[must_use]
+    pub fn held_by(&self, owner: &Owner) -> Vec<Key> {
+        let ours = |(key, instance): (&InstanceKey, &ObservedInstance)| {
+            let Standing::Ours(holder) = self.standing(key, instance) else {
+                return None;
+            };
+            let refers = |meta: &str, to: &str| {
+                instance
+                    .service
+                    .meta
+                    .get(meta)
+                    .is_some_and(|value| **value == *to)
+            };
+            let stands_for = refers(marks::K8S_REF_KIND, owner.kind.as_str())
+                && refers(marks::K8S_REF_NAME, &owner.name)
+                && holder.namespace == owner.namespace;
+            (holder == *owner || stands_for).then(|| Key::Instance(key.clone()))
+        };
+        self.instances.iter().filter_map(ours).collect()
+    }
+
+    /// How many instances are ours.
+    #[must_use]
+    pub fn owned_instances(&self) -> usize {
+        self.owned
+    }
+
+    /// How many nodes are known.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    // === sureness ===
+
+    /// Whether it is not known what stands on the node.
+    #[must_use]
+    pub fn is_unsure(&self, node: &NodeName) -> bool {
+        self.unsure.contains(node)
+    }
+
+    /// It is not known any more what stands on the node, until it is read.
+    pub fn doubt(&mut self, node: &NodeName) {
+        self.unsure.insert(node.clone());
+    }
+
+    // === reads ===
+
+    /// A read begins.
+    pub fn start_read(&mut self) -> Ticket {
+        let tick = self.advance();
+        self.reading.insert(tick);
+        Ticket(tick)
+    }
+
+    /// A read failed.
+    pub fn abandon_read(&mut self, Ticket(began): Ticket) {
+        self.end_read(began);
+    }
+
+    /// A read of a node is complete. Keys that are being written (`busy`) or were written since the
+    /// read began stay as they are known. Returns the keys of which something changed.
+    pub fn finish_read(
+        &mut self,
+        Ticket(began): Ticket,
+        name: &NodeName,
+        content: &NodeContent,
+        busy: &HashSet<Key>,
+    ) -> Vec<Key> {
+        let current = |this: &Self, key: &Key| {
+            busy.contains(key) || this.written.get(key).is_some_and(|at| *at > began)
+        };
+        let mut changed = Vec::new();
+        let mut incoming = instances_of(name, content);
+        let known: Vec<InstanceKey> = self.on_node(name).map(|(key, _)| key.clone()).collect();
+        for key in known {
+            if !incoming.contains_key(&key) && !current(self, &Key::Instance(key.clone())) {
+                self.take_instance(&key);
+                changed.push(Key::Instance(key));
+            }
+        }
+        for (key, instance) in std::mem::take(&mut incoming) {
+            let full_key = Key::Instance(key.clone());
+            if !current(self, &full_key) && self.instances.get(&key) != Some(&instance) {
+                self.put_instance(key, instance);
+                changed.push(full_key);
+            }
+        }
+        let node_key = Key::Node(name.clone());
+        let node = node_of(content);
+        if !current(self, &node_key) && self.nodes.get(name) != node.as_ref() {
+            self.set_node(name, node);
+            changed.push(node_key);
+        }
+        self.unsure.remove(name);
+        self.end_read(began);
+        changed
+    }
+
+    /// A list of our nodes is complete. Nodes that it does not name are gone, with all on them.
+    /// Returns the keys of which something changed.
+    pub fn finish_list(
+        &mut self,
+        Ticket(began): Ticket,
+        listed: &BTreeSet<NodeName>,
+        busy: &HashSet<Key>,
+    ) -> Vec<Key> {
+        let missing: Vec<NodeName> = self
+            .nodes
+            .keys()
+            .filter(|name| !listed.contains(*name))
+            .cloned()
+            .collect();
+        let mut changed = Vec::new();
+        for name in missing {
+            let node_key = Key::Node(name.clone());
+            let written = self.written.get(&node_key).is_some_and(|at| *at > began);
+            if written || busy.contains(&node_key) {
+                continue;
+            }
+            changed.extend(self.forget_node(&name));
+        }
+        self.end_read(began);
+        changed
+    }
+
+    /// Consul has no such node: takes it out with all on it. Returns the keys that went.
+    pub fn forget_node(&mut self, name: &NodeName) -> Vec<Key> {
+        let keys: Vec<InstanceKey> = self.on_node(name).map(|(key, _)| key.clone()).collect();
+        for key in &keys {
+            self.take_instance(key);
+        }
+        self.set_node(name, None);
+        self.unsure.remove(name);
+        let node = Key::Node(name.clone());
+        keys.into_iter().map(Key::Instance).chain([node]).collect()
+    }
+
+    // === writes ===
+
+    /// A write of an instance was acknowledged; `None` for a removal.
+    pub fn wrote_instance(&mut self, key: &InstanceKey, instance: Option<ObservedInstance>) {
+        self.note_write(Key::Instance(key.clone()));
+        match instance {
+            Some(instance) => self.put_instance(key.clone(), instance),
+            None => self.take_instance(key),
+        }
+    }
+
+    /// A write of a node was acknowledged.
+    pub fn wrote_node(&mut self, name: &NodeName, node: ObservedNode) {
+        self.note_write(Key::Node(name.clone()));
+        self.set_node(name, Some(node));
+    }
+
+    fn note_write(&mut self, key: Key) {
+        if !self.reading.is_empty() {
+            let tick = self.advance();
+            self.written.insert(key, tick);
+        }
+    }
+
+    fn advance(&mut self) -> Tick {
+        self.clock.0 += 1;
+        self.clock
+    }
+
+    fn end_read(&mut self, began: Tick) {
+        self.reading.remove(&began);
+        match self.reading.first().copied() {
+            None => self.written.clear(),
+            Some(oldest) => self.written.retain(|_, at| *at > oldest),
+        }
+    }
+
+    fn put_instance(&mut self, key: InstanceKey, instance: ObservedInstance) {
+        self.take_instance(&key);
+        if matches!(self.standing(&key, &instance), Standing::Ours(_)) {
+            self.owned += 1;
+        }
+        self.instances.insert(key, instance);
+    }
+
+    fn take_instance(&mut self, key: &InstanceKey) {
+        if let Some(before) = self.instances.remove(key)
+            && matches!(self.standing(key, &before), Standing::Ours(_))
+        {
+            self.owned -= 1;
+        }
+    }
+
+    fn set_node(&mut self, name: &NodeName, node: Option<ObservedNode>) {
+        let Some(node) = node else {
+            self.nodes.remove(name);
+            return;
+        };
+        let mark = node.node.meta.get(marks::CLUSTER);
+        if mark.is_some_and(|cluster| **cluster == *self.cluster.as_ref()) {
+            self.marked.insert(name.clone(), node.create_index);
+        }
+        self.nodes.insert(name.clone(), node);
+    }
+}
+
+fn instances_of(node: &NodeName, content: &NodeContent) -> BTreeMap<InstanceKey, ObservedInstance> {
+    let local = content
+        .services
+        .iter()
+        .filter(|service| service.peer_name.is_empty());
+    let mut instances: BTreeMap<InstanceKey, ObservedInstance> = local
+        .map(|service| {
+            let id = InstanceId::observed(&service.id);
+            (
+                InstanceKey {
+                    node: node.clone(),
+                    id,
+                },
+                ObservedInstance::of(service),
+            )
+        })
+        .collect();
+    for check in content
+        .checks
+        .iter()
+        .filter(|check| !check.service_id.is_empty())
+    {
+        let id = InstanceId::observed(&check.service_id);
+        let key = InstanceKey {
+            node: node.clone(),
+            id,
+        };
+        if let Some(instance) = instances.get_mut(&key) {
+            instance
+                .checks
+                .push(ObservedCheck::of(check, Some(&key.id)));
+        }
+    }
+    instances
+}
+
+fn node_of(content: &NodeContent) -> Option<ObservedNode> {
+    let mut node = ObservedNode::of(content.node.as_ref()?);
+    let own = content
+        .checks
+        .iter()
+        .filter(|check| check.service_id.is_empty());
+    node.checks
+        .extend(own.map(|check| ObservedCheck::of(check, None)));
+    Some(node)
+}

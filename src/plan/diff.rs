@@ -1,0 +1,38 @@
+//! What differs between two entries.
+
+use crate::model::entry::Service;
+
+/// The names of the fields that differ, as Consul calls them; empty where nothing does.
+#[must_use]
+pub fn fields(there: &Service, wanted: &Service) -> Vec<&'static str> {
+    // Taken apart without `..`, so that a new field cannot be forgotten here.
+    let Service {
+        name,
+        address,
+        port,
+        tagged_addresses,
+        tags,
+        meta,
+        weights,
+        enable_tag_override,
+    } = wanted;
+    [
+        ("name", there.name != *name),
+        ("address", there.address != *address),
+        ("port", there.port != *port),
+        (
+            "tagged-addresses",
+            there.tagged_addresses != *tagged_addresses,
+        ),
+        ("tags", there.tags != *tags),
+        ("meta", there.meta != *meta),
+        ("weights", there.weights != *weights),
+        (
+            "enable-tag-override",
+            there.enable_tag_override != *enable_tag_override,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect()
+}

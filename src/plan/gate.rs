@@ -1,0 +1,119 @@
+//! The one gate that every removal passes.
+//!
+//! That the entry is ours, that no object claims it and that no frozen object holds it was found out
+//! before; here it is judged whether that finding can be relied on. Consul's own side of it (the node
+//! was read whole, with a token that sees everything) is the condition for the mirror to be complete.
+
+use crate::desired::claim::Absence;
+use crate::desired::watches::{Kind, Watch, Watches};
+
+/// An entry of ours that nothing claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// How it is known that nothing does.
+    pub absence: Absence,
+    /// How complete the view of Kubernetes is.
+    pub watches: &'a Watches,
+}
+
+/// Why an entry may be removed, for the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// This process saw the claim go.
+    Seen,
+    /// No object in the complete lists claims it.
+    Found,
+}
+
+/// Why an entry may not be removed yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Hold {
+    /// A kind of object that could claim it is not known completely.
+    #[error("kept, because {resource} are not known completely: {reason}")]
+    Incomplete {
+        /// The resource.
+        resource: &'static str,
+        /// What is wrong with its watch.
+        reason: String,
+    },
+}
+
+/// Whether an entry of ours that nothing claims may be removed now.
+pub fn may_remove(candidate: &Candidate<'_>) -> Result<Why, Hold> {
+    for kind in Kind::ALL {
+        let reason = match candidate.watches.state(kind) {
+            Watch::Complete => continue,
+            Watch::Listing => "the list is under way".to_owned(),
+            Watch::Broken(reason) => reason.clone(),
+        };
+        return Err(Hold::Incomplete {
+            resource: kind.resource(),
+            reason,
+        });
+    }
+    Ok(match candidate.absence {
+        Absence::Seen => Why::Seen,
+        Absence::Found => Why::Found,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complete() -> Watches {
+        let mut watches = Watches::default();
+        for kind in Kind::ALL {
+            watches.listing(kind);
+            watches.complete(kind);
+        }
+        watches
+    }
+
+    fn judged(absence: Absence, watches: &Watches) -> Result<Why, Hold> {
+        may_remove(&Candidate { absence, watches })
+    }
+
+    #[test]
+    fn with_everything_known_a_removal_passes() {
+        assert_eq!(judged(Absence::Seen, &complete()), Ok(Why::Seen));
+        assert_eq!(judged(Absence::Found, &complete()), Ok(Why::Found));
+    }
+
+    #[test]
+    fn any_kind_that_is_not_complete_holds_every_removal() {
+        for kind in Kind::ALL {
+            let mut listing = complete();
+            listing.listing(kind);
+            let mut broken = complete();
+            broken.broken(kind, "403 Forbidden".to_owned());
+            for watches in [listing, broken] {
+                for absence in [Absence::Seen, Absence::Found] {
+                    let Err(Hold::Incomplete { resource, .. }) = judged(absence, &watches) else {
+                        panic!("{kind:?} {absence:?} was let through");
+                    };
+                    assert_eq!(resource, kind.resource());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_watch_that_recovers_lets_removals_through_again() {
+        let mut watches = complete();
+        watches.broken(Kind::Pod, "timeout".to_owned());
+        watches.healthy(Kind::Pod);
+        assert_eq!(judged(Absence::Found, &watches), Ok(Why::Found));
+    }
+
+    #[test]
+    fn a_failed_re_list_is_completed_by_a_list_only() {
+        let mut watches = complete();
+        watches.listing(Kind::Pod);
+        watches.broken(Kind::Pod, "timeout".to_owned());
+        watches.healthy(Kind::Pod);
+        assert!(judged(Absence::Found, &watches).is_err());
+        watches.complete(Kind::Pod);
+        assert!(judged(Absence::Found, &watches).is_ok());
+    }
+}

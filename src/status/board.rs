@@ -1,0 +1,311 @@
+//! The board: how every claimed instance stands, and the sums of it for every object.
+//!
+//! The sums are kept by difference, so that a change costs the same whatever the size of the object.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::model::entry::Health;
+use crate::model::key::InstanceKey;
+use crate::model::owner::Owner;
+
+/// How an instance stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether the object claims it; if not, it is still there and waits for its removal.
+    pub claimed: bool,
+    /// The health of what Consul holds for the object, its node's included; `None` where it holds
+    /// nothing for it.
+    pub registered: Option<Health>,
+    /// What is not as it should be.
+    pub trouble: Option<Trouble>,
+}
+
+/// What is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// In one word, for conditions and Events.
+    pub reason: Reason,
+    /// For people: what, where and what to do.
+    pub message: String,
+}
+
+/// Reasons of the condition `Ready`. Ordered by what the user should hear of first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The input is invalid; what was registered last is kept.
+    Invalid,
+    /// An older object holds the key.
+    Conflict,
+    /// Someone else's entry is there.
+    OwnedByAnother,
+    /// Consul refuses the entry.
+    ConsulRefused,
+    /// The token lacks a right.
+    AccessDenied,
+    /// `lictor.io/paused`.
+    Paused,
+    /// A removal waits until it is safe.
+    Held,
+    /// Consul did not take the write yet.
+    ConsulUnavailable,
+    /// A write is under way.
+    Writing,
+}
+
+impl Reason {
+    /// The reason as conditions have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "Invalid",
+            Self::Conflict => "Conflict",
+            Self::OwnedByAnother => "OwnedByAnother",
+            Self::ConsulRefused => "ConsulRefused",
+            Self::AccessDenied => "AccessDenied",
+            Self::Paused => "Paused",
+            Self::Held => "Held",
+            Self::ConsulUnavailable => "ConsulUnavailable",
+            Self::Writing => "Writing",
+        }
+    }
+
+    /// Whether it passes without anybody doing anything.
+    #[must_use]
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Held | Self::ConsulUnavailable | Self::Writing)
+    }
+}
+
+/// The sums of one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Instances that it claims.
+    pub desired: u32,
+    /// Instances of which anything is noted for the object.
+    instances: u32,
+    /// Those that Consul holds.
+    pub registered: u32,
+    /// Registered ones by health.
+    pub passing: u32,
+    /// Registered ones by health.
+    pub warning: u32,
+    /// Registered ones by health.
+    pub critical: u32,
+    /// What is not as it should be, by instance.
+    pub troubles: BTreeMap<InstanceKey, Trouble>,
+    /// How many of the troubles are [`Reason::Writing`].
+    pub writing: u32,
+    /// The greatest `ModifyIndex` of a write for the object.
+    pub index: u64,
+}
+
+static NOTHING: Tally = Tally {
+    desired: 0,
+    instances: 0,
+    registered: 0,
+    passing: 0,
+    warning: 0,
+    critical: 0,
+    troubles: BTreeMap::new(),
+    writing: 0,
+    index: 0,
+};
+
+/// How every claimed instance stands.
+#[derive(Debug, Default)]
+pub struct Board {
+    standings: HashMap<InstanceKey, Vec<(Owner, Standing)>>,
+    tallies: HashMap<Owner, Tally>,
+    troubles: BTreeMap<Reason, usize>,
+}
+
+impl Board {
+    /// Notes how an instance stands for each object that claims it. Returns the objects whose sums
+    /// changed.
+    pub fn set(&mut self, key: &InstanceKey, standings: Vec<(Owner, Standing)>) -> Vec<Owner> {
+        let before = if standings.is_empty() {
+            self.standings.remove(key)
+        } else if self.standings.get(key) == Some(&standings) {
+            return Vec::new();
+        } else {
+            self.standings.insert(key.clone(), standings.clone())
+        };
+        let before = before.unwrap_or_default();
+        let mut changed: Vec<Owner> = Vec::new();
+        for (owner, standing) in &before {
+            self.subtract(key, owner, standing);
+            changed.push(owner.clone());
+        }
+        for (owner, standing) in standings {
+            self.add(key, &owner, standing);
+            changed.push(owner);
+        }
+        changed.sort_unstable();
+        changed.dedup();
+        changed
+    }
+
+    /// Notes that a write for an object was acknowledged at a `ModifyIndex`.
+    pub fn wrote(&mut self, owner: &Owner, index: u64) {
+        if let Some(tally) = self.tallies.get_mut(owner) {
+            tally.index = tally.index.max(index);
+        }
+    }
+
+    /// The sums of one object.
+    #[must_use]
+    pub fn tally(&self, owner: &Owner) -> &Tally {
+        self.tallies.get(owner).unwrap_or(&NOTHING)
+    }
+
+    /// How an instance stands, for each object that claims it.
+    #[must_use]
+    pub fn standings(&self, key: &InstanceKey) -> &[(Owner, Standing)] {
+        self.standings.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many instances are in trouble of one sort.
+    #[must_use]
+    pub fn troubles(&self, reason: Reason) -> usize {
+        self.troubles.get(&reason).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, key: &InstanceKey, owner: &Owner, standing: Standing) {
+        let tally = self.tallies.entry(owner.clone()).or_default();
+        tally.desired += u32::from(standing.claimed);
+        tally.instances += 1;
+        if let Some(health) = standing.registered {
+            tally.registered += 1;
+            *tally.of(health) += 1;
+        }
+        if let Some(trouble) = standing.trouble {
+            *self.troubles.entry(trouble.reason).or_default() += 1;
+            tally.writing += u32::from(trouble.reason == Reason::Writing);
+            tally.troubles.insert(key.clone(), trouble);
+        }
+    }
+
+    fn subtract(&mut self, key: &InstanceKey, owner: &Owner, standing: &Standing) {
+        let Some(tally) = self.tallies.get_mut(owner) else {
+            return;
+        };
+        tally.desired -= u32::from(standing.claimed);
+        tally.instances -= 1;
+        if let Some(health) = standing.registered {
+            tally.registered -= 1;
+            *tally.of(health) -= 1;
+        }
+        if let Some(trouble) = &standing.trouble {
+            tally.writing -= u32::from(trouble.reason == Reason::Writing);
+            tally.troubles.remove(key);
+            if let Some(count) = self.troubles.get_mut(&trouble.reason) {
+                *count -= 1;
+            }
+        }
+    }
+
+    /// Forgets an object that claims nothing and is gone.
+    pub fn forget(&mut self, owner: &Owner) {
+        if self
+            .tallies
+            .get(owner)
+            .is_some_and(|tally| tally.instances == 0)
+        {
+            self.tallies.remove(owner);
+        }
+    }
+}
+
+impl Tally {
+    fn of(&mut self, health: Health) -> &mut u32 {
+        match health {
+            Health::Passing => &mut self.passing,
+            Health::Warning => &mut self.warning,
+            Health::Critical => &mut self.critical,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::names::{InstanceId, NodeName};
+
+    fn key(id: &str) -> InstanceKey {
+        let cluster = "a".parse().unwrap();
+        InstanceKey {
+            node: NodeName::for_kubernetes(&cluster, "n1"),
+            id: InstanceId::observed(id),
+        }
+    }
+
+    fn owner(name: &str) -> Owner {
+        Owner::registration(&"shop".into(), &name.into())
+    }
+
+    fn standing(registered: Option<Health>, reason: Option<Reason>) -> Standing {
+        let trouble = reason.map(|reason| Trouble {
+            reason,
+            message: String::new(),
+        });
+        Standing {
+            claimed: true,
+            registered,
+            trouble,
+        }
+    }
+
+    #[test]
+    fn sums_follow_what_is_set_and_taken_back() {
+        let mut board = Board::default();
+        let good = standing(Some(Health::Passing), None);
+        let bad = standing(None, Some(Reason::Conflict));
+        board.set(
+            &key("1"),
+            vec![(owner("a"), good.clone()), (owner("b"), bad)],
+        );
+        board.set(
+            &key("2"),
+            vec![(owner("a"), standing(Some(Health::Critical), None))],
+        );
+        let tally = board.tally(&owner("a"));
+        let sums = (
+            tally.desired,
+            tally.registered,
+            tally.passing,
+            tally.critical,
+        );
+        assert_eq!(sums, (2, 2, 1, 1));
+        assert_eq!(
+            (
+                board.tally(&owner("b")).registered,
+                board.troubles(Reason::Conflict)
+            ),
+            (0, 1)
+        );
+
+        // The other object takes over.
+        let changed = board.set(&key("1"), vec![(owner("b"), good)]);
+        assert_eq!(changed, [owner("a"), owner("b")]);
+        assert_eq!(
+            (
+                board.tally(&owner("b")).passing,
+                board.troubles(Reason::Conflict)
+            ),
+            (1, 0)
+        );
+        board.set(&key("1"), Vec::new());
+        board.set(&key("2"), Vec::new());
+        assert_eq!(board.tally(&owner("a")), &Tally::default());
+        board.forget(&owner("a"));
+        assert!(!board.tallies.contains_key(&owner("a")));
+    }
+
+    #[test]
+    fn what_stays_the_same_changes_nobody() {
+        let mut board = Board::default();
+        let same = vec![(owner("a"), standing(Some(Health::Passing), None))];
+        assert_eq!(board.set(&key("1"), same.clone()).len(), 1);
+        assert_eq!(board.set(&key("1"), same).len(), 0);
+    }
+}

@@ -1,0 +1,257 @@
+//! The keys that are to be planned, are being written, or wait after a failure. Pure: time is
+//! passed in.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::model::key::Key;
+
+/// Why a key is to be planned. Of several causes the greatest is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// A total pass: nothing should be found that the incremental ones missed.
+    Audit,
+    /// It was written, and is looked at once more: nothing should be left to do.
+    Written,
+    /// Consul was read at the start or after a doubt, or a write failed.
+    Read,
+    /// Consul changed by another hand.
+    Drift,
+    /// Kubernetes changed.
+    Kubernetes,
+}
+
+/// A key that is to be planned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Why.
+    pub cause: Cause,
+    /// When the first event that it is for was received.
+    pub since: Instant,
+}
+
+impl Due {
+    fn merged(self, other: Option<Self>) -> Self {
+        let Some(other) = other else { return self };
+        Self {
+            cause: self.cause.max(other.cause),
+            since: self.since.min(other.since),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Penalty {
+    failures: u32,
+    /// Until when the key waits, and what for; `None` while it is tried again.
+    parked: Option<(Instant, Due)>,
+}
+
+/// First wait of a key that failed.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait of a key that failed.
+const LONGEST_WAIT: Duration = Duration::from_mins(5);
+
+/// The keys that are to be planned.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    ready: BTreeMap<Key, Due>,
+    /// Keys that are being written: one write in flight a key. What is due meanwhile waits here.
+    again: HashMap<Key, Due>,
+    busy: HashSet<Key>,
+    penalties: HashMap<Key, Penalty>,
+    ripening: BTreeSet<(Instant, Key)>,
+}
+
+impl Dirty {
+    /// A key is to be planned. An event of Kubernetes' lifts a penalty, because it may mend the fault.
+    pub fn touch(&mut self, key: Key, due: Due) {
+        if self.busy.contains(&key) {
+            let due = due.merged(self.again.get(&key).copied());
+            self.again.insert(key, due);
+            return;
+        }
+        let parked = self
+            .penalties
+            .get_mut(&key)
+            .and_then(|penalty| penalty.parked.as_mut());
+        if let Some((until, waiting)) = parked {
+            let merged = due.merged(Some(*waiting));
+            if due.cause != Cause::Kubernetes {
+                *waiting = merged;
+                return;
+            }
+            self.ripening.remove(&(*until, key.clone()));
+            self.penalties.remove(&key);
+            self.ready.insert(key, merged);
+            return;
+        }
+        let due = due.merged(self.ready.get(&key).copied());
+        self.ready.insert(key, due);
+    }
+
+    /// A key failed: it is planned again after a wait that doubles each time, unless Kubernetes
+    /// changes first.
+    pub fn penalise(&mut self, key: &Key, due: Due, now: Instant) {
+        let failures = self
+            .penalties
+            .get(key)
+            .map_or(0, |penalty| penalty.failures);
+        let wait = FIRST_WAIT
+            .saturating_mul(1 << failures.min(16))
+            .min(LONGEST_WAIT);
+        self.absolve(key);
+        if self.ready.contains_key(key) {
+            return;
+        }
+        let until = now + wait;
+        let penalty = Penalty {
+            failures: failures + 1,
+            parked: Some((until, due)),
+        };
+        self.penalties.insert(key.clone(), penalty);
+        self.ripening.insert((until, key.clone()));
+    }
+
+    /// A key is as it should be: its next failure is a first one.
+    pub fn absolve(&mut self, key: &Key) {
+        if let Some(Penalty {
+            parked: Some((until, _)),
+            ..
+        }) = self.penalties.remove(key)
+        {
+            self.ripening.remove(&(until, key.clone()));
+        }
+    }
+
+    /// Lets keys go on whose wait is over.
+    pub fn ripen(&mut self, now: Instant) {
+        while let Some((until, _)) = self.ripening.first()
+            && *until <= now
+            && let Some((_, key)) = self.ripening.pop_first()
+        {
+            let parked = self
+                .penalties
+                .get_mut(&key)
+                .and_then(|penalty| penalty.parked.take());
+            if let Some((_, due)) = parked {
+                self.touch(key, due);
+            }
+        }
+    }
+
+    /// When the next wait is over.
+    #[must_use]
+    pub fn next_ripe(&self) -> Option<Instant> {
+        self.ripening.first().map(|(until, _)| *until)
+    }
+
+    /// Takes the first key that can be planned.
+    pub fn take(&mut self) -> Option<(Key, Due)> {
+        self.ready.pop_first()
+    }
+
+    /// Takes this key, whether it was due or not.
+    pub fn take_key(&mut self, key: &Key) -> Option<Due> {
+        self.ready.remove(key)
+    }
+
+    /// A key is being written from now on.
+    pub fn start(&mut self, key: Key) {
+        self.busy.insert(key);
+    }
+
+    /// A key is not being written any more.
+    pub fn finish(&mut self, key: &Key) {
+        self.busy.remove(key);
+        if let Some(due) = self.again.remove(key) {
+            self.touch(key.clone(), due);
+        }
+    }
+
+    /// The keys that are being written.
+    #[must_use]
+    pub fn busy(&self) -> &HashSet<Key> {
+        &self.busy
+    }
+
+    /// How many keys are to be planned, being written or waiting.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.ready.len() + self.busy.len() + self.ripening.len()
+    }
+
+    /// Whether a key can be planned now.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::names::NodeName;
+
+    fn key(name: &str) -> Key {
+        Key::Node(NodeName::for_kubernetes(&"a".parse().unwrap(), name))
+    }
+
+    fn due(cause: Cause, since: Instant) -> Due {
+        Due { cause, since }
+    }
+
+    #[test]
+    fn several_causes_become_one_with_the_first_time() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        dirty.touch(key("n"), due(Cause::Kubernetes, now + FIRST_WAIT));
+        dirty.touch(key("n"), due(Cause::Read, now));
+        assert_eq!(dirty.take(), Some((key("n"), due(Cause::Kubernetes, now))));
+        assert_eq!(dirty.take(), None);
+    }
+
+    #[test]
+    fn what_comes_while_a_key_is_written_waits_for_the_end() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        dirty.start(key("n"));
+        dirty.touch(key("n"), due(Cause::Kubernetes, now));
+        assert_eq!(dirty.take(), None);
+        dirty.finish(&key("n"));
+        assert!(dirty.take().is_some());
+    }
+
+    #[test]
+    fn a_failed_key_waits_longer_each_time() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let due = due(Cause::Read, now);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            dirty.penalise(&key("n"), due, now);
+            let ripe = dirty.next_ripe().unwrap();
+            waits.push((ripe - now).as_secs());
+            dirty.ripen(ripe - Duration::from_millis(1));
+            assert_eq!(dirty.take(), None);
+            dirty.ripen(ripe);
+            assert!(dirty.take().is_some());
+        }
+        assert_eq!(&waits[..4], [1, 2, 4, 8]);
+        assert_eq!(waits[11], LONGEST_WAIT.as_secs());
+        dirty.absolve(&key("n"));
+        dirty.penalise(&key("n"), due, now);
+        assert_eq!(dirty.next_ripe().unwrap() - now, FIRST_WAIT);
+    }
+
+    #[test]
+    fn a_change_in_kubernetes_lifts_the_wait_and_drift_does_not() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        dirty.penalise(&key("n"), due(Cause::Read, now), now);
+        dirty.touch(key("n"), due(Cause::Drift, now));
+        assert_eq!(dirty.take(), None);
+        dirty.touch(key("n"), due(Cause::Kubernetes, now));
+        assert!(dirty.take().is_some());
+        assert_eq!(dirty.next_ripe(), None);
+        assert_eq!(dirty.pending(), 0);
+    }
+}

@@ -1,0 +1,86 @@
+//! Backing off from a Consul that fails. Pure: time and chance are passed in.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// First ceiling of the wait after a failure.
+const FIRST: Duration = Duration::from_millis(100);
+/// Highest ceiling of the wait.
+const CEILING: Duration = Duration::from_secs(10);
+
+/// How Consul fails, if it does.
+#[derive(Debug, Default)]
+pub struct Outage {
+    failures: u32,
+    until: Option<Instant>,
+    reason: Option<String>,
+}
+
+impl Outage {
+    /// A call failed in a way that has nothing to do with what was asked. `chance` is from 0 to 1:
+    /// full jitter spreads those who wait.
+    pub fn failed(&mut self, reason: String, now: Instant, chance: f64) {
+        let ceiling = FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(CEILING);
+        self.failures += 1;
+        self.reason = Some(reason);
+        self.until = Some(now + ceiling.mul_f64(chance.clamp(0.0, 1.0)).max(FIRST / 4));
+    }
+
+    /// A call was answered.
+    pub fn over(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Why Consul is left alone, if it fails.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// How many calls may be under way at once: none while waiting, one to try, else `most`.
+    #[must_use]
+    pub fn limit(&self, now: Instant, most: usize) -> usize {
+        match self.until {
+            Some(until) if until > now => 0,
+            Some(_) => 1,
+            None => most,
+        }
+    }
+
+    /// When the next call may be tried.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_up_to_the_ceiling_and_end_with_an_answer() {
+        let (mut outage, now) = (Outage::default(), Instant::now());
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            outage.failed("refused".to_owned(), now, 1.0);
+            waits.push((outage.wake_at().unwrap() - now).as_millis());
+        }
+        assert_eq!(&waits[..3], [100, 200, 400]);
+        assert_eq!(waits[9], CEILING.as_millis());
+        assert_eq!(outage.limit(now, 8), 0);
+        assert_eq!(outage.limit(now + CEILING, 8), 1);
+        outage.over();
+        assert_eq!((outage.limit(now, 8), outage.reason()), (8, None));
+    }
+
+    #[test]
+    fn chance_shortens_a_wait_but_not_to_nothing() {
+        let (mut outage, now) = (Outage::default(), Instant::now());
+        outage.failed(String::new(), now, 0.0);
+        assert!(outage.wake_at().unwrap() > now);
+    }
+}

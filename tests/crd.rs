@@ -1,0 +1,81 @@
+//! The Kubernetes edge on a real API server: what the CRDs accept and refuse, what the watches tell,
+//! and what is written back.
+
+#[path = "crd/rules.rs"]
+mod rules;
+#[path = "crd/told.rs"]
+mod told;
+#[path = "crd/watch.rs"]
+mod watch;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use lictor::api;
+use lictor_testbed::{Bed, BedOptions, wait};
+
+/// Longer than anything here takes, unless it never happens.
+const SOON: Duration = Duration::from_secs(30);
+
+/// One test, since a bed costs seconds: no part disturbs the next.
+#[tokio::test]
+async fn the_api_server_takes_the_crds_and_what_is_written() -> Result<()> {
+    let bed = Bed::start(BedOptions::default()).await?;
+    let client = bed.kube_client()?;
+    install(&client, &api::crds()).await?;
+    rules::good_objects_are_taken(&client).await?;
+    rules::bad_objects_are_refused_with_what_to_do(&client).await?;
+    rules::kubectl_tells_the_same(&bed).await?;
+    told::status_is_written_and_shown(&bed, &client).await?;
+    told::events_are_written_and_counted(&bed, &client).await
+}
+
+#[test]
+fn the_committed_crds_are_current() -> Result<()> {
+    for crd in api::crds() {
+        let file = format!("crds/{}", api::crd_file_name(&crd));
+        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let committed = std::fs::read_to_string(path).with_context(|| file.clone())?;
+        ensure!(
+            committed == api::crd_yaml(&crd)?,
+            "{file} is not what `lictor crds` prints"
+        );
+        let read: serde_json::Value = serde_saphyr::from_str(&committed)?;
+        let meant: CustomResourceDefinition = serde_json::from_value(read)?;
+        ensure!(meant == crd, "{file} does not read back as it was meant");
+    }
+    Ok(())
+}
+
+/// Installs CRDs, and waits until their objects can be created.
+async fn install(client: &Client, crds: &[CustomResourceDefinition]) -> Result<()> {
+    let api = Api::<CustomResourceDefinition>::all(client.clone());
+    for crd in crds {
+        let name = crd
+            .metadata
+            .name
+            .as_deref()
+            .context("a CRD without a name")?;
+        let params = PatchParams::apply("test").force();
+        api.patch(name, &params, &Patch::Apply(crd))
+            .await
+            .with_context(|| format!("{name} is refused"))?;
+        wait::until("the CRD to be served", SOON, async || {
+            let path = format!(
+                "/apis/{}/v1alpha1/{}",
+                crd.spec.group, crd.spec.names.plural
+            );
+            let request = kube::core::Request::new(path).list(&kube::api::ListParams::default())?;
+            client
+                .request_text(request)
+                .await
+                .map(drop)
+                .map_err(anyhow::Error::from)
+        })
+        .await?;
+    }
+    Ok(())
+}
