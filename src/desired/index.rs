@@ -170,7 +170,7 @@ impl Index {
         self.gone.remove(&owner);
         let invalid = match &registration.content {
             Content::Invalid(problem) => vec![problem.clone()],
-            Content::Valid(_) | Content::Paused => Vec::new(),
+            Content::Valid(_) | Content::Paused(_) => Vec::new(),
         };
         self.note_problems(owner.clone(), invalid, touched);
         touched.registrations.insert(owner.clone());
@@ -750,7 +750,7 @@ impl Index {
             .registration(owner)
             .and_then(|found| match &found.content {
                 Content::Valid(_) => None,
-                Content::Paused => Some(Freeze::Paused),
+                Content::Paused(_) => Some(Freeze::Paused),
                 Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
             });
         let Some(pod) = held.pod else {
@@ -766,8 +766,8 @@ impl Index {
         let annotations = Annotations::of(pod);
         let freeze = owner_freeze.or_else(|| pod_freeze(&annotations, held))?;
         let service: ServiceName = held.service.parse().ok()?;
-        let base = self.registration(owner).and_then(Registration::claims);
-        let base = base.map_or_else(InstanceSpec::default, |claims| claims.spec.clone());
+        let base = self.registration(owner).and_then(Registration::settings);
+        let base = base.cloned().unwrap_or_default();
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;
         Some((freeze, Live::of_pod(pod, spec.address, readiness)))

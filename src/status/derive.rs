@@ -123,7 +123,7 @@ fn worst<'a>(registration: &'a Registration, tally: &'a Tally) -> Option<Worst<'
                 others: 0,
             });
         }
-        Content::Paused => {
+        Content::Paused(_) => {
             let message = "held as it is by the annotation lictor.io/paused; health and removal of \
                            pods go on; remove the annotation to go on";
             return Some(Worst {

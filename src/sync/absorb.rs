@@ -472,14 +472,18 @@ impl Engine {
             "updated"
         };
         let fields = write.fields.join(", ");
-        tracing::info!(key = %key, owner = %owner, index, fields, drift, "{verb}");
+        tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{verb}");
         if drift {
             let what = if write.creates() {
                 "was removed"
             } else {
                 "was changed"
             };
-            let note = format!("{key} {what} in Consul by another hand and is repaired ({fields})");
+            let fields = match &*fields {
+                "" => String::new(),
+                fields => format!(" ({fields})"),
+            };
+            let note = format!("{key} {what} in Consul by another hand and is repaired{fields}");
             self.report.event(
                 owner,
                 self.index.uid(owner),

@@ -1,6 +1,7 @@
 //! What people are told: status, Events, logs, metrics.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -207,6 +208,11 @@ impl Report {
             i64::try_from(sum).unwrap_or(i64::MAX)
         };
         let metrics = &self.metrics;
+        let dropped = self.events.dropped();
+        metrics
+            .events_dropped
+            .inner()
+            .store(dropped, Ordering::Relaxed);
         metrics
             .conflicts
             .set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
