@@ -69,6 +69,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
+    let listen = listener.local_addr()?;
     tracing::info!(%cluster, %listen, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());

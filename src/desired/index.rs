@@ -168,12 +168,21 @@ impl Index {
         let was_frozen = known.is_none_or(|known| known.claims().is_none());
         let owner = registration.owner();
         self.gone.remove(&owner);
+        // What is excluded is another's to tell about: it may be watched by another process.
+        let excluded = self.is_excluded(&name.0);
         let invalid = match &registration.content {
+<<<<<<< ours
             Content::Invalid(problem) => vec![problem.clone()],
             Content::Valid(_) | Content::Paused(_) => Vec::new(),
+=======
+            Content::Invalid(problem) if !excluded => vec![problem.clone()],
+            Content::Invalid(_) | Content::Valid(_) | Content::Paused => Vec::new(),
+>>>>>>> theirs
         };
         self.note_problems(owner.clone(), invalid, touched);
-        touched.registrations.insert(owner.clone());
+        if !excluded {
+            touched.registrations.insert(owner.clone());
+        }
         if was_frozen || registration.claims().is_none() {
             touched.holdings.insert(owner);
         }
@@ -237,6 +246,11 @@ impl Index {
             let node = first_on_node.then(|| Key::Node(key.node.clone()));
             node.into_iter().chain([Key::Instance(key.clone())])
         })
+    }
+
+    /// The instance keys that objects claim on a node.
+    pub fn claimed_on(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
+        self.claims_on(node).map(|(key, _)| key)
     }
 
     /// The objects that claim an instance key, the one that holds it first.

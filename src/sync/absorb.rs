@@ -128,8 +128,22 @@ impl Engine {
         for key in keys {
             if let Key::Node(node) = &key {
                 self.look_again_on(node);
+                self.try_again_on(node);
             }
             self.dirty.touch(key, due);
+        }
+    }
+
+    /// What is claimed on a node and not there may have been kept away by the node's holder.
+    fn try_again_on(&mut self, node: &NodeName) {
+        let due = Due {
+            cause: Cause::Read,
+            since: Instant::now(),
+        };
+        for key in self.index.claimed_on(node) {
+            if self.mirror.instance(key).is_none() {
+                self.dirty.touch(Key::Instance(key.clone()), due);
+            }
         }
     }
 
