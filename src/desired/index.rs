@@ -171,13 +171,8 @@ impl Index {
         // What is excluded is another's to tell about: it may be watched by another process.
         let excluded = self.is_excluded(&name.0);
         let invalid = match &registration.content {
-<<<<<<< ours
-            Content::Invalid(problem) => vec![problem.clone()],
-            Content::Valid(_) | Content::Paused(_) => Vec::new(),
-=======
             Content::Invalid(problem) if !excluded => vec![problem.clone()],
-            Content::Invalid(_) | Content::Valid(_) | Content::Paused => Vec::new(),
->>>>>>> theirs
+            Content::Invalid(_) | Content::Valid(_) | Content::Paused(_) => Vec::new(),
         };
         self.note_problems(owner.clone(), invalid, touched);
         if !excluded {
