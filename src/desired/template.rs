@@ -6,19 +6,19 @@ use crate::model::facts::PodFacts;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// A `$` that starts neither a variable nor `$$`.
-    #[error("a single \"$\" in \"{0}\": write \"$$\" for a literal dollar sign")]
+    #[error("a single \"$\" in {0:?}: write \"$$\" for a literal dollar sign")]
     LoneDollar(String),
     /// A `${` without its `}`.
-    #[error("\"${{\" without a closing \"}}\" in \"{0}\"")]
+    #[error("\"${{\" without a closing \"}}\" in {0:?}")]
     Unclosed(String),
     /// A variable that does not exist.
     #[error(
-        "unknown variable \"${{{0}}}\": there are pod.name, pod.namespace, pod.node, pod.ip, \
+        "unknown variable {0:?}: there are pod.name, pod.namespace, pod.node, pod.ip, \
          pod.labels['KEY'] and pod.annotations['KEY']"
     )]
     UnknownVariable(String),
     /// A variable where there is no pod.
-    #[error("\"${{{0}}}\" needs a pod, and an endpoint has none")]
+    #[error("{0:?} needs a pod, and an endpoint has none")]
     NoPod(String),
 }
 

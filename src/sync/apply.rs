@@ -18,7 +18,7 @@ pub enum Done {
         /// Which one.
         id: u64,
         /// What it was to do.
-        steps: Vec<(BatchedStep, Due)>,
+        steps: Vec<BatchedStep<Due>>,
         /// What became of it.
         outcome: Result<TxnOutcome, ConsulError>,
         /// When.
@@ -69,7 +69,7 @@ fn quality(quality: Quality) -> &'static str {
 }
 
 /// Carries out a transaction.
-pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<(BatchedStep, Due)>) -> Done {
+pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<BatchedStep<Due>>) -> Done {
     let outcome = client.apply(&txn).await;
     let at = Instant::now();
     Done::Wrote {

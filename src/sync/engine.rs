@@ -27,7 +27,7 @@ use crate::model::names::NodeName;
 use crate::observed::mirror::{Completeness, Mirror};
 use crate::plan::batch::{Batch, BatchedStep, Overflow};
 use crate::plan::{self, Finding, Step};
-use crate::status::board::Reason;
+use crate::status::board::{Reason, Trouble};
 
 /// Transactions under way at once.
 const WRITES: usize = 8;
@@ -70,6 +70,11 @@ pub struct Engine {
     pub(super) dirty: Dirty,
     pub(super) report: Report,
     pub(super) outage: Outage,
+    /// Why Consul's answers to reads say nothing, if they do not: a write that is answered is no end
+    /// of that.
+    pub(super) unreadable: Outage,
+    /// Why nodes could not be written, for the instances that wait for them.
+    pub(super) node_troubles: BTreeMap<NodeName, Trouble>,
     pub(super) sweeper: Sweeper,
     /// Nodes to read out of turn: at the start, or because it is not known what stands there.
     pub(super) unread: BTreeSet<NodeName>,
@@ -80,7 +85,7 @@ pub struct Engine {
     /// first snapshot is not taken before.
     unwatched: BTreeSet<Table>,
     /// Keys that wait for their node, which is being written or read.
-    pub(super) on_node: BTreeMap<NodeName, Vec<(Key, Due)>>,
+    pub(super) on_node: BTreeMap<NodeName, BTreeMap<Key, Due>>,
     /// Keys that would be removed, were it safe.
     pub(super) held: BTreeSet<Key>,
     /// Keys that go into a transaction of their own, because Consul refused one that they were in.
@@ -110,6 +115,8 @@ impl Engine {
             dirty: Dirty::default(),
             report,
             outage: Outage::default(),
+            unreadable: Outage::default(),
+            node_troubles: BTreeMap::new(),
             sweeper: Sweeper::new(drift_interval),
             unread: BTreeSet::new(),
             loading: None,
@@ -135,9 +142,11 @@ impl Engine {
         stop: CancellationToken,
     ) -> Result<(), EngineError> {
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
-        self.work(Instant::now());
         loop {
-            let wake = self.wake_at();
+            // One moment for both: what falls due after it is what there is to wake up for.
+            let now = Instant::now();
+            self.work(now);
+            let wake = self.wake_at(now);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -158,7 +167,6 @@ impl Engine {
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 () = sleep_until(wake), if wake.is_some() => {}
             }
-            self.work(Instant::now());
         }
         let last = async { while self.jobs.join_next().await.is_some() {} };
         // Whatever is left may or may not be applied; the next process reads before it writes.
@@ -167,8 +175,7 @@ impl Engine {
     }
 
     /// When there is something to do without an event.
-    fn wake_at(&self) -> Option<Instant> {
-        let now = Instant::now();
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
         if self.may_write(now) && self.dirty.has_ready() {
             return Some(now);
         }
@@ -177,6 +184,7 @@ impl Engine {
             self.dirty.next_ripe(),
             self.sweeper.wake_at(),
             self.outage.wake_at(),
+            self.unreadable.wake_at(),
             self.report.wake_at(),
             self.audit_at,
         ]
@@ -195,8 +203,11 @@ impl Engine {
         }
         self.start_reads(now);
         self.start_writes(now);
-        if self.is_ready() {
-            self.report.flush(&self.index, now);
+        let outage = self.outage.reason().or(self.unreadable.reason());
+        // Before Consul is known, only its absence is worth telling.
+        let known = self.mirror.completeness() == Completeness::Complete || outage.is_some();
+        if self.index.watches.all_listed() && known {
+            self.report.flush(&self.index, outage, now);
         }
         self.tell_readiness();
     }
@@ -231,12 +242,12 @@ impl Engine {
                 );
             }
             Change::Registration(event) => {
-                if let WatchEvent::Applied(object) = &event {
-                    self.know_status(object);
-                } else if let WatchEvent::Page(page) = &event {
-                    for object in page {
-                        self.know_status(object);
+                match &event {
+                    WatchEvent::Applied(object) => self.report.observed(object),
+                    WatchEvent::Page(page) => {
+                        page.iter().for_each(|object| self.report.observed(object));
                     }
+                    _ => {}
                 }
                 self.watched(
                     Kind::Registration,
@@ -259,11 +270,6 @@ impl Engine {
         }
     }
 
-    fn know_status(&mut self, object: &crate::api::RegistrationObject) {
-        let owner = crate::model::owner::Owner::registration(&object.namespace, &object.name);
-        self.report.observed_status(owner, object.status.as_deref());
-    }
-
     fn watched<T>(
         &mut self,
         kind: Kind,
@@ -283,30 +289,14 @@ impl Engine {
             WatchEvent::Applied(object) => change(index, One::Applied(object), touched),
             WatchEvent::Deleted(object) => change(index, One::Deleted(object), touched),
             WatchEvent::Broken(broken) => {
-                let reason = broken.message.to_string();
-                if !matches!(
-                    index.watches.state(kind),
-                    crate::desired::watches::Watch::Broken(known) if *known == reason
-                ) {
-                    tracing::warn!(
-                        resource = kind.resource(),
-                        "watch broken: {reason}; nothing is removed until it is healthy"
-                    );
-                }
-                index.watches.broken(kind, reason);
+                index.watches.broken(kind, broken.message.to_string());
                 let label = KindLabel {
                     kind: kind.resource(),
                 };
-                self.report
-                    .metrics
-                    .watch_restarts
-                    .get_or_create(&label)
-                    .inc();
+                let restarts = &self.report.metrics.watch_restarts;
+                restarts.get_or_create(&label).inc();
             }
-            WatchEvent::Healthy => {
-                index.watches.healthy(kind);
-                tracing::info!(resource = kind.resource(), "watch healthy");
-            }
+            WatchEvent::Healthy => index.watches.healthy(kind),
         }
     }
 
@@ -337,10 +327,21 @@ impl Engine {
             problems,
             registrations,
         } = touched;
-        let held = holdings.iter().flat_map(|owner| self.mirror.held_by(owner));
-        for key in held.chain(keys).collect::<Vec<_>>() {
-            if let Key::Instance(instance) = &key {
-                self.report.expect(instance, &self.index);
+        let mut touched = keys;
+        for holding in holdings {
+            let held = self.mirror.held_by(&holding.owner, holding.node.as_ref());
+            for key in &held {
+                if let (true, Key::Instance(key)) = (holding.gone, key) {
+                    self.index.withdraw(key);
+                }
+            }
+            touched.extend(held);
+        }
+        for key in touched {
+            match &key {
+                Key::Instance(instance) => self.report.expect(instance, &self.index),
+                // Its address may be known by now.
+                Key::Node(node) => self.go_on(node),
             }
             self.dirty.touch(key, due);
         }
@@ -382,6 +383,7 @@ impl Engine {
                 first,
                 interrupted,
             } => {
+                self.answered();
                 if *first {
                     self.unwatched.remove(table);
                 } else if *interrupted {
@@ -404,7 +406,10 @@ impl Engine {
     // === reads ===
 
     fn start_reads(&mut self, now: Instant) {
-        let limit = self.outage.limit(now, READS);
+        let limit = self
+            .outage
+            .limit(now, READS)
+            .min(self.unreadable.limit(now, READS));
         let watched = self.unwatched.is_empty();
         if self.loading.is_none() && watched && !self.listing && self.reads < limit {
             self.start_list();
@@ -461,7 +466,6 @@ impl Engine {
         let mut planned = 0;
         while self.may_write(now) && self.dirty.has_ready() && planned < PLANNED_IN_A_ROW {
             let mut batch = Batch::default();
-            let mut dues = Vec::new();
             while planned < PLANNED_IN_A_ROW
                 && let Some((key, due)) = self.dirty.take()
             {
@@ -472,7 +476,7 @@ impl Engine {
                     break;
                 }
                 let finding = plan::decide(&key, &self.index, &self.mirror);
-                let full = self.add(&mut batch, &mut dues, key, due, finding);
+                let full = self.add(&mut batch, key, due, finding);
                 if full || (alone && !batch.is_empty()) {
                     break;
                 }
@@ -485,29 +489,18 @@ impl Engine {
                 self.dirty.start(step.key.clone());
             }
             let id = self.own.start();
-            let steps = steps.into_iter().zip(dues).collect();
             self.jobs
                 .spawn(apply::write(self.consul.clone(), id, txn, steps));
         }
     }
 
     /// Adds what a finding asks for to the batch. Returns whether the batch is full.
-    fn add(
-        &mut self,
-        batch: &mut Batch,
-        dues: &mut Vec<Due>,
-        key: Key,
-        due: Due,
-        finding: Finding,
-    ) -> bool {
-        self.note(&key, &finding, due);
+    fn add(&mut self, batch: &mut Batch<Due>, key: Key, due: Due, finding: Finding) -> bool {
+        self.note(&key, &finding);
         let step = match finding.step {
             Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => return false,
             Step::Waiting => {
-                self.on_node
-                    .entry(key.node().clone())
-                    .or_default()
-                    .push((key, due));
+                self.wait_for_node(key, due);
                 return false;
             }
             step @ (Step::PutNode(_) | Step::Put(_) | Step::Remove(_)) => step,
@@ -525,22 +518,26 @@ impl Engine {
             && self.mirror.node(&instance.node).is_none()
         {
             let node = Key::Node(instance.node.clone());
-            if self.dirty.busy().contains(&node) {
-                self.on_node
-                    .entry(instance.node.clone())
-                    .or_default()
-                    .push((key, due));
+            if self.dirty.busy().contains(&node) || self.dirty.is_parked(&node) {
+                if let Some(Trouble { reason, message }) = self.node_troubles.get(&instance.node) {
+                    self.trouble(&key, *reason, message.clone());
+                }
+                self.wait_for_node(key, due);
                 return false;
             }
             if !batch.contains(&node) {
                 let first = self.dirty.take_key(&node).unwrap_or(due);
                 let finding = plan::decide(&node, &self.index, &self.mirror);
                 if !matches!(finding.step, Step::PutNode(_)) {
-                    // Not even an address is known for the node yet.
-                    self.dirty.penalise(&key, due, Instant::now());
+                    let message = format!(
+                        "the Kubernetes node of {instance} has no InternalIP, and the pod no host \
+                         IP, yet"
+                    );
+                    self.trouble(&key, Reason::Writing, message);
+                    self.wait_for_node(key, due);
                     return false;
                 }
-                if !Self::push(batch, dues, node.clone(), first, finding.step) {
+                if batch.push(node.clone(), finding.step, first).is_err() {
                     self.dirty.touch(node, first);
                     self.dirty.touch(key, due);
                     return true;
@@ -548,25 +545,24 @@ impl Engine {
             }
         }
         let again = key.clone();
-        if Self::push(batch, dues, key, due, step) {
-            return false;
+        match batch.push(key, step, due) {
+            Ok(()) => return false,
+            Err(Overflow::Full) => self.dirty.touch(again, due),
+            Err(Overflow::TooLarge) => {
+                self.too_large(&again, due);
+                return false;
+            }
         }
-        if batch.is_empty() {
-            self.too_large(&again, due);
-            return false;
-        }
-        self.dirty.touch(again, due);
         true
     }
 
-    fn push(batch: &mut Batch, dues: &mut Vec<Due>, key: Key, due: Due, step: Step) -> bool {
-        match batch.push(key, step) {
-            Ok(()) => {
-                dues.push(due);
-                true
-            }
-            Err(Overflow::Full | Overflow::TooLarge) => false,
-        }
+    /// A key waits until its node is written, read, or known better.
+    fn wait_for_node(&mut self, key: Key, due: Due) {
+        let waiting = self.on_node.entry(key.node().clone()).or_default();
+        waiting
+            .entry(key)
+            .and_modify(|known| *known = due.merged(Some(*known)))
+            .or_insert(due);
     }
 
     fn too_large(&mut self, key: &Key, due: Due) {
@@ -586,7 +582,7 @@ impl Engine {
                 Watch::Broken(why) => remarks.push(format!("{}: {why}", kind.resource())),
             }
         }
-        if let Some(why) = self.outage.reason() {
+        if let Some(why) = self.outage.reason().or(self.unreadable.reason()) {
             remarks.push(format!("consul: {why}"));
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
@@ -601,8 +597,11 @@ impl Engine {
             *known = now;
             changed
         });
-        let pending = i64::try_from(self.dirty.pending()).unwrap_or(i64::MAX);
+        let waiting: usize = self.on_node.values().map(BTreeMap::len).sum();
+        let pending = i64::try_from(self.dirty.pending() + waiting).unwrap_or(i64::MAX);
         self.report.metrics.pending.set(pending);
+        let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);
+        self.report.metrics.held_deletes.set(held);
         let owned = |kind: &'static str, count: usize| {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.report
@@ -612,12 +611,12 @@ impl Engine {
                 .set(count);
         };
         owned("instance", self.mirror.owned_instances());
-        owned("node", self.mirror.node_count());
+        owned("node", self.mirror.owned_nodes());
     }
 }
 
 /// A step of a batch that is under way.
-pub(super) type Written = (BatchedStep, Due);
+pub(super) type Written = BatchedStep<Due>;
 
 /// A change of one object.
 enum One<T> {
