@@ -18,7 +18,7 @@ use lictor::api;
 use lictor_testbed::{Bed, BedOptions, wait};
 
 /// Longer than anything here takes, unless it never happens.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_mins(1);
 
 /// One test, since a bed costs seconds: no part disturbs the next.
 #[tokio::test]
