@@ -152,7 +152,7 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror) -> Step {
 
 fn node_holder(desired: &Index, node: &ObservedNode) -> Text {
     let holder = marks::holder(desired.cluster(), &node.node.meta);
-    format!("the Consul node belongs to {holder}").into()
+    format!("{holder}, which has the Consul node").into()
 }
 
 fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Finding {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand::Rng as _;
 use tokio::time::Instant;
 
-use super::apply::{Done, ReadError};
+use super::apply::{Done, Nodes, ReadError};
 use super::dirty::{Cause, Due};
 use super::engine::{Engine, Written};
 use super::report::subject;
@@ -45,7 +45,7 @@ impl Engine {
 
     // === reads ===
 
-    fn absorb_list(&mut self, ticket: Ticket, nodes: Result<BTreeSet<NodeName>, ReadError>) {
+    fn absorb_list(&mut self, ticket: Ticket, nodes: Result<Nodes, ReadError>) {
         self.reads -= 1;
         self.listing = false;
         let nodes = match nodes {
@@ -60,6 +60,10 @@ impl Engine {
             }
         };
         self.readable();
+        let (nodes, datacenter) = nodes;
+        if datacenter.is_some() {
+            self.report.datacenter = datacenter;
+        }
         let changed = self.mirror.finish_list(ticket, &nodes, self.dirty.busy());
         self.changed(changed);
         if self.loading.is_none() {
@@ -83,6 +87,12 @@ impl Engine {
         match content {
             Ok(content) => {
                 self.readable();
+                let datacenter = content.node.as_ref().map(|node| &*node.datacenter);
+                if let Some(datacenter) = datacenter.filter(|name| !name.is_empty())
+                    && self.report.datacenter.is_none()
+                {
+                    self.report.datacenter = Some(datacenter.to_owned());
+                }
                 let changed = self
                     .mirror
                     .finish_read(ticket, &name, &content, self.dirty.busy());
@@ -671,7 +681,8 @@ fn trouble_of(key: &InstanceKey, finding: &Finding) -> Option<Trouble> {
         Step::OwnedByAnother { holder } => trouble(
             Reason::OwnedByAnother,
             format!(
-                "{key} is not written: {holder}; remove that entry, or choose another service name"
+                "{key} is not written: it is held by {holder}; remove what is there, or choose another \
+                 name"
             ),
         ),
         Step::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
@@ -686,7 +697,7 @@ fn trouble_of(key: &InstanceKey, finding: &Finding) -> Option<Trouble> {
             ),
             Some(Freeze::Invalid(problems)) => trouble(
                 Reason::Invalid,
-                format!("{key} is kept as it was: {}", problems.join("; ")),
+                format!("{key} is left as it is in Consul: {}", problems.join("; ")),
             ),
         },
     }

@@ -1,5 +1,6 @@
 //! The keys that are to be planned, are being written, or wait after a failure. Pure: time is
 //! passed in.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;

@@ -20,7 +20,7 @@ use crate::consul::Client;
 use crate::desired::index::{Index, Touched};
 use crate::desired::registration::Registration;
 use crate::desired::watches::Kind;
-use crate::k8s::{Change, EventReason, KubeEvent, WatchEvent};
+use crate::k8s::{BrokenKind, Change, EventReason, KubeEvent, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
 use crate::model::names::NodeName;
@@ -45,7 +45,7 @@ const LAST_WRITES: Duration = Duration::from_secs(3);
 /// Whether the engine knows enough to work, for `/readyz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// Whether all watches and Consul's snapshot have been complete once.
+    /// Whether all watches and Consul's snapshot have been complete once, and no CRD is missing.
     pub ready: bool,
     /// What is missing or broken at this moment, for people.
     pub remarks: Vec<String>,
@@ -81,6 +81,8 @@ pub struct Engine {
     /// The nodes that the first snapshot still lacks; `None` until they were listed.
     pub(super) loading: Option<BTreeSet<NodeName>>,
     pub(super) listing: bool,
+    /// Kinds that the API server does not serve: their CRD is missing.
+    missing: BTreeSet<Kind>,
     /// Tables of which no signal came yet: what changes in them would go unnoticed, so that the
     /// first snapshot is not taken before.
     unwatched: BTreeSet<Table>,
@@ -94,6 +96,8 @@ pub struct Engine {
     pub(super) reads: usize,
     jobs: JoinSet<Done>,
     audit_at: Option<Instant>,
+    /// Whether everything was known once.
+    known_once: bool,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -121,6 +125,7 @@ impl Engine {
             unread: BTreeSet::new(),
             loading: None,
             listing: false,
+            missing: BTreeSet::new(),
             unwatched: Table::ALL.into(),
             on_node: BTreeMap::new(),
             held: BTreeSet::new(),
@@ -129,6 +134,7 @@ impl Engine {
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
+            known_once: false,
             readiness,
         };
         (engine, ready)
@@ -245,7 +251,9 @@ impl Engine {
                 match &event {
                     WatchEvent::Applied(object) => self.report.observed(object),
                     WatchEvent::Page(page) => {
-                        page.iter().for_each(|object| self.report.observed(object));
+                        for object in page {
+                            self.report.observed(object);
+                        }
                     }
                     _ => {}
                 }
@@ -285,11 +293,17 @@ impl Engine {
                     change(index, One::Applied(object), touched);
                 }
             }
-            WatchEvent::Listed { .. } => index.end_list(kind, touched),
+            WatchEvent::Listed { .. } => {
+                index.end_list(kind, touched);
+                self.missing.remove(&kind);
+            }
             WatchEvent::Applied(object) => change(index, One::Applied(object), touched),
             WatchEvent::Deleted(object) => change(index, One::Deleted(object), touched),
             WatchEvent::Broken(broken) => {
                 index.watches.broken(kind, broken.message.to_string());
+                if broken.kind == BrokenKind::Missing {
+                    self.missing.insert(kind);
+                }
                 let label = KindLabel {
                     kind: kind.resource(),
                 };
@@ -439,8 +453,9 @@ impl Engine {
         self.reads += 1;
         let ticket = self.mirror.start_read();
         let cluster = self.index.cluster().clone();
+        let locate = self.report.datacenter.is_none();
         self.jobs
-            .spawn(apply::list(self.consul.clone(), cluster, ticket));
+            .spawn(apply::list(self.consul.clone(), cluster, locate, ticket));
     }
 
     fn start_read(&mut self, node: NodeName) {
@@ -572,7 +587,7 @@ impl Engine {
         self.dirty.penalise(key, due, Instant::now());
     }
 
-    fn tell_readiness(&self) {
+    fn tell_readiness(&mut self) {
         let mut remarks: Vec<String> = Vec::new();
         for kind in Kind::ALL {
             use crate::desired::watches::Watch;
@@ -588,11 +603,10 @@ impl Engine {
             remarks.push("consul: being read".to_owned());
         }
         let ready = self.is_ready();
+        self.known_once |= ready;
+        let ready = self.known_once && self.missing.is_empty();
+        let now = Readiness { ready, remarks };
         self.readiness.send_if_modified(|known| {
-            let now = Readiness {
-                ready: known.ready || ready,
-                remarks,
-            };
             let changed = *known != now;
             *known = now;
             changed

@@ -1,4 +1,5 @@
 //! Backing off from a Consul that fails. Pure: time and chance are passed in.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::time::Duration;
 

@@ -10,8 +10,8 @@ use globset::GlobSet;
 use super::annotations::Annotations;
 use super::claim::{Absence, Claimant};
 use super::registration::{Content, Registration};
-use super::table::{ObjectName, Table};
-use super::watches::{Kind, Watch, Watches};
+use super::table::Table;
+use super::watches::{Kind, Watches};
 use crate::model::facts::{NodeFacts, PodFacts};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::names::{ClusterName, NodeName};
@@ -138,9 +138,10 @@ impl Index {
         let problems = self.remarks(&facts, &annotations);
         self.note_problems(owner, problems, touched);
         // A claim that goes because the pod is frozen from now on is not given up.
-        let absence = match annotations.holds_unclaimed() {
-            true => Absence::Found,
-            false => self.absence(Kind::Pod),
+        let absence = if annotations.holds_unclaimed() {
+            Absence::Found
+        } else {
+            self.absence(Kind::Pod)
         };
         let row = PodRow {
             facts,
