@@ -50,8 +50,9 @@ impl Args {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .context("xtask has no parent")?;
-        let program = lictor::build(root)?;
+        // What takes longest, and what may lack a Go, comes first.
         tools::ensure(Progress::Stderr).await?;
+        let program = lictor::build(root)?;
         // From here on there is something to end.
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;

@@ -290,10 +290,18 @@ impl Stage {
 
     /// Shows some of the instances as Consul's health API has them.
     fn consul(&self, which: impl Fn(&Instance) -> bool) {
-        self.screen
-            .command("curl $CONSUL_HTTP_ADDR/v1/health/service/...");
-        let instances = self.view.instances();
-        let rows = instances.into_iter().filter(which).map(|instance| {
+        let mut instances = self.view.instances();
+        instances.retain(which);
+        let mut services: Vec<_> = instances.iter().map(|i| i.service.as_str()).collect();
+        services.dedup();
+        let services = match services[..] {
+            [one] => one.to_owned(),
+            _ => format!("{{{}}}", services.join(",")),
+        };
+        self.screen.command(&format!(
+            "curl $CONSUL_HTTP_ADDR/v1/health/service/{services}"
+        ));
+        let rows = instances.into_iter().map(|instance| {
             let Instance {
                 service,
                 id,
