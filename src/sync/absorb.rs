@@ -584,7 +584,7 @@ impl Engine {
         let registered = self.registered(key);
         let mut standings = Vec::new();
         if let Some(owner) = &finding.owner {
-            let trouble = trouble_of(key, finding);
+            let trouble = trouble_of(key, finding, registered.is_some());
             standings.push((
                 owner.clone(),
                 Standing {
@@ -675,7 +675,7 @@ impl Engine {
     }
 }
 
-fn trouble_of(key: &InstanceKey, finding: &Finding) -> Option<Trouble> {
+fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<Trouble> {
     let trouble = |reason, message| Some(Trouble { reason, message });
     match &finding.step {
         Step::OwnedByAnother { holder } => trouble(
@@ -695,10 +695,15 @@ fn trouble_of(key: &InstanceKey, finding: &Finding) -> Option<Trouble> {
                 Reason::Paused,
                 format!("{key} is held as it is by the annotation lictor.io/paused"),
             ),
-            Some(Freeze::Invalid(problems)) => trouble(
-                Reason::Invalid,
-                format!("{key} is left as it is in Consul: {}", problems.join("; ")),
-            ),
+            Some(Freeze::Invalid(problems)) => {
+                let state = if registered {
+                    "is kept as it was"
+                } else {
+                    "is not registered"
+                };
+                let problems = problems.join("; ");
+                trouble(Reason::Invalid, format!("{key} {state}: {problems}"))
+            }
         },
     }
 }

@@ -326,7 +326,13 @@ impl Engine {
             );
         }
         if self.mirror.completeness() == Completeness::Complete {
-            self.touch_all(Cause::Audit, now);
+            // Before the first time, nothing was planned that could have been missed.
+            let cause = if self.readiness.borrow().ready {
+                Cause::Audit
+            } else {
+                Cause::Read
+            };
+            self.touch_all(cause, now);
         }
     }
 
