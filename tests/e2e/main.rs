@@ -13,5 +13,7 @@
 )]
 
 mod nodes;
+mod ownership;
 mod pods;
+mod registrations;
 mod support;
