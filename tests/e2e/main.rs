@@ -12,8 +12,11 @@
     reason = "tests"
 )]
 
+mod drift;
 mod nodes;
 mod ownership;
 mod pods;
+mod process;
 mod registrations;
+mod restart;
 mod support;
