@@ -13,6 +13,7 @@
 )]
 
 mod drift;
+mod invalid;
 mod nodes;
 mod ownership;
 mod pods;
