@@ -13,6 +13,7 @@
 )]
 
 mod drift;
+mod faults;
 mod invalid;
 mod nodes;
 mod ownership;
