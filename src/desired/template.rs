@@ -13,13 +13,19 @@ pub enum TemplateError {
     Unclosed(String),
     /// A variable that does not exist.
     #[error(
-        "unknown variable {0:?}: there are pod.name, pod.namespace, pod.node, pod.ip, \
-         pod.labels['KEY'] and pod.annotations['KEY']"
+        "unknown variable {:?}: there are pod.name, pod.namespace, pod.node, pod.ip, \
+         pod.labels['KEY'] and pod.annotations['KEY']",
+        braced(.0)
     )]
     UnknownVariable(String),
     /// A variable where there is no pod.
-    #[error("{0:?} needs a pod, and an endpoint has none")]
+    #[error("{:?} needs a pod, and an endpoint has none", braced(.0))]
     NoPod(String),
+}
+
+/// A variable as it is written.
+fn braced(variable: &str) -> String {
+    format!("${{{variable}}}")
 }
 
 /// Renders `template` for `pod`.
