@@ -327,7 +327,7 @@ impl Engine {
         }
         if self.mirror.completeness() == Completeness::Complete {
             // Before the first time, nothing was planned that could have been missed.
-            let cause = if self.readiness.borrow().ready {
+            let cause = if self.known_once {
                 Cause::Audit
             } else {
                 Cause::Read
