@@ -75,12 +75,7 @@ fn bad() -> Vec<Bad> {
             "${pod.annotations['example.com/csv']}",
             "\"a,b\" has a comma",
         ),
-        Bad::one(
-            "variable",
-            "tags",
-            "${pod.nope}",
-            "unknown variable \"${pod.nope}\"",
-        ),
+        Bad::one("variable", "tags", "${pod.nope}", "unknown variable \""),
         Bad::one("dollar", "meta", "price=5$", "write \"$$\""),
         Bad::one(
             "weight",
