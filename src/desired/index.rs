@@ -43,6 +43,8 @@ pub struct Touched {
 struct PodRow {
     facts: PodFacts,
     keys: Vec<InstanceKey>,
+    /// Whether something that it claims is invalid, and so may keep what it held under other names.
+    spoilt: bool,
 }
 
 #[derive(Debug)]
@@ -134,11 +136,13 @@ impl Index {
         let owner = Owner::pod(&name.0, &name.1);
         self.gone.remove(&owner);
         self.note_problems(owner, self.remarks(&facts), touched);
+        let spoilt = self.pods.get(&name).is_some_and(|row| row.spoilt);
         let before = self.pods.put(
             name.clone(),
             PodRow {
                 facts,
                 keys: Vec::new(),
+                spoilt,
             },
         );
         let held = before.map(|row| {
@@ -239,6 +243,11 @@ impl Index {
         })
     }
 
+    /// The instance keys that objects claim on a node.
+    pub fn claimed_on(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
+        self.claims_on(node).map(|(key, _)| key)
+    }
+
     /// The objects that claim an instance key, the one that holds it first.
     #[must_use]
     pub fn claimants(&self, key: &InstanceKey) -> &[Claimant] {
@@ -331,10 +340,19 @@ impl Index {
         if facts.is_none()
             && let Some(observed) = observed
         {
-            return Some(DesiredNode {
-                node: observed.clone(),
-                check,
-            });
+            // Of a node that is gone the address and the topology stay, and the marks all the same.
+            let marks = self.node_meta(Some((&kubernetes, None)));
+            let shared = |(key, value): (&Text, &Text)| (key.clone(), value.clone());
+            let node = Node {
+                address: observed.address.clone(),
+                meta: observed
+                    .meta
+                    .iter()
+                    .chain(marks.iter())
+                    .map(shared)
+                    .collect(),
+            };
+            return Some(DesiredNode { node, check });
         }
         let address = facts.and_then(|facts| facts.internal_ip.clone());
         let address = address.or_else(|| self.host_ip_on(name))?;
@@ -428,7 +446,7 @@ impl Index {
         };
         let owner = Owner::pod(&name.0, &name.1);
         self.note_problems(owner.clone(), Vec::new(), touched);
-        if !Self::is_plain(&row.facts) || self.any_frozen_registration(&name.0) {
+        if row.spoilt || !Self::is_plain(&row.facts) || self.any_frozen_registration(&name.0) {
             touched.holdings.insert(owner.clone());
             if absence == Absence::Seen {
                 self.gone.insert(owner);
@@ -505,11 +523,21 @@ impl Index {
         if !Self::is_plain(&row.facts) || self.any_frozen_registration(&name.0) {
             touched.holdings.insert(Owner::pod(&name.0, &name.1));
         }
+        let was_spoilt = row.spoilt;
         let claims = self.claims_of_pod(&row.facts);
-        let keys = claims.iter().map(|(key, _)| key.clone()).collect();
-        self.replace_claims(before, claims, absence, touched);
         if let Some(row) = self.pods.get_mut(name) {
-            row.keys = keys;
+            row.keys = claims.iter().map(|(key, _)| key.clone()).collect();
+        }
+        self.replace_claims(before, claims, absence, touched);
+        let spoilt = self.pods.get(name).is_some_and(|row| {
+            let mut freezes = row.keys.iter().map(|key| self.freeze_of_claim(key));
+            freezes.any(|freeze| freeze.is_some())
+        });
+        if let Some(row) = self.pods.get_mut(name) {
+            row.spoilt = spoilt;
+        }
+        if was_spoilt || spoilt {
+            touched.holdings.insert(Owner::pod(&name.0, &name.1));
         }
     }
 
@@ -521,23 +549,20 @@ impl Index {
         if annotations.paused || self.is_excluded(&pod.namespace) {
             return Vec::new();
         }
-        let mut by_service: BTreeMap<ServiceName, Vec<Claimant>> = BTreeMap::new();
+        // Claimants, and whether they have the instance removed because the pod terminates.
+        let mut by_service: BTreeMap<ServiceName, Vec<(Claimant, bool)>> = BTreeMap::new();
         let mut claim = |owner: Owner, created, uid: &Text, service: &ServiceName, spec| {
-            if pod.deleting
-                && health::readiness(pod, &annotations.overlay_health(service, spec)).is_none()
-            {
-                return;
-            }
-            by_service
-                .entry(service.clone())
-                .or_default()
-                .push(Claimant {
-                    created,
-                    uid: uid.clone(),
-                    owner,
-                    service: service.clone(),
-                    target: Target::Pod(pod.name.clone()),
-                });
+            let ends = pod.deleting
+                && health::readiness(pod, &annotations.overlay_health(service, spec)).is_none();
+            let claimant = Claimant {
+                created,
+                uid: uid.clone(),
+                owner,
+                service: service.clone(),
+                target: Target::Pod(pod.name.clone()),
+            };
+            let claimants = by_service.entry(service.clone()).or_default();
+            claimants.push((claimant, ends));
         };
         let mut selected = Vec::new();
         for row in self.registrations.in_namespace(&pod.namespace) {
@@ -575,16 +600,24 @@ impl Index {
         let node = NodeName::for_kubernetes(&self.cluster, node);
         by_service
             .into_iter()
-            .map(|(service, mut claimants)| {
-                claimants.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
+            .filter_map(|(service, mut claimants)| {
+                claimants.sort_by(|(a, _), (b, _)| a.seniority().cmp(&b.seniority()));
+                // The holder's word counts: nobody takes over what it removes.
+                if claimants.first().is_none_or(|(_, ends)| *ends) {
+                    return None;
+                }
                 let id = InstanceId::of_pod(&self.cluster, &pod.namespace, &service, &pod.name);
-                (
-                    InstanceKey {
-                        node: node.clone(),
-                        id,
-                    },
-                    claimants,
-                )
+                let key = InstanceKey {
+                    node: node.clone(),
+                    id,
+                };
+                Some((
+                    key,
+                    claimants
+                        .into_iter()
+                        .map(|(claimant, _)| claimant)
+                        .collect(),
+                ))
             })
             .collect()
     }
@@ -649,18 +682,10 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let lost = before
+        let lost: Vec<_> = before
             .iter()
-            .filter(|key| !after.iter().any(|(kept, _)| kept == *key));
-        for key in lost {
-            for claimant in self.claims.remove(key).unwrap_or_default() {
-                touched.registrations.insert(claimant.owner);
-            }
-            if absence == Absence::Seen {
-                self.withdrawn.insert(key.clone());
-            }
-            touched.keys.insert(Key::Instance(key.clone()));
-        }
+            .filter(|key| !after.iter().any(|(kept, _)| kept == *key))
+            .collect();
         for (key, claimants) in after {
             self.withdrawn.remove(&key);
             touched.keys.insert(Key::Instance(key.clone()));
@@ -671,6 +696,28 @@ impl Index {
             touched
                 .registrations
                 .extend(replaced.into_iter().map(|claimant| claimant.owner));
+        }
+        for key in lost {
+            let claimants = self.claims.remove(key).unwrap_or_default();
+            // What is kept frozen was not withdrawn.
+            let frozen = claimants.iter().any(|claimant| {
+                let held = Held {
+                    owner: claimant.owner.clone(),
+                    service: claimant.service.as_ref(),
+                    pod: match &claimant.target {
+                        Target::Pod(pod) => Some(pod),
+                        Target::Endpoint(_) => None,
+                    },
+                };
+                self.frozen(key, &held).is_some()
+            });
+            if absence == Absence::Seen && !frozen {
+                self.withdrawn.insert(key.clone());
+            }
+            touched.keys.insert(Key::Instance(key.clone()));
+            touched
+                .registrations
+                .extend(claimants.into_iter().map(|claimant| claimant.owner));
         }
     }
 
@@ -753,24 +800,51 @@ impl Index {
                 Content::Paused => Some(Freeze::Paused),
                 Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
             });
-        let Some(pod) = held.pod else {
+        let Some(pod_name) = held.pod else {
             return owner_freeze.map(|freeze| (freeze, Live::default()));
         };
         let pod = self
-            .pod(&owner.namespace, pod)
+            .pod(&owner.namespace, pod_name)
             .filter(|pod| health::is_registrable(pod))?;
         let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
         if node != key.node {
             return None;
         }
         let annotations = Annotations::of(pod);
-        let freeze = owner_freeze.or_else(|| pod_freeze(&annotations, held))?;
+        let claimed = self.claims.contains_key(key);
+        let freeze = owner_freeze
+            .or_else(|| pod_freeze(&annotations, held, claimed))
+            .or_else(|| self.renamed(key, held, pod_name))?;
         let service: ServiceName = held.service.parse().ok()?;
         let base = self.registration(owner).and_then(Registration::claims);
         let base = base.map_or_else(InstanceSpec::default, |claims| claims.spec.clone());
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;
         Some((freeze, Live::of_pod(pod, spec.address, readiness)))
+    }
+
+    /// Whether the owner names another service for the pod now, and what it asks for there is invalid:
+    /// then the name stays as last good too, and the pod does not disappear.
+    fn renamed(&self, key: &InstanceKey, held: &Held<'_>, pod: &Text) -> Option<Freeze> {
+        if self.claims.contains_key(key) {
+            return None;
+        }
+        let name = (held.owner.namespace.clone(), pod.clone());
+        self.pods.get(&name)?.keys.iter().find_map(|other| {
+            let holder = self.claimants(other).first()?;
+            (holder.owner == held.owner)
+                .then(|| self.freeze_of_claim(other))
+                .flatten()
+        })
+    }
+
+    /// Why what the holder of a key asks for cannot be registered.
+    fn freeze_of_claim(&self, key: &InstanceKey) -> Option<Freeze> {
+        let holder = self.claimants(key).first()?;
+        match self.claim(key, holder, &[])?.shape {
+            Shape::Frozen(freeze) => Some(freeze),
+            Shape::Valid(_) => None,
+        }
     }
 
     fn absence_of(&self, key: &InstanceKey, held: Option<&Held<'_>>) -> Absence {
@@ -836,8 +910,9 @@ impl Index {
     }
 }
 
-/// Whether a pod's own annotations freeze an entry that the pod does not claim.
-fn pod_freeze(annotations: &Annotations, held: &Held<'_>) -> Option<Freeze> {
+/// Whether a pod's own annotations freeze an entry that they do not claim themselves; `claimed` says
+/// whether anything claims it, so that the pod does have the service.
+fn pod_freeze(annotations: &Annotations, held: &Held<'_>, claimed: bool) -> Option<Freeze> {
     if annotations.paused {
         return Some(Freeze::Paused);
     }
@@ -847,14 +922,15 @@ fn pod_freeze(annotations: &Annotations, held: &Held<'_>) -> Option<Freeze> {
     if let Some(problem) = &annotations.list_problem {
         return Some(Freeze::Invalid(vec![problem.clone()]));
     }
-    annotations
-        .mentioned()
-        .any(|service| **service == *held.service)
-        .then(|| {
-            let service = held.service;
-            Freeze::Invalid(vec![format!(
-                "lictor.io/*.{service}: the pod has no service \"{service}\": add it to \
+    let mut mentioned = annotations.mentioned();
+    (!claimed && mentioned.any(|service| **service == *held.service)).then(|| {
+        let service = held.service;
+        Freeze::Invalid(vec![format!(
+            "lictor.io/*.{service}: the pod has no service \"{service}\": add it to \
              lictor.io/service, or remove the annotation"
-            )])
-        })
+        )])
+    })
 }
+
+#[cfg(test)]
+mod tests;
