@@ -128,8 +128,22 @@ impl Engine {
         for key in keys {
             if let Key::Node(node) = &key {
                 self.look_again_on(node);
+                self.try_again_on(node);
             }
             self.dirty.touch(key, due);
+        }
+    }
+
+    /// What is missing on a node may have waited for another's node of that name to go.
+    fn try_again_on(&mut self, node: &NodeName) {
+        let due = Due {
+            cause: Cause::Read,
+            since: Instant::now(),
+        };
+        let missing = self.index.claimed_on(node);
+        let missing = missing.filter(|key| self.mirror.instance(key).is_none());
+        for key in missing.cloned().collect::<Vec<_>>() {
+            self.dirty.touch(Key::Instance(key), due);
         }
     }
 
@@ -246,7 +260,6 @@ impl Engine {
             }
             _ => {}
         }
-        self.dirty.absolve(&key);
         self.dirty.touch(
             key,
             Due {
@@ -332,7 +345,7 @@ impl Engine {
     }
 
     /// Instances that waited for their node are planned again.
-    fn go_on(&mut self, node: &NodeName) {
+    pub(super) fn go_on(&mut self, node: &NodeName) {
         for (key, due) in self.on_node.remove(node).unwrap_or_default() {
             self.dirty.touch(key, due);
         }
@@ -522,12 +535,16 @@ impl Engine {
     }
 
     /// Notes what was found under a key, for status and Events.
-    pub(super) fn note(&mut self, key: &Key, finding: &Finding, due: Due) {
-        match (&finding.step, due.cause) {
-            (Step::Held(_), _) => {
+    pub(super) fn note(&mut self, key: &Key, finding: &Finding) {
+        match &finding.step {
+            Step::Held(_) => {
                 self.held.insert(key.clone());
             }
-            (Step::Settled, cause) if cause != Cause::Written => self.dirty.absolve(key),
+            // Only now, not when Consul acknowledged: what it stores otherwise is tried ever later.
+            Step::Settled => {
+                self.dirty.absolve(key);
+                self.alone.remove(key);
+            }
             _ => {}
         }
         let Key::Instance(key) = key else {

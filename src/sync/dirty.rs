@@ -33,7 +33,9 @@ pub struct Due {
 }
 
 impl Due {
-    fn merged(self, other: Option<Self>) -> Self {
+    /// Both in one.
+    #[must_use]
+    pub fn merged(self, other: Option<Self>) -> Self {
         let Some(other) = other else { return self };
         Self {
             cause: self.cause.max(other.cause),
@@ -124,6 +126,13 @@ impl Dirty {
         {
             self.ripening.remove(&(until, key.clone()));
         }
+    }
+
+    /// Whether a key failed and waits.
+    #[must_use]
+    pub fn is_parked(&self, key: &Key) -> bool {
+        let penalty = self.penalties.get(key);
+        penalty.is_some_and(|penalty| penalty.parked.is_some())
     }
 
     /// Lets keys go on whose wait is over.
@@ -253,5 +262,15 @@ mod tests {
         assert!(dirty.take().is_some());
         assert_eq!(dirty.next_ripe(), None);
         assert_eq!(dirty.pending(), 0);
+    }
+
+    #[test]
+    fn a_key_is_parked_from_its_failure_to_its_next_try() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        assert!(!dirty.is_parked(&key("n")));
+        dirty.penalise(&key("n"), due(Cause::Read, now), now);
+        assert!(dirty.is_parked(&key("n")));
+        dirty.ripen(now + FIRST_WAIT);
+        assert!(!dirty.is_parked(&key("n")));
     }
 }

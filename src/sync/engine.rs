@@ -80,7 +80,7 @@ pub struct Engine {
     /// first snapshot is not taken before.
     unwatched: BTreeSet<Table>,
     /// Keys that wait for their node, which is being written or read.
-    pub(super) on_node: BTreeMap<NodeName, Vec<(Key, Due)>>,
+    pub(super) on_node: BTreeMap<NodeName, BTreeMap<Key, Due>>,
     /// Keys that would be removed, were it safe.
     pub(super) held: BTreeSet<Key>,
     /// Keys that go into a transaction of their own, because Consul refused one that they were in.
@@ -135,9 +135,10 @@ impl Engine {
         stop: CancellationToken,
     ) -> Result<(), EngineError> {
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
-        self.work(Instant::now());
+        let mut now = Instant::now();
+        self.work(now);
         loop {
-            let wake = self.wake_at();
+            let wake = self.wake_at(now);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -158,7 +159,8 @@ impl Engine {
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 () = sleep_until(wake), if wake.is_some() => {}
             }
-            self.work(Instant::now());
+            now = Instant::now();
+            self.work(now);
         }
         let last = async { while self.jobs.join_next().await.is_some() {} };
         // Whatever is left may or may not be applied; the next process reads before it writes.
@@ -166,9 +168,9 @@ impl Engine {
         Ok(())
     }
 
-    /// When there is something to do without an event.
-    fn wake_at(&self) -> Option<Instant> {
-        let now = Instant::now();
+    /// When there is something to do without an event; `now` is when the last work was done, so that
+    /// nothing falls due unnoticed between the two.
+    fn wake_at(&self, now: Instant) -> Option<Instant> {
         if self.may_write(now) && self.dirty.has_ready() {
             return Some(now);
         }
@@ -500,14 +502,16 @@ impl Engine {
         due: Due,
         finding: Finding,
     ) -> bool {
-        self.note(&key, &finding, due);
+        self.note(&key, &finding);
         let step = match finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => return false,
+            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => {
+                if let Key::Node(node) = &key {
+                    self.go_on(node);
+                }
+                return false;
+            }
             Step::Waiting => {
-                self.on_node
-                    .entry(key.node().clone())
-                    .or_default()
-                    .push((key, due));
+                self.wait_for_node(key, due);
                 return false;
             }
             step @ (Step::PutNode(_) | Step::Put(_) | Step::Remove(_)) => step,
@@ -525,11 +529,9 @@ impl Engine {
             && self.mirror.node(&instance.node).is_none()
         {
             let node = Key::Node(instance.node.clone());
-            if self.dirty.busy().contains(&node) {
-                self.on_node
-                    .entry(instance.node.clone())
-                    .or_default()
-                    .push((key, due));
+            // A node that Consul refused is tried again in its own time, not with each instance.
+            if self.dirty.busy().contains(&node) || self.dirty.is_parked(&node) {
+                self.wait_for_node(key, due);
                 return false;
             }
             if !batch.contains(&node) {
@@ -537,7 +539,7 @@ impl Engine {
                 let finding = plan::decide(&node, &self.index, &self.mirror);
                 if !matches!(finding.step, Step::PutNode(_)) {
                     // Not even an address is known for the node yet.
-                    self.dirty.penalise(&key, due, Instant::now());
+                    self.wait_for_node(key, due);
                     return false;
                 }
                 if !Self::push(batch, dues, node.clone(), first, finding.step) {
@@ -557,6 +559,12 @@ impl Engine {
         }
         self.dirty.touch(again, due);
         true
+    }
+
+    fn wait_for_node(&mut self, key: Key, due: Due) {
+        let waiting = self.on_node.entry(key.node().clone()).or_default();
+        let due = due.merged(waiting.get(&key).copied());
+        waiting.insert(key, due);
     }
 
     fn push(batch: &mut Batch, dues: &mut Vec<Due>, key: Key, due: Due, step: Step) -> bool {
