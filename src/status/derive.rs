@@ -145,3 +145,6 @@ fn worst<'a>(registration: &'a Registration, tally: &'a Tally) -> Option<Worst<'
         others,
     })
 }
+
+#[cfg(test)]
+mod tests;
