@@ -6,6 +6,7 @@ use crate::desired::fixtures::{PodFixture, node, pod};
 use crate::desired::index::Touched;
 use crate::desired::watches::Kind;
 use crate::model::names::InstanceId;
+use crate::model::text::Pairs;
 use crate::observed::entry::{ObservedCheck, wire_node_check, wire_readiness, wire_service};
 use crate::plan::batch::{Batch, MAX_STEP_OPS, Overflow};
 
@@ -161,7 +162,7 @@ fn a_check_or_a_kind_by_another_hand_is_drift() {
 
 #[test]
 fn another_hands_entry_is_left_alone() {
-    let unmarked = |instance: &mut ObservedInstance| instance.service.meta = Default::default();
+    let unmarked = |instance: &mut ObservedInstance| instance.service.meta = Pairs::default();
     let bed = Bed::registered().change(unmarked);
     let finding = bed.decide(&key("p"));
     assert!(matches!(finding.step, Step::OwnedByAnother { .. }));

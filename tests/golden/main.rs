@@ -8,6 +8,7 @@
 //! `excludeNamespaces: […]` is the option of that name.
 //!
 //! `INSTA_UPDATE=always cargo test --test golden` writes the snapshots anew; look at what changed.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

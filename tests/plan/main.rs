@@ -2,6 +2,7 @@
 //! planned brings a model of Consul to what the objects ask for, and harms nothing on the way.
 //!
 //! A failure is kept in `tests/plan/main.proptest-regressions`, which is committed with its mend.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod consul;
 mod generate;
