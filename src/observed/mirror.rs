@@ -54,9 +54,11 @@ pub struct Mirror {
     /// erases the mark and keeps the index.
     marked: HashMap<NodeName, u64>,
     /// Nodes of which it is not known whether a write arrived: nothing is planned on them.
-    unsure: BTreeSet<NodeName>,
+    unsure: BTreeMap<NodeName, Tick>,
     clock: Tick,
     reading: BTreeSet<Tick>,
+    /// When the newest complete reads of nodes began, for as long as an older one is under way.
+    read: HashMap<NodeName, Tick>,
     /// When keys were last written, for as long as a read that began before is under way.
     written: HashMap<Key, Tick>,
 }
@@ -72,9 +74,10 @@ impl Mirror {
             instances: BTreeMap::new(),
             owned: 0,
             marked: HashMap::new(),
-            unsure: BTreeSet::new(),
+            unsure: BTreeMap::new(),
             clock: Tick(0),
             reading: BTreeSet::new(),
+            read: HashMap::new(),
             written: HashMap::new(),
         }
     }
@@ -193,12 +196,13 @@ impl Mirror {
     /// Whether it is not known what stands on the node.
     #[must_use]
     pub fn is_unsure(&self, node: &NodeName) -> bool {
-        self.unsure.contains(node)
+        self.unsure.contains_key(node)
     }
 
-    /// It is not known any more what stands on the node, until it is read.
+    /// It is not known any more what stands on the node, until a read that begins from now on.
     pub fn doubt(&mut self, node: &NodeName) {
-        self.unsure.insert(node.clone());
+        let tick = self.advance();
+        self.unsure.insert(node.clone(), tick);
     }
 
     // === reads ===
@@ -216,7 +220,8 @@ impl Mirror {
     }
 
     /// A read of a node is complete. Keys that are being written (`busy`) or were written since the
-    /// read began stay as they are known. Returns the keys of which something changed.
+    /// read began stay as they are known; so does all where a younger read was complete before.
+    /// Returns the keys of which something changed.
     pub fn finish_read(
         &mut self,
         Ticket(began): Ticket,
@@ -224,6 +229,10 @@ impl Mirror {
         content: &NodeContent,
         busy: &HashSet<Key>,
     ) -> Vec<Key> {
+        if self.read.get(name).is_some_and(|younger| *younger > began) {
+            self.end_read(began);
+            return Vec::new();
+        }
         let current = |this: &Self, key: &Key| {
             busy.contains(key) || this.written.get(key).is_some_and(|at| *at > began)
         };
@@ -249,7 +258,10 @@ impl Mirror {
             self.set_node(name, node);
             changed.push(node_key);
         }
-        self.unsure.remove(name);
+        if self.unsure.get(name).is_some_and(|since| *since < began) {
+            self.unsure.remove(name);
+        }
+        self.read.insert(name.clone(), began);
         self.end_read(began);
         changed
     }
@@ -272,10 +284,15 @@ impl Mirror {
         for name in missing {
             let node_key = Key::Node(name.clone());
             let written = self.written.get(&node_key).is_some_and(|at| *at > began);
-            if written || busy.contains(&node_key) {
+            let read = self.read.get(&name).is_some_and(|at| *at > began);
+            if written || read || busy.contains(&node_key) {
                 continue;
             }
+            let unsure = self.unsure.get(&name).copied();
             changed.extend(self.forget_node(&name));
+            if let Some(since) = unsure.filter(|since| *since > began) {
+                self.unsure.insert(name, since);
+            }
         }
         self.end_read(began);
         changed
@@ -325,8 +342,14 @@ impl Mirror {
     fn end_read(&mut self, began: Tick) {
         self.reading.remove(&began);
         match self.reading.first().copied() {
-            None => self.written.clear(),
-            Some(oldest) => self.written.retain(|_, at| *at > oldest),
+            None => {
+                self.written.clear();
+                self.read.clear();
+            }
+            Some(oldest) => {
+                self.written.retain(|_, at| *at > oldest);
+                self.read.retain(|_, at| *at > oldest);
+            }
         }
     }
 
@@ -424,3 +447,6 @@ fn node_of(content: &NodeContent) -> Option<ObservedNode> {
         .extend(own.map(|check| ObservedCheck::of(check, None)));
     Some(node)
 }
+
+#[cfg(test)]
+mod tests;

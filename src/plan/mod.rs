@@ -275,3 +275,6 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
         fields,
     })
 }
+
+#[cfg(test)]
+mod tests;

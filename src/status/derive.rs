@@ -168,3 +168,6 @@ fn worst<'a>(registration: &'a Registration, facts: &Facts<'a>) -> Option<Worst<
         others,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -88,34 +88,32 @@ impl Report {
             reason: Reason::Writing,
             message: format!("{key} is being written to Consul"),
         };
-        let standings: Vec<_> = if known.is_empty() {
-            let claimants = index.claimants(key).iter();
-            let standing = |owner| {
-                (
-                    owner,
-                    Standing {
-                        claimed: true,
-                        registered: None,
-                        trouble: Some(writing()),
-                    },
-                )
-            };
-            claimants
-                .map(|claimant| standing(claimant.owner.clone()))
-                .collect()
-        } else {
-            let expecting = |(owner, standing): &(Owner, Standing)| {
-                let trouble = standing.trouble.clone().or_else(|| Some(writing()));
-                (
-                    owner.clone(),
-                    Standing {
-                        trouble,
-                        ..standing.clone()
-                    },
-                )
-            };
-            known.iter().map(expecting).collect()
+        // Whoever claims it from now on waits as well.
+        let new = index.claimants(key).iter().filter(|claimant| {
+            let mut owners = known.iter().map(|(owner, _)| owner);
+            !owners.any(|owner| *owner == claimant.owner)
+        });
+        let new = new.map(|claimant| {
+            (
+                claimant.owner.clone(),
+                Standing {
+                    claimed: true,
+                    registered: None,
+                    trouble: Some(writing()),
+                },
+            )
+        });
+        let expecting = |(owner, standing): &(Owner, Standing)| {
+            let trouble = standing.trouble.clone().or_else(|| Some(writing()));
+            (
+                owner.clone(),
+                Standing {
+                    trouble,
+                    ..standing.clone()
+                },
+            )
         };
+        let standings = known.iter().map(expecting).chain(new).collect();
         self.set(key, standings);
     }
 

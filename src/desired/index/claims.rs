@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Holding, Index, Touched};
 use crate::desired::annotations::Annotations;
-use crate::desired::claim::{Absence, Claimant, Target};
+use crate::desired::claim::{Absence, Claimant, Held, Target};
 use crate::desired::health;
 use crate::desired::registration::{Claims, Registration, Source};
 use crate::desired::spec::InstanceSpec;
@@ -85,7 +85,8 @@ impl Index {
         };
         let owner = Owner::pod(&name.0, &name.1);
         self.note_problems(owner.clone(), Vec::new(), touched);
-        if row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0) {
+        if row.spoilt || row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0)
+        {
             let gone = absence == Absence::Seen;
             touched.holdings.extend(self.pod_holding(&row.facts, gone));
         }
@@ -167,11 +168,21 @@ impl Index {
         if row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0) {
             touched.holdings.extend(self.pod_holding(&row.facts, false));
         }
+        let (was_spoilt, holding) = (row.spoilt, self.pod_holding(&row.facts, false));
         let claims = self.claims_of_pod(&row.facts, &row.annotations);
-        let keys = claims.iter().map(|(key, _)| key.clone()).collect();
-        self.replace_claims(before, claims, absence, touched);
         if let Some(row) = self.pods.get_mut(name) {
-            row.keys = keys;
+            row.keys = claims.iter().map(|(key, _)| key.clone()).collect();
+        }
+        self.replace_claims(before, claims, absence, touched);
+        let spoilt = self.pods.get(name).is_some_and(|row| {
+            let mut freezes = row.keys.iter().map(|key| self.freeze_of_claim(key));
+            freezes.any(|freeze| freeze.is_some())
+        });
+        if let Some(row) = self.pods.get_mut(name) {
+            row.spoilt = spoilt;
+        }
+        if was_spoilt || spoilt {
+            touched.holdings.extend(holding);
         }
     }
 
@@ -186,23 +197,20 @@ impl Index {
         if annotations.paused || self.is_excluded(&pod.namespace) {
             return Vec::new();
         }
-        let mut by_service: BTreeMap<ServiceName, Vec<Claimant>> = BTreeMap::new();
+        // Claimants, and whether they have the instance removed because the pod terminates.
+        let mut by_service: BTreeMap<ServiceName, Vec<(Claimant, bool)>> = BTreeMap::new();
         let mut claim = |owner: Owner, created, uid: &Text, service: &ServiceName, spec| {
-            if pod.deleting
-                && health::readiness(pod, &annotations.overlay_health(service, spec)).is_none()
-            {
-                return;
-            }
-            by_service
-                .entry(service.clone())
-                .or_default()
-                .push(Claimant {
-                    created,
-                    uid: uid.clone(),
-                    owner,
-                    service: service.clone(),
-                    target: Target::Pod(pod.name.clone()),
-                });
+            let ends = pod.deleting
+                && health::readiness(pod, &annotations.overlay_health(service, spec)).is_none();
+            let claimant = Claimant {
+                created,
+                uid: uid.clone(),
+                owner,
+                service: service.clone(),
+                target: Target::Pod(pod.name.clone()),
+            };
+            let claimants = by_service.entry(service.clone()).or_default();
+            claimants.push((claimant, ends));
         };
         let mut selected = Vec::new();
         for row in self.registrations.in_namespace(&pod.namespace) {
@@ -238,20 +246,20 @@ impl Index {
             );
         }
         let node = NodeName::for_kubernetes(&self.cluster, node);
-        by_service
+        let holders = by_service
             .into_iter()
-            .map(|(service, mut claimants)| {
-                claimants.sort_by(|a, b| a.seniority().cmp(&b.seniority()));
+            .filter_map(|(service, mut claimants)| {
+                claimants.sort_by(|(a, _), (b, _)| a.seniority().cmp(&b.seniority()));
+                // The holder's word counts: nobody takes over what it removes.
+                if claimants.first().is_none_or(|(_, ends)| *ends) {
+                    return None;
+                }
                 let id = InstanceId::of_pod(&self.cluster, &pod.namespace, &service, &pod.name);
-                (
-                    InstanceKey {
-                        node: node.clone(),
-                        id,
-                    },
-                    claimants,
-                )
-            })
-            .collect()
+                let node = node.clone();
+                let claimants = claimants.into_iter().map(|(claimant, _)| claimant);
+                Some((InstanceKey { node, id }, claimants.collect()))
+            });
+        holders.collect()
     }
 
     pub(super) fn endpoint_keys(&self, registration: &Registration) -> Vec<InstanceKey> {
@@ -314,18 +322,8 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let lost = before
-            .iter()
-            .filter(|key| !after.iter().any(|(kept, _)| kept == *key));
-        for key in lost {
-            for claimant in self.claims.remove(key).unwrap_or_default() {
-                touched.registrations.insert(claimant.owner);
-            }
-            if absence == Absence::Seen {
-                self.withdrawn.insert(key.clone());
-            }
-            touched.keys.insert(Key::Instance(key.clone()));
-        }
+        let is_lost = |key: &&InstanceKey| !after.iter().any(|(kept, _)| kept == *key);
+        let lost: Vec<_> = before.iter().filter(is_lost).collect();
         for (key, claimants) in after {
             self.withdrawn.remove(&key);
             touched.keys.insert(Key::Instance(key.clone()));
@@ -336,6 +334,27 @@ impl Index {
             touched
                 .registrations
                 .extend(replaced.into_iter().map(|claimant| claimant.owner));
+        }
+        for key in lost {
+            let claimants = self.claims.remove(key).unwrap_or_default();
+            // What is kept frozen was not withdrawn.
+            let frozen = claimants.iter().any(|claimant| {
+                let held = Held {
+                    owner: claimant.owner.clone(),
+                    service: claimant.service.as_ref(),
+                    pod: match &claimant.target {
+                        Target::Pod(pod) => Some(pod),
+                        Target::Endpoint(_) => None,
+                    },
+                };
+                self.frozen(key, &held).is_some()
+            });
+            if absence == Absence::Seen && !frozen {
+                self.withdrawn.insert(key.clone());
+            }
+            touched.keys.insert(Key::Instance(key.clone()));
+            let owners = claimants.into_iter().map(|claimant| claimant.owner);
+            touched.registrations.extend(owners);
         }
     }
 }

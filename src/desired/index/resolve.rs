@@ -77,10 +77,15 @@ impl Index {
         if facts.is_none()
             && let Some(observed) = observed
         {
-            return Some(DesiredNode {
-                node: observed.clone(),
-                check,
-            });
+            // Of a node that is gone the address and the topology stay, and the marks all the same.
+            let marks = self.node_meta(Some((&kubernetes, None)));
+            let shared = |(key, value): (&Text, &Text)| (key.clone(), value.clone());
+            let meta = observed.meta.iter().chain(marks.iter()).map(shared);
+            let node = Node {
+                address: observed.address.clone(),
+                meta: meta.collect(),
+            };
+            return Some(DesiredNode { node, check });
         }
         let address = facts.and_then(|facts| facts.internal_ip.clone());
         let address = address.or_else(|| self.host_ip_on(name))?;
@@ -158,7 +163,7 @@ impl Index {
     }
 
     /// Whether an object that is paused or invalid keeps what Consul holds under the key.
-    fn frozen(&self, key: &InstanceKey, held: &Held<'_>) -> Option<(Freeze, Live)> {
+    pub(super) fn frozen(&self, key: &InstanceKey, held: &Held<'_>) -> Option<(Freeze, Live)> {
         let owner = &held.owner;
         if self.is_excluded(&owner.namespace) {
             return None;
@@ -170,10 +175,12 @@ impl Index {
                 Content::Paused(_) => Some(Freeze::Paused),
                 Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
             });
-        let Some(pod) = held.pod else {
+        let Some(pod_name) = held.pod else {
             return owner_freeze.map(|freeze| (freeze, Live::default()));
         };
-        let row = self.pods.get(&(owner.namespace.clone(), pod.clone()))?;
+        let row = self
+            .pods
+            .get(&(owner.namespace.clone(), pod_name.clone()))?;
         let (pod, annotations) = (&row.facts, &row.annotations);
         if !health::is_registrable(pod) {
             return None;
@@ -182,13 +189,40 @@ impl Index {
         if node != key.node {
             return None;
         }
-        let freeze = owner_freeze.or_else(|| pod_freeze(annotations, held))?;
+        let claimed = self.claims.contains_key(key);
+        let freeze = owner_freeze
+            .or_else(|| pod_freeze(annotations, held, claimed))
+            .or_else(|| self.renamed(key, held, pod_name))?;
         let service: ServiceName = held.service.parse().ok()?;
         let base = self.registration(owner).and_then(Registration::settings);
         let base = base.cloned().unwrap_or_default();
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;
         Some((freeze, Live::of_pod(pod, spec.address, readiness)))
+    }
+
+    /// Whether the owner names another service for the pod now, and what it asks for there is invalid:
+    /// then the name stays as last good too, and the pod does not disappear.
+    fn renamed(&self, key: &InstanceKey, held: &Held<'_>, pod: &Text) -> Option<Freeze> {
+        if self.claims.contains_key(key) {
+            return None;
+        }
+        let name = (held.owner.namespace.clone(), pod.clone());
+        self.pods.get(&name)?.keys.iter().find_map(|other| {
+            let holder = self.claimants(other).first()?;
+            (holder.owner == held.owner)
+                .then(|| self.freeze_of_claim(other))
+                .flatten()
+        })
+    }
+
+    /// Why what the holder of a key asks for cannot be registered.
+    pub(super) fn freeze_of_claim(&self, key: &InstanceKey) -> Option<Freeze> {
+        let holder = self.claimants(key).first()?;
+        match self.claim(key, holder, &[])?.shape {
+            Shape::Frozen(freeze) => Some(freeze),
+            Shape::Valid(_) => None,
+        }
     }
 
     fn absence_of(&self, key: &InstanceKey) -> Absence {
@@ -253,8 +287,9 @@ impl Index {
     }
 }
 
-/// Whether a pod's own annotations freeze an entry that the pod does not claim.
-fn pod_freeze(annotations: &Annotations, held: &Held<'_>) -> Option<Freeze> {
+/// Whether a pod's own annotations freeze an entry that they do not claim themselves; `claimed` says
+/// whether anything claims it, so that the pod does have the service.
+fn pod_freeze(annotations: &Annotations, held: &Held<'_>, claimed: bool) -> Option<Freeze> {
     if annotations.paused {
         return Some(Freeze::Paused);
     }
@@ -264,8 +299,7 @@ fn pod_freeze(annotations: &Annotations, held: &Held<'_>) -> Option<Freeze> {
     if let Some(problem) = &annotations.list_problem {
         return Some(Freeze::Invalid(vec![problem.clone()]));
     }
-    annotations
-        .mentioned()
-        .any(|service| **service == *held.service)
+    let mut mentioned = annotations.mentioned();
+    (!claimed && mentioned.any(|service| **service == *held.service))
         .then(|| Freeze::Invalid(vec![not_a_service(held.service)]))
 }

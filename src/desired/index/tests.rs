@@ -1,0 +1,587 @@
+use super::*;
+use crate::api::selector::LabelSelector;
+use crate::desired::claim::{Freeze, Held, Resolved, Shape};
+use crate::desired::fixtures::{node, pod};
+use crate::desired::registration::{Claims, Source};
+use crate::desired::shape::Endpoint;
+use crate::desired::spec::InstanceSpec;
+use crate::model::entry::Node;
+use crate::model::facts::Phase;
+use crate::model::marks;
+use crate::model::names::InstanceId;
+
+fn index() -> Index {
+    let mut index = Index::new("a".parse().unwrap(), GlobSet::empty());
+    for kind in Kind::ALL {
+        index.begin_list(kind);
+        index.end_list(kind, &mut Touched::default());
+    }
+    index
+}
+
+fn key_on(node: &str, service: &str, pod: &str) -> InstanceKey {
+    let cluster = "a".parse().unwrap();
+    InstanceKey {
+        node: NodeName::for_kubernetes(&cluster, node),
+        id: InstanceId::of_pod(&cluster, "shop", &service.parse().unwrap(), pod),
+    }
+}
+
+fn key(service: &str, pod: &str) -> InstanceKey {
+    key_on("n1", service, pod)
+}
+
+/// Selects the label `app: web`.
+fn registration(name: &str, service: &str) -> Registration {
+    let selector = LabelSelector {
+        match_labels: [("app".to_owned(), "web".to_owned())].into(),
+        ..LabelSelector::default()
+    };
+    Registration {
+        namespace: "shop".into(),
+        name: name.into(),
+        uid: format!("uid-{name}").into(),
+        created: 100,
+        generation: 1,
+        content: Content::Valid(Claims {
+            service: service.parse().unwrap(),
+            spec: InstanceSpec::default(),
+            source: Source::Pods(selector),
+        }),
+    }
+}
+
+fn with_content(content: Content, registration: Registration) -> Registration {
+    Registration {
+        content,
+        ..registration
+    }
+}
+
+fn web(name: &str) -> crate::desired::fixtures::PodFixture {
+    pod(name).label("app", "web")
+}
+
+fn apply(index: &mut Index, facts: PodFacts) -> Touched {
+    let mut touched = Touched::default();
+    index.apply_pod(facts, &mut touched);
+    touched
+}
+
+fn register(index: &mut Index, registration: Registration) -> Touched {
+    let mut touched = Touched::default();
+    index.apply_registration(registration, &mut touched);
+    touched
+}
+
+fn remove(index: &mut Index, pod: &str) -> Touched {
+    let mut touched = Touched::default();
+    index.remove_pod(&"shop".into(), &pod.into(), &mut touched);
+    touched
+}
+
+/// A list of pods that brings these.
+fn relist(index: &mut Index, pods: Vec<PodFacts>) -> Touched {
+    let mut touched = Touched::default();
+    index.begin_list(Kind::Pod);
+    for pod in pods {
+        index.apply_pod(pod, &mut touched);
+    }
+    index.end_list(Kind::Pod, &mut touched);
+    touched
+}
+
+fn held<'a>(owner: &Owner, service: &'a str, pod: Option<&'a Text>) -> Held<'a> {
+    Held {
+        owner: owner.clone(),
+        service,
+        pod,
+    }
+}
+
+fn pod_owner(name: &str) -> Owner {
+    Owner::pod(&"shop".into(), &name.into())
+}
+
+fn holder(index: &Index, key: &InstanceKey) -> Option<String> {
+    let first = index.claimants(key).first()?;
+    Some(first.owner.name.to_string())
+}
+
+/// Whether all that Consul shows as the object's is to be planned again.
+fn holds(touched: &Touched, owner: &Owner) -> bool {
+    touched
+        .holdings
+        .iter()
+        .any(|holding| holding.owner == *owner)
+}
+
+/// What the engine does with what Consul shows as the objects'.
+fn withdraw(index: &mut Index, touched: &Touched, key: &InstanceKey) {
+    if touched.holdings.iter().any(|holding| holding.gone) {
+        index.withdraw(key);
+    }
+}
+
+fn absence(resolved: &Resolved) -> Option<Absence> {
+    match resolved {
+        Resolved::Unclaimed(absence) => Some(*absence),
+        Resolved::Claimed(_) => None,
+    }
+}
+
+fn freeze(resolved: Resolved) -> Option<Freeze> {
+    match resolved {
+        Resolved::Claimed(claim) => match claim.shape {
+            Shape::Frozen(freeze) => Some(freeze),
+            Shape::Valid(_) => None,
+        },
+        Resolved::Unclaimed(_) => None,
+    }
+}
+
+// === seen and found ===
+
+#[test]
+fn a_delete_event_is_seen_and_a_list_without_the_pod_is_found() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let touched = remove(&mut index, "p");
+    assert!(touched.keys.contains(&Key::Instance(key("web", "p"))));
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+
+    apply(&mut index, pod("q").lictor("service", "web").facts());
+    let touched = relist(&mut index, Vec::new());
+    assert!(touched.keys.contains(&Key::Instance(key("web", "q"))));
+    let resolved = index.resolve(&key("web", "q"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Found));
+}
+
+#[test]
+fn an_edit_or_an_end_is_seen() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web,api").facts());
+    apply(&mut index, pod("p").lictor("service", "api").facts());
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+    let ended = pod("p").lictor("service", "api").phase(Phase::Failed);
+    apply(&mut index, ended.facts());
+    let resolved = index.resolve(&key("api", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+}
+
+#[test]
+fn what_a_broken_watch_tells_is_not_seen_and_other_watches_do_not_matter() {
+    for (kind, expected) in [
+        (Kind::Pod, Absence::Found),
+        (Kind::Node, Absence::Seen),
+        (Kind::Registration, Absence::Seen),
+    ] {
+        let mut index = index();
+        apply(&mut index, pod("p").lictor("service", "web").facts());
+        index.watches.broken(kind, "timeout".to_owned());
+        remove(&mut index, "p");
+        let resolved = index.resolve(&key("web", "p"), None);
+        assert_eq!(absence(&resolved), Some(expected), "{kind:?}");
+    }
+}
+
+#[test]
+fn an_absence_is_remembered_until_it_is_forgotten() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    remove(&mut index, "p");
+    index.forget_absence(&key("web", "p"));
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Found));
+    assert!(index.withdrawn.is_empty());
+}
+
+#[test]
+fn a_claim_that_comes_back_was_not_withdrawn() {
+    let mut index = index();
+    let facts = || pod("p").lictor("service", "web").facts();
+    apply(&mut index, facts());
+    remove(&mut index, "p");
+    apply(&mut index, facts());
+    relist(&mut index, Vec::new());
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Found));
+}
+
+#[test]
+fn what_a_pod_keeps_frozen_was_not_withdrawn() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let paused = pod("p").lictor("service", "web").lictor("paused", "true");
+    apply(&mut index, paused.facts());
+    let (owner, name) = (pod_owner("p"), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let resolved = index.resolve(&key("web", "p"), Some(&held));
+    assert_eq!(freeze(resolved), Some(Freeze::Paused));
+    // Then a list does not bring it: that is found, although its claim went before our eyes.
+    let touched = relist(&mut index, Vec::new());
+    assert!(holds(&touched, &owner));
+    let resolved = index.resolve(&key("web", "p"), Some(&held));
+    assert_eq!(absence(&resolved), Some(Absence::Found));
+}
+
+#[test]
+fn what_a_registration_keeps_frozen_was_not_withdrawn() {
+    let mut index = index();
+    apply(&mut index, web("p").facts());
+    register(&mut index, registration("r", "web"));
+    let paused = with_content(Content::Paused(None), registration("r", "web"));
+    let touched = register(&mut index, paused);
+    assert!(touched.keys.contains(&Key::Instance(key("web", "p"))));
+    let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let resolved = index.resolve(&key("web", "p"), Some(&held));
+    assert_eq!(freeze(resolved), Some(Freeze::Paused));
+    let mut touched = Touched::default();
+    index.begin_list(Kind::Registration);
+    index.end_list(Kind::Registration, &mut touched);
+    assert!(holds(&touched, &owner));
+    let resolved = index.resolve(&key("web", "p"), Some(&held));
+    assert_eq!(absence(&resolved), Some(Absence::Found));
+}
+
+#[test]
+fn a_frozen_object_that_is_deleted_is_seen_going() {
+    let (owner, name) = (pod_owner("p"), Text::from("p"));
+    for spoilt in [
+        ("paused", "true"),
+        ("service", "web,No_Name"),
+        ("port.x", "1"),
+    ] {
+        let mut index = index();
+        apply(&mut index, pod("p").lictor(spoilt.0, spoilt.1).facts());
+        let touched = remove(&mut index, "p");
+        assert!(holds(&touched, &owner), "{spoilt:?}");
+        withdraw(&mut index, &touched, &key("old", "p"));
+        let held = held(&owner, "old", Some(&name));
+        let resolved = index.resolve(&key("old", "p"), Some(&held));
+        assert_eq!(absence(&resolved), Some(Absence::Seen), "{spoilt:?}");
+    }
+
+    for content in [Content::Paused(None), Content::Invalid("?".to_owned())] {
+        let mut index = index();
+        apply(&mut index, web("p").facts());
+        register(&mut index, with_content(content, registration("r", "web")));
+        let owner = registration("r", "web").owner();
+        let mut touched = Touched::default();
+        index.remove_registration(&"shop".into(), &"r".into(), &mut touched);
+        assert!(holds(&touched, &owner));
+        withdraw(&mut index, &touched, &key("web", "p"));
+        let held = held(&owner, "web", Some(&name));
+        let resolved = index.resolve(&key("web", "p"), Some(&held));
+        assert_eq!(absence(&resolved), Some(Absence::Seen));
+    }
+}
+
+#[test]
+fn the_end_of_a_pod_of_a_frozen_registration_is_seen() {
+    let mut index = index();
+    apply(&mut index, web("p").facts());
+    register(
+        &mut index,
+        with_content(Content::Paused(None), registration("r", "web")),
+    );
+    let touched = remove(&mut index, "p");
+    assert!(holds(&touched, &pod_owner("p")));
+    withdraw(&mut index, &touched, &key("web", "p"));
+    let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let resolved = index.resolve(&key("web", "p"), Some(&held));
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+}
+
+// === lists ===
+
+#[test]
+fn a_list_that_brings_the_same_touches_nothing() {
+    let mut index = index();
+    let facts = || pod("p").lictor("service", "web").facts();
+    apply(&mut index, facts());
+    let touched = relist(&mut index, vec![facts()]);
+    assert!(touched.keys.is_empty() && touched.holdings.is_empty());
+    assert_eq!(
+        holder(&index, &key("web", "p")).as_deref(),
+        Some("p"),
+        "it is there still"
+    );
+}
+
+#[test]
+fn a_list_that_begins_anew_forgets_what_the_broken_one_brought() {
+    let mut index = index();
+    let mut touched = Touched::default();
+    index.begin_list(Kind::Pod);
+    index.apply_pod(pod("p").lictor("service", "web").facts(), &mut touched);
+    relist(&mut index, Vec::new());
+    assert_eq!(holder(&index, &key("web", "p")), None);
+}
+
+#[test]
+fn a_node_that_a_list_does_not_bring_is_gone() {
+    let mut index = index();
+    let mut touched = Touched::default();
+    index.apply_node(node("n1"), &mut touched);
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    index.begin_list(Kind::Node);
+    let mut touched = Touched::default();
+    index.end_list(Kind::Node, &mut touched);
+    let name = key("web", "p").node;
+    assert!(touched.keys.contains(&Key::Node(name.clone())));
+    let check = index.resolve_node(&name, None).unwrap().check.unwrap();
+    assert!(check.output.contains("does not exist"));
+}
+
+// === moves and names ===
+
+#[test]
+fn a_pod_of_the_same_name_elsewhere_leaves_its_old_key() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let moved = pod("p")
+        .lictor("service", "web")
+        .change(|pod| pod.node = Some("n2".into()));
+    let touched = apply(&mut index, moved.facts());
+    for key in [key("web", "p"), key_on("n2", "web", "p")] {
+        assert!(touched.keys.contains(&Key::Instance(key)));
+    }
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+    assert!(!index.claimants(&key_on("n2", "web", "p")).is_empty());
+}
+
+#[test]
+fn a_paused_pod_that_moved_keeps_nothing_where_it_was() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let moved = pod("p")
+        .lictor("paused", "true")
+        .change(|pod| pod.node = Some("n2".into()));
+    apply(&mut index, moved.facts());
+    let (owner, name) = (pod_owner("p"), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let resolved = index.resolve(&key("web", "p"), Some(&held));
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+}
+
+#[test]
+fn a_selector_that_changes_moves_its_claims() {
+    let mut index = index();
+    apply(&mut index, web("p").facts());
+    apply(&mut index, pod("q").label("app", "www").facts());
+    register(&mut index, registration("r", "web"));
+    let mut changed = registration("r", "web");
+    if let Content::Valid(claims) = &mut changed.content {
+        let label = ("app".to_owned(), "www".to_owned());
+        claims.source = Source::Pods(LabelSelector {
+            match_labels: [label].into(),
+            ..LabelSelector::default()
+        });
+    }
+    let touched = register(&mut index, changed);
+    assert!(
+        touched
+            .registrations
+            .contains(&registration("r", "web").owner())
+    );
+    assert_eq!(holder(&index, &key("web", "p")), None);
+    assert_eq!(holder(&index, &key("web", "q")).as_deref(), Some("r"));
+}
+
+#[test]
+fn a_service_that_is_renamed_while_a_pod_is_invalid_keeps_that_pods_name() {
+    let mut index = index();
+    register(&mut index, registration("r", "old"));
+    apply(&mut index, web("p").lictor("port", "70000").facts());
+    register(&mut index, registration("r", "new"));
+    let (owner, name) = (registration("r", "new").owner(), Text::from("p"));
+    let held = held(&owner, "old", Some(&name));
+    let resolved = index.resolve(&key("old", "p"), Some(&held));
+    assert!(matches!(freeze(resolved), Some(Freeze::Invalid(_))));
+    // Mended, the old name is let go, and what Consul holds under it is looked at.
+    let touched = apply(&mut index, web("p").facts());
+    assert!(holds(&touched, &pod_owner("p")));
+    let resolved = index.resolve(&key("old", "p"), Some(&held));
+    assert!(absence(&resolved).is_some());
+}
+
+#[test]
+fn an_endpoint_is_claimed_on_the_external_node() {
+    let mut index = index();
+    let endpoint = |name: &str| Endpoint {
+        name: name.into(),
+        address: "db.example".into(),
+        port: 5432,
+        tags: Vec::new(),
+        meta: Vec::new(),
+    };
+    let with = |endpoints: &[&str]| {
+        let claims = Claims {
+            service: "db".parse().unwrap(),
+            spec: InstanceSpec::default(),
+            source: Source::Endpoints(endpoints.iter().map(|name| endpoint(name)).collect()),
+        };
+        with_content(Content::Valid(claims), registration("r", "db"))
+    };
+    register(&mut index, with(&["one", "two"]));
+    register(&mut index, with(&["two"]));
+    let keys: Vec<String> = index.claimed_keys().map(|key| key.to_string()).collect();
+    assert_eq!(
+        keys,
+        ["lictor-a-external", "lictor-a-external/a.shop.db.r.two"]
+    );
+    let cluster = "a".parse().unwrap();
+    let gone = InstanceKey {
+        node: NodeName::external(&cluster),
+        id: InstanceId::of_endpoint(&cluster, "shop", &"db".parse().unwrap(), "r", "one"),
+    };
+    assert_eq!(absence(&index.resolve(&gone, None)), Some(Absence::Seen));
+}
+
+// === seniority ===
+
+#[test]
+fn the_older_holds_and_of_one_age_the_lesser_uid() {
+    let mut index = index();
+    apply(&mut index, web("p").facts());
+    let of = |name: &str, created, uid: &str| Registration {
+        created,
+        uid: uid.into(),
+        ..registration(name, "web")
+    };
+    register(&mut index, of("young", 300, "a"));
+    register(&mut index, of("old", 200, "c"));
+    assert_eq!(holder(&index, &key("web", "p")).as_deref(), Some("old"));
+    register(&mut index, of("twin", 200, "b"));
+    assert_eq!(holder(&index, &key("web", "p")).as_deref(), Some("twin"));
+    let Resolved::Claimed(claim) = index.resolve(&key("web", "p"), None) else {
+        panic!("nobody claims it");
+    };
+    let losers: Vec<_> = claim.losers.iter().map(|loser| &*loser.name).collect();
+    assert_eq!(losers, ["old", "young"]);
+    let mut touched = Touched::default();
+    index.remove_registration(&"shop".into(), &"twin".into(), &mut touched);
+    assert!(touched.keys.contains(&Key::Instance(key("web", "p"))));
+    assert_eq!(holder(&index, &key("web", "p")).as_deref(), Some("old"));
+}
+
+#[test]
+fn a_registration_goes_before_an_annotation_even_an_older_one() {
+    let mut index = index();
+    let annotated = web("p").lictor("service", "web").lictor("port.web", "9000");
+    apply(&mut index, annotated.facts());
+    register(
+        &mut index,
+        Registration {
+            created: 900,
+            ..registration("r", "web")
+        },
+    );
+    let (owner, name) = (pod_owner("p"), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let Resolved::Claimed(claim) = index.resolve(&key("web", "p"), Some(&held)) else {
+        panic!("nobody claims it");
+    };
+    // In place, although the annotation for this service is the pod's own.
+    assert_eq!(&*claim.owner.name, "r");
+    assert!(claim.losers.is_empty());
+    assert!(matches!(claim.shape, Shape::Valid(_)));
+}
+
+#[test]
+fn nobody_takes_over_what_the_holder_removes_at_the_end() {
+    let mut index = index();
+    let mut older = registration("r", "web");
+    older.created = 1;
+    if let Content::Valid(claims) = &mut older.content {
+        claims.spec.terminating = crate::desired::spec::Terminating::Deregister;
+    }
+    register(&mut index, older);
+    register(&mut index, registration("s", "web"));
+    apply(&mut index, web("p").facts());
+    apply(
+        &mut index,
+        web("p").change(|pod| pod.deleting = true).facts(),
+    );
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(absence(&resolved), Some(Absence::Seen));
+}
+
+#[test]
+fn a_frozen_holder_keeps_its_entry_from_a_valid_claimant() {
+    let mut index = index();
+    apply(&mut index, web("p").facts());
+    register(
+        &mut index,
+        with_content(Content::Invalid("?".to_owned()), registration("r", "web")),
+    );
+    register(&mut index, registration("s", "web"));
+    let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let Resolved::Claimed(claim) = index.resolve(&key("web", "p"), Some(&held)) else {
+        panic!("nobody claims it");
+    };
+    assert_eq!((&*claim.owner.name, claim.losers.len()), ("r", 1));
+    // Where Consul holds nothing of the frozen one, the valid one gets it.
+    let resolved = index.resolve(&key("web", "p"), None);
+    assert_eq!(freeze(resolved), None);
+}
+
+// === namespaces, nodes, problems ===
+
+#[test]
+fn an_excluded_namespace_claims_and_keeps_nothing() {
+    let mut globs = globset::GlobSetBuilder::new();
+    globs.add(globset::Glob::new("sh*").unwrap());
+    let mut index = Index::new("a".parse().unwrap(), globs.build().unwrap());
+    apply(&mut index, pod("p").lictor("service", "web,No").facts());
+    register(
+        &mut index,
+        with_content(Content::Paused(None), registration("r", "web")),
+    );
+    assert_eq!(index.claimed_keys().count(), 0);
+    assert_eq!(index.problems(&pod_owner("p")), &[] as &[String]);
+    let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    assert!(absence(&index.resolve(&key("web", "p"), Some(&held))).is_some());
+}
+
+#[test]
+fn a_node_that_is_gone_keeps_its_address_and_gets_its_marks_back() {
+    let mut index = index();
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let erased = Node {
+        address: "192.168.0.9".into(),
+        meta: [(Text::from(marks::NODE_ZONE), Text::from("z1"))]
+            .into_iter()
+            .collect(),
+    };
+    let name = key("web", "p").node;
+    let wanted = index.resolve_node(&name, Some(&erased)).unwrap().node;
+    assert_eq!(&*wanted.address, "192.168.0.9");
+    for (mark, value) in [(marks::CLUSTER, "a"), (marks::NODE_ZONE, "z1")] {
+        assert_eq!(wanted.meta.get(mark).map(|found| &**found), Some(value));
+    }
+    // And then it stays as it is.
+    let again = index.resolve_node(&name, Some(&wanted)).unwrap().node;
+    assert_eq!(again, wanted);
+}
+
+#[test]
+fn problems_come_and_go_with_what_causes_them() {
+    let mut index = index();
+    let touched = apply(&mut index, web("p").lictor("port.web", "9000").facts());
+    assert!(touched.problems.contains(&pod_owner("p")));
+    assert!(index.problems(&pod_owner("p"))[0].contains("no service \"web\""));
+    let touched = register(&mut index, registration("r", "web"));
+    assert!(touched.problems.contains(&pod_owner("p")));
+    assert_eq!(index.problem_count(), 0);
+    remove(&mut index, "p");
+    assert_eq!(index.problem_count(), 0);
+}

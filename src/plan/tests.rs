@@ -1,0 +1,290 @@
+use globset::GlobSet;
+
+use super::*;
+use crate::consul::wire;
+use crate::desired::fixtures::{PodFixture, node, pod};
+use crate::desired::index::Touched;
+use crate::desired::watches::Kind;
+use crate::model::names::InstanceId;
+use crate::model::text::Pairs;
+use crate::observed::entry::{ObservedCheck, wire_node_check, wire_readiness, wire_service};
+use crate::plan::batch::{Batch, MAX_STEP_OPS, Overflow};
+
+struct Bed {
+    index: Index,
+    mirror: Mirror,
+}
+
+fn instance_key(pod: &str) -> InstanceKey {
+    let cluster = "a".parse().unwrap();
+    InstanceKey {
+        node: NodeName::for_kubernetes(&cluster, "n1"),
+        id: InstanceId::of_pod(&cluster, "shop", &"web".parse().unwrap(), pod),
+    }
+}
+
+fn key(pod: &str) -> Key {
+    Key::Instance(instance_key(pod))
+}
+
+fn web(name: &str) -> PodFixture {
+    pod(name).lictor("service", "web")
+}
+
+impl Bed {
+    fn new() -> Self {
+        let mut index = Index::new("a".parse().unwrap(), GlobSet::empty());
+        for kind in Kind::ALL {
+            index.begin_list(kind);
+            index.end_list(kind, &mut Touched::default());
+        }
+        index.apply_node(node("n1"), &mut Touched::default());
+        let mut mirror = Mirror::new("a".parse().unwrap());
+        mirror.complete();
+        Self { index, mirror }
+    }
+
+    fn with(mut self, pod: PodFixture) -> Self {
+        self.index.apply_pod(pod.facts(), &mut Touched::default());
+        self
+    }
+
+    fn decide(&self, key: &Key) -> Finding {
+        decide(key, &self.index, &self.mirror)
+    }
+
+    /// Carries out what is planned under a key, at this index.
+    fn carry_out(mut self, key: &Key, index: u64) -> Self {
+        match (key, self.decide(key).step) {
+            (Key::Node(name), Step::PutNode(write)) => {
+                let (node, _) = write.node.unwrap();
+                let mut observed = ObservedNode::of(&wire::Node {
+                    address: node.address,
+                    meta: node.meta,
+                    modify_index: index,
+                    ..wire::Node::default()
+                });
+                let check = wire_node_check(name.text(), &write.check.unwrap().0);
+                observed.checks = vec![ObservedCheck::of(&at(check, index), None)];
+                self.mirror.wrote_node(name, observed);
+            }
+            (Key::Instance(key), Step::Put(write)) => {
+                let mut service = wire_service(key, &write.service.unwrap().0);
+                service.modify_index = index;
+                let mut observed = ObservedInstance::of(&service);
+                let check = wire_readiness(key, &write.name, &write.check.unwrap().0);
+                observed.checks = vec![ObservedCheck::of(&at(check, index), Some(&key.id))];
+                self.mirror.wrote_instance(key, Some(observed));
+            }
+            (_, step) => panic!("nothing to carry out: {step:?}"),
+        }
+        self
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut ObservedInstance)) -> Self {
+        let key = instance_key("p");
+        let mut instance = self.mirror.instance(&key).unwrap().clone();
+        change(&mut instance);
+        self.mirror.wrote_instance(&key, Some(instance));
+        self
+    }
+
+    fn registered() -> Self {
+        let node = Key::Node(instance_key("p").node);
+        let bed = Self::new().with(web("p"));
+        bed.carry_out(&node, 10).carry_out(&key("p"), 10)
+    }
+}
+
+fn at(check: wire::HealthCheck, modify_index: u64) -> wire::HealthCheck {
+    wire::HealthCheck {
+        modify_index,
+        ..check
+    }
+}
+
+fn put(step: Step) -> InstanceWrite {
+    match step {
+        Step::Put(write) => write,
+        other => panic!("not a write: {other:?}"),
+    }
+}
+
+#[test]
+fn nothing_is_planned_before_consul_is_known() {
+    let mut bed = Bed::new().with(web("p"));
+    bed.mirror = Mirror::new("a".parse().unwrap());
+    assert_eq!(bed.decide(&key("p")).step, Step::Waiting);
+    bed.mirror.complete();
+    bed.mirror.doubt(&instance_key("p").node);
+    for key in [key("p"), Key::Node(instance_key("p").node)] {
+        assert_eq!(bed.decide(&key).step, Step::Waiting);
+    }
+}
+
+#[test]
+fn a_claim_is_created_whole_and_then_settled() {
+    let bed = Bed::new().with(web("p"));
+    let write = put(bed.decide(&key("p")).step);
+    assert!(write.creates());
+    assert_eq!(write.check.unwrap().1, 0);
+    let bed = Bed::registered();
+    for key in [key("p"), Key::Node(instance_key("p").node)] {
+        assert_eq!(bed.decide(&key).step, Step::Settled);
+    }
+}
+
+#[test]
+fn only_what_differs_is_written_at_the_index_that_is_known() {
+    let bed = Bed::registered().with(web("p").not_ready("app", ""));
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!((write.service, write.fields), (None, vec!["check"]));
+    assert_eq!(write.check.unwrap().1, 10);
+
+    let bed = Bed::registered().with(web("p").lictor("tags", "v2"));
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!((write.check, &*write.fields), (None, &["tags"] as &[_]));
+    assert_eq!(write.service.unwrap().1, 10);
+}
+
+#[test]
+fn a_check_or_a_kind_by_another_hand_is_drift() {
+    let bed = Bed::registered().change(|instance| instance.checks.clear());
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!((write.service, write.check.unwrap().1), (None, 0));
+    let bed = Bed::registered().change(|instance| instance.checks[0].well_formed = false);
+    assert_eq!(put(bed.decide(&key("p")).step).fields, ["check"]);
+    let bed = Bed::registered().change(|instance| instance.embellished = true);
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!(write.fields, ["kind"]);
+    assert!(write.service.is_some());
+}
+
+#[test]
+fn another_hands_entry_is_left_alone() {
+    let unmarked = |instance: &mut ObservedInstance| instance.service.meta = Pairs::default();
+    let bed = Bed::registered().change(unmarked);
+    let finding = bed.decide(&key("p"));
+    assert!(matches!(finding.step, Step::OwnedByAnother { .. }));
+    assert!(finding.owner.is_some(), "whom to tell");
+    // With nobody who claims it there is nobody to tell.
+    let mut bed = bed;
+    let mut touched = Touched::default();
+    bed.index
+        .remove_pod(&"shop".into(), &"p".into(), &mut touched);
+    assert_eq!(bed.decide(&key("p")), Finding::nothing(Step::Settled));
+}
+
+#[test]
+fn nothing_is_created_on_another_clusters_node() {
+    let mut bed = Bed::new().with(web("p"));
+    let meta = [(Text::from(marks::CLUSTER), Text::from("b"))];
+    let node = wire::Node {
+        meta: meta.into_iter().collect(),
+        ..wire::Node::default()
+    };
+    let name = instance_key("p").node;
+    bed.mirror.wrote_node(&name, ObservedNode::of(&node));
+    for key in [key("p"), Key::Node(name)] {
+        let Step::OwnedByAnother { holder } = bed.decide(&key).step else {
+            panic!("{key} is written");
+        };
+        assert!(holder.contains("cluster \"b\""), "{holder}");
+    }
+}
+
+#[test]
+fn what_nobody_claims_goes_once_all_is_known() {
+    let mut bed = Bed::registered();
+    let mut touched = Touched::default();
+    bed.index
+        .remove_pod(&"shop".into(), &"p".into(), &mut touched);
+    bed.index.watches.broken(Kind::Node, "timeout".to_owned());
+    assert!(matches!(bed.decide(&key("p")).step, Step::Held(_)));
+    bed.index.watches.healthy(Kind::Node);
+    let Step::Remove(removal) = bed.decide(&key("p")).step else {
+        panic!("it stays");
+    };
+    assert_eq!((removal.index, removal.why), (10, gate::Why::Seen));
+    assert_eq!(removal.owner.to_string(), "Pod/shop/p");
+}
+
+#[test]
+fn a_node_is_written_where_it_or_its_check_differs() {
+    let mut bed = Bed::registered();
+    let name = Key::Node(instance_key("p").node);
+    let mut facts = node("n1");
+    facts.ready = crate::model::facts::Tristate::False;
+    bed.index.apply_node(facts, &mut Touched::default());
+    let Step::PutNode(write) = bed.decide(&name).step else {
+        panic!("nothing to write");
+    };
+    assert_eq!((write.node, write.check.unwrap().1), (None, 10));
+    let mut facts = node("n1");
+    facts.zone = Some("z1".into());
+    bed.index.apply_node(facts, &mut Touched::default());
+    let Step::PutNode(write) = bed.decide(&name).step else {
+        panic!("nothing to write");
+    };
+    assert_eq!((write.node.unwrap().1, write.check), (10, None));
+}
+
+// === batches ===
+
+#[test]
+fn a_batch_leaves_room_for_the_fence_and_takes_steps_whole() {
+    let step = Bed::new().with(web("p")).decide(&key("p")).step;
+    let mut batch = Batch::default();
+    let mut pushed = 0;
+    let full = loop {
+        match batch.push(key(&format!("p{pushed}")), step.clone(), ()) {
+            Ok(()) => pushed += 1,
+            Err(full) => break full,
+        }
+    };
+    // Two operations a step; the odd one out stays free.
+    assert_eq!((full, pushed), (Overflow::Full, MAX_STEP_OPS / 2));
+    let removal = Step::Remove(Removal {
+        owner: Owner::pod(&"shop".into(), &"p".into()),
+        name: "web".into(),
+        index: 1,
+        why: gate::Why::Seen,
+    });
+    assert_eq!(batch.push(key("last"), removal, ()), Ok(()));
+    let (txn, steps) = batch.into_parts();
+    assert_eq!((txn.len(), steps.len()), (MAX_STEP_OPS, pushed + 1));
+    let mut next = 0;
+    for step in &steps {
+        assert_eq!(step.ops.start, next);
+        next = step.ops.end;
+    }
+    assert_eq!(next, txn.len());
+}
+
+#[test]
+fn a_step_that_no_transaction_holds_is_told_from_a_full_batch() {
+    let mut write = put(Bed::new().with(web("p")).decide(&key("p")).step);
+    let large = |bytes: usize, write: &mut InstanceWrite| {
+        let (service, _) = write.service.as_mut().unwrap();
+        service.tags = Box::new(["x".repeat(bytes).into()]);
+    };
+    let mut batch = Batch::default();
+    large(300_000, &mut write);
+    assert_eq!(batch.push(key("p"), Step::Put(write.clone()), ()), Ok(()));
+    let second = batch.push(key("q"), Step::Put(write.clone()), ());
+    assert_eq!(second, Err(Overflow::Full));
+    assert!(!batch.contains(&key("q")));
+    large(600_000, &mut write);
+    let third = batch.push(key("q"), Step::Put(write), ());
+    assert_eq!(third, Err(Overflow::TooLarge));
+    assert_eq!(batch.into_parts().1.len(), 1);
+}
+
+#[test]
+fn steps_without_writes_take_no_room() {
+    let mut batch = Batch::default();
+    for step in [Step::Settled, Step::Waiting] {
+        assert_eq!(batch.push(key("p"), step, ()), Ok(()));
+    }
+    assert!(batch.is_empty());
+}

@@ -1,0 +1,194 @@
+use super::*;
+use crate::api::conditions::find;
+use crate::desired::registration::{Claims, Source};
+use crate::desired::spec::InstanceSpec;
+use crate::model::entry::Health;
+use crate::model::key::InstanceKey;
+use crate::model::names::{InstanceId, NodeName};
+use crate::model::owner::Owner;
+use crate::status::board::{Board, Standing};
+
+fn object(content: Content) -> Registration {
+    Registration {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "uid".into(),
+        created: 1,
+        generation: 7,
+        content,
+    }
+}
+
+fn valid() -> Registration {
+    object(Content::Valid(Claims {
+        service: "web".parse().unwrap(),
+        spec: InstanceSpec::default(),
+        source: Source::Endpoints(Vec::new()),
+    }))
+}
+
+/// A board with these instances of the object.
+fn board(instances: &[(Option<Health>, Option<Reason>)]) -> Board {
+    let mut board = Board::default();
+    for (number, (registered, reason)) in instances.iter().enumerate() {
+        let key = InstanceKey {
+            node: NodeName::external(&"a".parse().unwrap()),
+            id: InstanceId::observed(&format!("a.shop.web.{number}")),
+        };
+        let trouble = reason.map(|reason| Trouble {
+            reason,
+            message: format!("{} of {number}", reason.as_str()),
+        });
+        let standing = Standing {
+            claimed: true,
+            registered: *registered,
+            trouble,
+        };
+        board.set(&key, vec![(owner(), standing)]);
+    }
+    board
+}
+
+fn owner() -> Owner {
+    Owner::registration(&"shop".into(), &"web".into())
+}
+
+fn derived(
+    object: &Registration,
+    board: &Board,
+    before: Option<&ServiceRegistrationStatus>,
+    second: i64,
+) -> ServiceRegistrationStatus {
+    let facts = Facts {
+        tally: board.tally(&owner()),
+        datacenter: Some("dc1"),
+        outage: None,
+        before,
+        now: Timestamp::from_second(second).unwrap(),
+    };
+    registration(object, &facts)
+}
+
+/// Ready, Reconciling, Stalled, and the reason of Ready.
+fn verdicts(status: &ServiceRegistrationStatus) -> (String, String) {
+    let of = |kind| find(&status.conditions, kind).unwrap();
+    let kinds = [
+        ConditionType::Ready,
+        ConditionType::Reconciling,
+        ConditionType::Stalled,
+    ];
+    let letters = kinds.map(|kind| of(kind).status[..1].to_owned());
+    (letters.concat(), of(ConditionType::Ready).reason.clone())
+}
+
+fn expected(letters: &str, reason: &str) -> (String, String) {
+    (letters.to_owned(), reason.to_owned())
+}
+
+#[test]
+fn nothing_to_do_is_ready_whatever_the_health() {
+    let good = expected("TFF", "Registered");
+    assert_eq!(verdicts(&derived(&valid(), &board(&[]), None, 1)), good);
+    let sick = board(&[
+        (Some(Health::Critical), None),
+        (Some(Health::Warning), None),
+    ]);
+    let status = derived(&valid(), &sick, None, 1);
+    assert_eq!(verdicts(&status), good);
+    let instances = status.instances.unwrap();
+    assert_eq!(
+        (instances.critical, instances.warning, &*instances.summary),
+        (1, 1, "2/2")
+    );
+    assert_eq!(
+        (status.last_error, status.observed_generation),
+        (None, Some(7))
+    );
+    assert_eq!(status.service.as_deref(), Some("web"));
+}
+
+#[test]
+fn every_reason_is_either_reconciling_or_stalled() {
+    for (reason, letters, error) in [
+        (Reason::Invalid, "FFT", true),
+        (Reason::Conflict, "FFT", true),
+        (Reason::OwnedByAnother, "FFT", true),
+        (Reason::ConsulRefused, "FFT", true),
+        (Reason::AccessDenied, "FFT", true),
+        (Reason::Paused, "FFT", false),
+        (Reason::Held, "FTF", false),
+        (Reason::ConsulUnavailable, "FTF", true),
+        (Reason::Writing, "FTF", false),
+    ] {
+        let status = derived(&valid(), &board(&[(None, Some(reason))]), None, 1);
+        assert_eq!(verdicts(&status), expected(letters, reason.as_str()));
+        assert_eq!(status.last_error.is_some(), error, "{reason:?}");
+    }
+}
+
+#[test]
+fn the_worst_trouble_is_told_and_the_others_counted() {
+    let board = board(&[
+        (None, Some(Reason::Writing)),
+        (None, Some(Reason::Conflict)),
+        (Some(Health::Passing), None),
+    ]);
+    let status = derived(&valid(), &board, None, 1);
+    assert_eq!(verdicts(&status), expected("FFT", "Conflict"));
+    let message = &find(&status.conditions, ConditionType::Ready)
+        .unwrap()
+        .message;
+    assert_eq!(message, "Conflict of 1 (and 1 more)");
+}
+
+#[test]
+fn the_objects_own_state_goes_before_its_instances() {
+    let troubled = board(&[(None, Some(Reason::Conflict))]);
+    let invalid = object(Content::Invalid("spec.port: what?".to_owned()));
+    let status = derived(&invalid, &troubled, None, 1);
+    assert_eq!(verdicts(&status), expected("FFT", "Invalid"));
+    assert_eq!(status.last_error.as_deref(), Some("spec.port: what?"));
+    assert_eq!(status.service, None);
+    let status = derived(&object(Content::Paused(None)), &troubled, None, 1);
+    assert_eq!(verdicts(&status), expected("FFT", "Paused"));
+}
+
+#[test]
+fn a_condition_changes_its_time_with_its_status_alone() {
+    let time = |status: &ServiceRegistrationStatus, kind| {
+        let condition = find(&status.conditions, kind).unwrap();
+        condition.last_transition_time.0.as_second()
+    };
+    let writing = board(&[(None, Some(Reason::Writing))]);
+    let first = derived(&valid(), &writing, None, 10);
+    let held = board(&[(None, Some(Reason::Held))]);
+    let second = derived(&valid(), &held, Some(&first), 20);
+    assert_eq!(time(&second, ConditionType::Ready), 10);
+    assert_eq!(time(&second, ConditionType::Reconciling), 10);
+    let done = derived(&valid(), &board(&[]), Some(&second), 30);
+    assert_eq!(time(&done, ConditionType::Ready), 30);
+    assert_eq!(time(&done, ConditionType::Reconciling), 30);
+    assert_eq!(time(&done, ConditionType::Stalled), 10);
+    // The same once more is the same to the byte: nothing to write.
+    assert_eq!(derived(&valid(), &board(&[]), Some(&done), 40), done);
+}
+
+#[test]
+fn the_index_of_the_last_write_outlives_a_restart() {
+    let mut board = board(&[(Some(Health::Passing), None)]);
+    let before = ServiceRegistrationStatus {
+        consul: Some(ConsulState {
+            datacenter: None,
+            index: Some(3),
+        }),
+        ..ServiceRegistrationStatus::default()
+    };
+    let index = |board: &Board| {
+        let status = derived(&valid(), board, Some(&before), 1);
+        status.consul.unwrap().index
+    };
+    assert_eq!(index(&board), Some(3));
+    board.wrote(&owner(), 12);
+    board.wrote(&owner(), 9);
+    assert_eq!(index(&board), Some(12));
+}
