@@ -10,6 +10,7 @@
     reason = "these commands talk to a person at a terminal"
 )]
 
+mod bench;
 mod cargo;
 mod r#gen;
 mod test;
@@ -24,6 +25,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    Bench(bench::Args),
     Gen(r#gen::Args),
     Test(test::Args),
     Testbed(testbed::Args),
@@ -43,6 +45,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Bench(args) => args.run().await,
         Task::Gen(args) => args.run().await,
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,
