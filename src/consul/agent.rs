@@ -1,8 +1,8 @@
-//! Who answers, and what it takes us for: `/v1/agent/self`, `/v1/status/leader`, `/v1/acl/token/self`.
+//! Who answers: `/v1/agent/self`, `/v1/status/leader`.
 
 use serde::Deserialize;
 
-use super::{Client, ConsulError, ErrorClass, Request, TokenStanding};
+use super::{Client, ConsulError, Request};
 
 /// Who answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,17 +29,6 @@ struct SelfConfig {
     node_name: Box<str>,
 }
 
-#[derive(Deserialize)]
-struct SelfToken {
-    #[serde(rename = "AccessorID")]
-    accessor: Box<str>,
-}
-
-/// The accessor of the token that stands for "no token".
-const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
-
-const ACLS_OFF: &str = "ACL support disabled";
-
 impl Client {
     /// Version and datacenter. Needs `agent:read` on the agent that answers.
     pub async fn agent(&self) -> Result<AgentInfo, ConsulError> {
@@ -64,34 +53,5 @@ impl Client {
             .json()?
             .value;
         Ok(Some(leader).filter(|leader| !leader.is_empty()))
-    }
-
-    /// Asks Consul what it takes our token for and remembers it: for 15 minutes, or until the
-    /// token changes, answers count as verified if it was found good.
-    ///
-    /// Source: <https://developer.hashicorp.com/consul/api-docs/acl/tokens#read-self-token>
-    pub async fn check_token(&self) -> Result<TokenStanding, ConsulError> {
-        let (sent, generation) = self.token_in_use();
-        let answer = self.send(&Request::get("acl/token/self")).await?;
-        let standing = match answer.json::<SelfToken>() {
-            Ok(token) if &*token.value.accessor == ANONYMOUS => TokenStanding::Anonymous,
-            Ok(token) => TokenStanding::Token {
-                accessor: token.value.accessor,
-            },
-            Err(error) if error.status() == Some(401) && error.text().contains(ACLS_OFF) => {
-                TokenStanding::AclsOff
-            }
-            // Consul says the same about no token as about one that it does not know.
-            Err(error) if error.class() == ErrorClass::TokenUnknown => {
-                if sent {
-                    TokenStanding::Unknown
-                } else {
-                    TokenStanding::Anonymous
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        self.remember_standing(generation, standing.clone());
-        Ok(standing)
     }
 }

@@ -125,6 +125,11 @@ impl Client {
                 Err(request.error(ErrorClass::Ambiguous, &text))
             });
             match &result {
+                // A server without a leader, or a proxy without a server, says so itself.
+                Ok(answer) if answer.status >= 500 => {
+                    transport.avoid(position);
+                    break;
+                }
                 Ok(_) => {
                     transport.prefer(position);
                     break;

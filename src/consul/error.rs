@@ -200,12 +200,14 @@ fn classify(status: u16, text: &str) -> ErrorClass {
 /// Texts by which Consul tells its failures apart, since almost all of them are a 500; the first
 /// fragment that is found decides. What is not listed counts as [`ErrorClass::Ambiguous`].
 ///
-/// Answers of Consul 1.22.7. `tests/consul_client` provokes those that a single server can be
-/// made to give, except for those of config entries, prepared queries and sessions, which are
-/// provoked where these are written.
+/// Answers of Consul 1.22.7. `tests/consul_client` provokes those that a single server can be made
+/// to give, except for those about config entries and prepared queries, which are provoked where
+/// these are written.
 const TEXTS: &[(&str, ErrorClass)] = &[
     ("ACL not found", ErrorClass::TokenUnknown),
     ("Permission denied", ErrorClass::AccessDenied),
+    // The API server does not know the token that was to be exchanged for one of Consul.
+    ("lookup failed: [", ErrorClass::AccessDenied),
     // The leader that knew whether it was applied is gone.
     (
         "leadership lost while committing log",
@@ -256,6 +258,7 @@ const TEXTS: &[(&str, ErrorClass)] = &[
     ),
     ("filtering not supported", ErrorClass::Refused),
     ("strconv.ParseUint", ErrorClass::Refused),
+    ("failed to parse and validate JWT", ErrorClass::Refused),
     ("Missing check '", ErrorClass::Refused),
     ("Session TTL", ErrorClass::Refused),
     ("Invalid prepared query", ErrorClass::Refused),

@@ -5,6 +5,7 @@
 //! what is known afterwards: every call has a deadline, every answer carries its [`Quality`], and
 //! every failure its [`ErrorClass`], above all whether a write may have been applied.
 
+mod acl;
 mod agent;
 mod blocking;
 mod catalog;
@@ -20,6 +21,7 @@ mod transport;
 mod txn;
 pub mod wire;
 
+pub use acl::Login;
 pub use agent::AgentInfo;
 pub use blocking::{Backoff, Cause, Change, IndexTracker, Step, Watch};
 pub use catalog::{RegisteredNode, Registration};

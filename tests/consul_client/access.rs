@@ -1,6 +1,7 @@
 //! ACLs and TLS.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use lictor::consul::{
@@ -8,7 +9,7 @@ use lictor::consul::{
     TokenStanding, Txn, TxnFailure, TxnOp, TxnOutcome,
 };
 use lictor_testbed::{Bed, BedOptions};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
 use super::{client, outcome};
@@ -19,6 +20,28 @@ const RULES: &str = r#"
     node_prefix "lictor-c1--" { policy = "write" }
     service_prefix "" { policy = "read" }
 "#;
+
+/// Consul's own account, which may review tokens and read accounts, and that of Lictor.
+const ACCOUNTS: &str = r#"
+{"apiVersion": "v1", "kind": "List", "items": [
+  {"apiVersion": "v1", "kind": "ServiceAccount",
+   "metadata": {"name": "consul", "namespace": "default"}},
+  {"apiVersion": "v1", "kind": "ServiceAccount",
+   "metadata": {"name": "lictor", "namespace": "default"}},
+  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+   "metadata": {"name": "consul-delegator"},
+   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+               "name": "system:auth-delegator"},
+   "subjects": [{"kind": "ServiceAccount", "name": "consul", "namespace": "default"}]},
+  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+   "metadata": {"name": "consul-accounts"},
+   "rules": [{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}]},
+  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+   "metadata": {"name": "consul-accounts"},
+   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+               "name": "consul-accounts"},
+   "subjects": [{"kind": "ServiceAccount", "name": "consul", "namespace": "default"}]}
+]}"#;
 
 #[tokio::test]
 async fn with_acls_and_tls() -> Result<()> {
@@ -59,6 +82,8 @@ async fn with_acls_and_tls() -> Result<()> {
     rights_are_missed_by_name(&manager, &settings).await?;
     a_token_file_is_followed(&settings, folder.path()).await?;
     tls_checks_both_sides(port, &pki).await?;
+    tls_files_are_followed(port, &pki).await?;
+    a_service_account_logs_in(&bed, &manager, &pki).await?;
     Ok(())
 }
 
@@ -168,7 +193,7 @@ async fn a_token_file_is_followed(settings: &ConsulSettings, folder: &Path) -> R
     let client = client(settings);
     assert_eq!(client.check_token().await?, TokenStanding::Unknown);
     std::fs::write(&token_file, format!("{MANAGEMENT}\n"))?;
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     let nodes = client.nodes(None, Consistency::Consistent).await?;
     assert_eq!(
         nodes.quality,
@@ -268,6 +293,117 @@ async fn tls_checks_both_sides(port: u16, pki: &Path) -> Result<()> {
             .map(|_| ())
             .unwrap_err();
         assert_eq!(error.variable(), variable, "{error}");
+    }
+    Ok(())
+}
+
+async fn tls_files_are_followed(port: u16, pki: &Path) -> Result<()> {
+    let ca_cert = pki.join("followed.crt");
+    // A certificate, but not of the authority.
+    std::fs::copy(pki.join("server.crt"), &ca_cert)?;
+    let settings = ConsulSettings {
+        addresses: format!("https://127.0.0.1:{port}"),
+        ca_cert: Some(ca_cert.clone()),
+        client_cert: Some(pki.join("server.crt")),
+        client_key: Some(pki.join("server.key")),
+        ..ConsulSettings::default()
+    };
+    let client = client(settings);
+    let until_seen = || tokio::time::sleep(Duration::from_millis(1100));
+    assert!(client.leader().await.is_err());
+    std::fs::copy(pki.join("ca.crt"), &ca_cert)?;
+    until_seen().await;
+    assert!(client.leader().await?.is_some());
+    std::fs::write(&ca_cert, "half of a certifi")?;
+    until_seen().await;
+    assert!(
+        client.leader().await?.is_some(),
+        "the last usable files stay in use"
+    );
+    Ok(())
+}
+
+async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> Result<()> {
+    bed.kubectl_apply(ACCOUNTS).await?;
+    let bearer = async |account: &str| -> Result<SecretString> {
+        let token = bed
+            .kubectl(&["--namespace=default", "create", "token", account])
+            .await?;
+        Ok(SecretString::from(token.trim()))
+    };
+    let create = async |endpoint: &'static str, body: Value| -> Result<()> {
+        manager
+            .send(&Request::put(endpoint).json(&body)?)
+            .await?
+            .success()?;
+        Ok(())
+    };
+    let method = json!({
+        "Name": "k8s", "Type": "kubernetes", "MaxTokenTTL": "10m",
+        "Config": {
+            "Host": bed.kube_addr(),
+            "CACert": std::fs::read_to_string(pki.join("ca.crt"))?,
+            "ServiceAccountJWT": bearer("consul").await?.expose_secret(),
+        },
+    });
+    create("acl/auth-method", method).await?;
+    create(
+        "acl/role",
+        json!({"Name": "lictor", "Policies": [{"Name": "narrow"}]}),
+    )
+    .await?;
+    let selector = r#"serviceaccount.namespace == "default" and serviceaccount.name == "lictor""#;
+    let rule = json!({
+        "AuthMethod": "k8s", "BindType": "role", "BindName": "lictor", "Selector": selector,
+    });
+    create("acl/binding-rule", rule).await?;
+
+    let client = client(ConsulSettings {
+        addresses: bed.consul_addr(),
+        ..Default::default()
+    });
+    // Whatever token the client has does not matter to a login.
+    client.set_token(&SecretString::from("adf4238a-882b-9ddc-4a9d-5b6758e4159e"))?;
+    let login = client.login("k8s", &bearer("lictor").await?).await?;
+    assert!(
+        login
+            .expires
+            .is_some_and(|expires| expires > jiff::Timestamp::now()),
+        "{login:?}"
+    );
+    assert!(!format!("{login:?}").contains(login.token.expose_secret()));
+    client.set_token(&login.token)?;
+    let accessor = login.accessor;
+    assert_eq!(
+        client.check_token().await?,
+        TokenStanding::Token { accessor }
+    );
+    assert!(client.kv_put_cas("lictor/v1/c1/login", b"", 0).await?);
+    client.logout(login.token).await?;
+    assert_eq!(client.check_token().await?, TokenStanding::Unknown);
+
+    for (method, account, class) in [
+        ("k8s", "consul", ErrorClass::AccessDenied),
+        ("missing", "lictor", ErrorClass::TokenUnknown),
+    ] {
+        let error = client
+            .login(method, &bearer(account).await?)
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), class, "{error}");
+    }
+    let mut forged = bearer("lictor").await?.expose_secret().to_owned();
+    forged.truncate(forged.len() - 4);
+    forged.push_str("AAAA");
+    for (token, class) in [
+        ("garbage".to_owned(), ErrorClass::Refused),
+        (forged, ErrorClass::AccessDenied),
+    ] {
+        let error = client
+            .login("k8s", &SecretString::from(token))
+            .await
+            .unwrap_err();
+        assert_eq!(error.class(), class, "{error}");
     }
     Ok(())
 }

@@ -243,7 +243,7 @@ pub async fn keys_are_compared_and_set(client: &Client) {
         .kv_list("lictor/v1/kv/", Consistency::Consistent)
         .await
         .unwrap();
-    assert_eq!(list.value, [pair.clone()]);
+    assert_eq!(list.value, std::slice::from_ref(&pair));
     let list = client
         .kv_list("lictor/v1/none/", Consistency::Consistent)
         .await

@@ -5,6 +5,7 @@
 
 mod access;
 mod catalog;
+mod limits;
 mod refusals;
 mod transactions;
 mod watches;
@@ -30,9 +31,9 @@ async fn without_acls() -> Result<()> {
     transactions::every_failure_is_reported(&client).await;
     transactions::a_check_without_its_service_is_dropped(&client).await;
     transactions::checks_live_and_die_with_their_service(&client).await;
-    transactions::names_have_no_case(&client).await;
-    transactions::a_fence_holds(&client).await;
-    transactions::it_takes_no_more_than_its_limits(&client).await;
+    limits::names_have_no_case(&client).await;
+    limits::a_fence_holds(&client).await;
+    limits::it_takes_no_more_than_its_limits(&client).await;
     catalog::nodes_are_found_by_name_and_by_meta(&client).await;
     catalog::a_registration_keeps_all_fields(&client).await;
     catalog::a_registration_can_create_a_node_by_mistake(&client).await;

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::create_node;
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub async fn texts_have_the_class_that_the_table_says(client: &Client) {
     use ErrorClass as C;
     const NODE: &str = "lictor-c1--refusals";

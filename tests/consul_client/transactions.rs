@@ -3,10 +3,7 @@
 use std::borrow::Cow;
 
 use lictor::consul::wire::{Connect, Locality, NodeService, ServiceAddress, ServicePort, Weights};
-use lictor::consul::{
-    Client, Consistency, ErrorClass, Fence, MAX_BODY_BYTES, MAX_OPS, Request, Txn, TxnFailure,
-    TxnOp, TxnOutcome, TxnResult,
-};
+use lictor::consul::{Client, Consistency, TxnFailure, TxnOp, TxnOutcome, TxnResult};
 
 use super::{apply, check, create_node, node, outcome, pairs, service, stored};
 
@@ -35,7 +32,7 @@ fn all_fields() -> NodeService {
     }
 }
 
-fn set<'a>(node: &'a str, service: &'a NodeService) -> TxnOp<'a> {
+pub fn set<'a>(node: &'a str, service: &'a NodeService) -> TxnOp<'a> {
     TxnOp::ServiceSet {
         node,
         service: Cow::Borrowed(service),
@@ -54,7 +51,7 @@ fn plain(result: &TxnResult) -> NodeService {
     }
 }
 
-fn index(result: &TxnResult) -> u64 {
+pub fn index(result: &TxnResult) -> u64 {
     match result {
         TxnResult::Node(node) => node.modify_index,
         TxnResult::Service(service) => service.modify_index,
@@ -64,7 +61,7 @@ fn index(result: &TxnResult) -> u64 {
     }
 }
 
-fn reasons(outcome: TxnOutcome) -> Vec<(usize, TxnFailure)> {
+pub fn reasons(outcome: TxnOutcome) -> Vec<(usize, TxnFailure)> {
     let TxnOutcome::RolledBack(errors) = outcome else {
         panic!("{outcome:?}")
     };
@@ -419,91 +416,4 @@ pub async fn checks_live_and_die_with_their_service(client: &Client) {
         .unwrap()
         .value;
     assert_eq!(checks, []);
-}
-
-pub async fn names_have_no_case(client: &Client) {
-    const NODE: &str = "lictor-c1--case";
-    create_node(client, NODE).await;
-    let (lower, upper) = (service("a"), service("A"));
-    let created = index(&apply(client, &[set(NODE, &lower)]).await[0]);
-    let results = apply(client, &[set(&NODE.to_uppercase(), &upper)]).await;
-    let TxnResult::Service(service) = &results[0] else {
-        panic!("{results:?}")
-    };
-    assert_eq!(service.create_index, created, "it is the same instance");
-}
-
-pub async fn a_fence_holds(client: &Client) {
-    const KEY: &str = "lictor/v1/fence/epoch";
-    let mut txn = Txn::new();
-    txn.push(&TxnOp::KvSet {
-        key: "lictor/v1/fence/written",
-        value: b"1",
-    })
-    .unwrap();
-    let missing = client
-        .apply_fenced(Fence { key: KEY, index: 7 }, &txn)
-        .await
-        .unwrap();
-    let is = |outcome: &TxnOutcome, expected: TxnFailure| matches!(outcome, TxnOutcome::Fenced { reason, .. } if *reason == expected);
-    assert!(is(&missing, TxnFailure::Missing), "{missing:?}");
-
-    let index = index(
-        &apply(
-            client,
-            &[TxnOp::KvSet {
-                key: KEY,
-                value: b"",
-            }],
-        )
-        .await[0],
-    );
-    let fence = Fence { key: KEY, index };
-    let outcome = client.apply_fenced(fence, &txn).await.unwrap();
-    assert!(matches!(&outcome, TxnOutcome::Applied(results) if results.len() == 1));
-
-    let current = super::transactions::index(
-        &apply(
-            client,
-            &[TxnOp::KvSet {
-                key: KEY,
-                value: b"other",
-            }],
-        )
-        .await[0],
-    );
-    let outcome = client.apply_fenced(fence, &txn).await.unwrap();
-    assert!(
-        is(
-            &outcome,
-            TxnFailure::FailedIndexCheck {
-                current,
-                expected: index
-            }
-        ),
-        "{outcome:?}"
-    );
-}
-
-pub async fn it_takes_no_more_than_its_limits(client: &Client) {
-    // Beyond the limits of the type, as bytes: the limits are Consul's own.
-    let op = r#"{"KV":{"Verb":"set","Key":"lictor/v1/limit","Value":""}}"#;
-    let ops = |count: usize| format!("[{}]", vec![op; count].join(",")).into_bytes();
-    let padded = |length: usize| {
-        let mut body = ops(1);
-        body.resize(length, b' ');
-        body
-    };
-    for (body, accepted) in [
-        (ops(MAX_OPS), true),
-        (ops(MAX_OPS + 1), false),
-        (padded(MAX_BODY_BYTES), true),
-        (padded(MAX_BODY_BYTES + 1), false),
-    ] {
-        let answer = client.send(&Request::put("txn").body(body)).await.unwrap();
-        assert_eq!(answer.status, if accepted { 200 } else { 413 });
-        if let Err(error) = answer.success() {
-            assert_eq!(error.class(), ErrorClass::Refused);
-        }
-    }
 }

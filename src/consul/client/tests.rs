@@ -184,6 +184,27 @@ async fn a_write_that_may_have_been_applied_is_not_repeated_elsewhere() {
 }
 
 #[tokio::test]
+async fn the_next_request_goes_elsewhere_after_a_failure_of_the_server() {
+    let (first, second) = (MockServer::start().await, MockServer::start().await);
+    let no_leader = ResponseTemplate::new(500).set_body_string("No cluster leader");
+    for (server, answer) in [(&first, no_leader), (&second, ResponseTemplate::new(403))] {
+        Mock::given(wiremock::matchers::any())
+            .respond_with(answer)
+            .mount(server)
+            .await;
+    }
+    let client = client(&[first.uri(), second.uri()]);
+    let statuses = [client.send(&read()).await, client.send(&read()).await];
+    let statuses = statuses.map(|answer| answer.unwrap().status);
+    assert_eq!(statuses, [500, 403]);
+    assert_eq!(
+        client.transport().order().next(),
+        Some(1),
+        "a refusal is no failure"
+    );
+}
+
+#[tokio::test]
 async fn nobody_there_means_that_nothing_was_applied() {
     let client = client(&[nobody().await, nobody().await]);
     let mut txn = Txn::new();

@@ -10,7 +10,12 @@
 //! - Writing a service does not touch its checks. Removing a service removes them.
 //! - The compare-and-set of a check whose node or service is missing is dropped without an error
 //!   ([`TxnResult::Dropped`]); `set` fails as it should.
-//! - All operations that fail are reported, not only the first.
+//! - All operations that fail are reported, not only the first. What is wrong in itself, like a
+//!   service without a name, is reported alone.
+//! - The removal of a key that is not there succeeds, unlike that of a node, service or check.
+//! - A key that is set to the value that it has keeps its `ModifyIndex`.
+//! - Rights are judged by the names in the operation alone: a check of a service needs
+//!   `ServiceName` in it, or is denied.
 //! - `ns` and `partition` in the query are ignored, so they are written into every operation.
 
 mod encode;
