@@ -1,6 +1,6 @@
 //! A bed with nodes and pods on it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
@@ -8,6 +8,7 @@ use kube::{Api, Client, api::DeleteParams};
 use lictor_testbed::{
     Bed, BedOptions, ConsulApi,
     kubelet::{self, TestNode, TestPod},
+    wait,
 };
 
 use super::{
@@ -107,6 +108,12 @@ impl Scene {
         let consul = bed.consul()?;
         bed.kubectl_apply(&subject::crds(&setup.lictor).await?)
             .await?;
+        // A kind that was created a moment ago is refused at first, which no restart would see.
+        wait::until("the new kind", Duration::from_secs(30), async || {
+            let args = ["get", "serviceregistrations", "--all-namespaces"];
+            bed.kubectl(&args).await
+        })
+        .await?;
         bed.kubectl(&["create", "namespace", NAMESPACE]).await?;
         kubelet::for_each(0..nodes, CONCURRENCY, async |node| {
             let ip = format!("172.31.{}.{}", node >> 8, node & 255);

@@ -135,7 +135,8 @@ impl Metrics {
                     && labels.iter().all(|label| line.contains(label))
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+            // An empty sum of floats would be -0.
+            .fold(0.0, |sum, value| sum + value)
     }
 
     /// Requests to Consul.
@@ -148,10 +149,11 @@ impl Metrics {
         self.sum("lictor_consul_requests_total", &["endpoint=\"txn\""])
     }
 
-    /// Entries written: created, updated or deleted, of this kind.
-    pub fn operations(&self, kind: &str) -> f64 {
-        let kind = format!("kind=\"{kind}\"");
-        self.sum("lictor_operations_total", &[&kind, "outcome=\"ok\""])
+    /// Entries of this kind that were created, updated or deleted, or by one of these verbs.
+    pub fn operations(&self, kind: &str, verb: &str) -> f64 {
+        let (kind, verb) = (format!("kind=\"{kind}\""), format!("verb=\"{verb}"));
+        let labels = [&*kind, &*verb, "outcome=\"ok\""];
+        self.sum("lictor_operations_total", &labels)
     }
 }
 
