@@ -1,5 +1,6 @@
 //! The keys that are to be planned, are being written, or wait after a failure. Pure: time is
 //! passed in.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -33,7 +34,9 @@ pub struct Due {
 }
 
 impl Due {
-    fn merged(self, other: Option<Self>) -> Self {
+    /// Both in one: the greater cause and the earlier time.
+    #[must_use]
+    pub fn merged(self, other: Option<Self>) -> Self {
         let Some(other) = other else { return self };
         Self {
             cause: self.cause.max(other.cause),
@@ -113,6 +116,27 @@ impl Dirty {
         };
         self.penalties.insert(key.clone(), penalty);
         self.ripening.insert((until, key.clone()));
+    }
+
+    /// A key was planned on old knowledge: it goes again at once, and waits if that was in vain.
+    pub fn stumble(&mut self, key: &Key, due: Due, now: Instant) {
+        if self.penalties.contains_key(key) {
+            self.penalise(key, due, now);
+            return;
+        }
+        let penalty = Penalty {
+            failures: 0,
+            parked: None,
+        };
+        self.penalties.insert(key.clone(), penalty);
+        self.touch(key.clone(), due);
+    }
+
+    /// Whether a key waits after a failure.
+    #[must_use]
+    pub fn is_parked(&self, key: &Key) -> bool {
+        let penalty = self.penalties.get(key);
+        penalty.is_some_and(|penalty| penalty.parked.is_some())
     }
 
     /// A key is as it should be: its next failure is a first one.
@@ -241,6 +265,20 @@ mod tests {
         dirty.absolve(&key("n"));
         dirty.penalise(&key("n"), due, now);
         assert_eq!(dirty.next_ripe().unwrap() - now, FIRST_WAIT);
+    }
+
+    #[test]
+    fn a_key_that_stumbles_goes_again_once_at_once() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let due = due(Cause::Kubernetes, now);
+        dirty.stumble(&key("n"), due, now);
+        assert!(dirty.take().is_some());
+        dirty.stumble(&key("n"), due, now);
+        assert_eq!(dirty.take(), None);
+        assert!(dirty.is_parked(&key("n")));
+        dirty.absolve(&key("n"));
+        dirty.stumble(&key("n"), due, now);
+        assert!(dirty.take().is_some());
     }
 
     #[test]

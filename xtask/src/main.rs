@@ -12,6 +12,7 @@
 
 mod bench;
 mod cargo;
+mod demo;
 mod r#gen;
 mod test;
 mod testbed;
@@ -26,6 +27,7 @@ use clap::Parser;
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
     Bench(bench::Args),
+    Demo(demo::Args),
     Gen(r#gen::Args),
     Test(test::Args),
     Testbed(testbed::Args),
@@ -46,6 +48,7 @@ async fn main() -> ExitCode {
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Bench(args) => args.run().await,
+        Task::Demo(args) => args.run().await,
         Task::Gen(args) => args.run().await,
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,
