@@ -1,0 +1,249 @@
+//! What the engine tells people of what it finds, writes and removes.
+
+use super::engine::Engine;
+use super::report::subject;
+use crate::desired::claim::Freeze;
+use crate::k8s::EventReason;
+use crate::metrics::OperationLabels;
+use crate::model::key::{InstanceKey, Key};
+use crate::model::marks::Standing as Mark;
+use crate::observed::entry::ObservedNode;
+use crate::plan::gate::Why;
+use crate::plan::{Finding, InstanceWrite, Removal, Step};
+use crate::status::board::{Reason, Standing, Trouble};
+
+impl Engine {
+    pub(super) fn count(&self, step: &Step, outcome: &'static str) {
+        let (kind, verb) = match step {
+            Step::PutNode(write) if matches!(write.node, Some((_, 0))) => ("node", "create"),
+            Step::PutNode(_) => ("node", "update"),
+            Step::Put(write) if write.creates() => ("instance", "create"),
+            Step::Put(_) => ("instance", "update"),
+            Step::Remove(_) => ("instance", "delete"),
+            _ => return,
+        };
+        let labels = OperationLabels {
+            kind,
+            verb,
+            outcome,
+        };
+        self.report.metrics.operations.get_or_create(&labels).inc();
+    }
+
+    pub(super) fn tell_written(
+        &mut self,
+        key: &InstanceKey,
+        write: &InstanceWrite,
+        drift: bool,
+        index: u64,
+    ) {
+        let owner = &write.owner;
+        self.report.wrote(owner, index);
+        let verb = if write.creates() {
+            "registered"
+        } else {
+            "updated"
+        };
+        let fields = write.fields.join(", ");
+        tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{verb}");
+        if drift {
+            let what = if write.creates() {
+                "was removed"
+            } else {
+                "was changed"
+            };
+            let fields = match &*fields {
+                "" => String::new(),
+                fields => format!(" ({fields})"),
+            };
+            let note = format!("{key} {what} in Consul by another hand and is repaired{fields}");
+            self.report.event(
+                owner,
+                self.index.uid(owner),
+                EventReason::DriftRepaired,
+                note,
+            );
+        } else if write.creates() {
+            let about = subject(key, owner, &self.index);
+            let note = format!("{} is registered in Consul as {key}", write.name);
+            self.report.event(
+                &about,
+                self.index.uid(&about),
+                EventReason::Registered,
+                note,
+            );
+        }
+    }
+
+    pub(super) fn tell_removed(&mut self, key: &InstanceKey, removal: &Removal) {
+        let Removal {
+            owner, index, why, ..
+        } = removal;
+        self.held.remove(&Key::Instance(key.clone()));
+        self.index.forget_absence(key);
+        let (why, seen) = match why {
+            Why::Seen => ("its claim was seen going", true),
+            Why::Found => ("no object claims it", false),
+        };
+        tracing::info!(
+            target: "audit", kind = "instance", key = %key, owner = %owner, why, seen, index,
+            "removed"
+        );
+        let note = format!("{key} is removed from Consul: {why}");
+        self.report.event(
+            owner,
+            self.index.uid(owner),
+            EventReason::Deregistered,
+            note,
+        );
+    }
+
+    /// Notes what was found under a key, for status and Events.
+    pub(super) fn note(&mut self, key: &Key, finding: &Finding) {
+        match &finding.step {
+            // What stands there is not known: how it stands is what was told last.
+            Step::Waiting => return,
+            Step::Held(_) => {
+                self.held.insert(key.clone());
+            }
+            Step::Settled => {
+                self.dirty.absolve(key);
+                self.alone.remove(key);
+                self.held.remove(key);
+            }
+            _ => {
+                self.held.remove(key);
+            }
+        }
+        let Key::Instance(key) = key else {
+            if let Step::OwnedByAnother { holder } = &finding.step {
+                tracing::warn!(key = %key, reason = "OwnedByAnother", "{holder}");
+            }
+            return;
+        };
+        let registered = self.registered(key);
+        let mut standings = Vec::new();
+        if let Some(owner) = &finding.owner {
+            let trouble = trouble_of(key, finding, registered.is_some());
+            standings.push((
+                owner.clone(),
+                Standing {
+                    claimed: true,
+                    registered,
+                    trouble,
+                },
+            ));
+            for loser in &finding.losers {
+                let message = format!(
+                    "{owner}, which is older, holds {key}: give one of the two another service \
+                     name, or another selector"
+                );
+                let trouble = Some(Trouble {
+                    reason: Reason::Conflict,
+                    message,
+                });
+                standings.push((
+                    loser.clone(),
+                    Standing {
+                        claimed: true,
+                        registered: None,
+                        trouble,
+                    },
+                ));
+            }
+        } else if let Some((owner, trouble)) = self.leaving(key, finding) {
+            standings.push((
+                owner,
+                Standing {
+                    claimed: false,
+                    registered,
+                    trouble,
+                },
+            ));
+        }
+        self.report.stand(key, standings, &self.index);
+        if finding.step == Step::Settled && finding.owner.is_none() {
+            self.index.forget_absence(key);
+        }
+    }
+
+    /// Who an entry that nothing claims any more belonged to, while it is still there.
+    fn leaving(
+        &self,
+        key: &InstanceKey,
+        finding: &Finding,
+    ) -> Option<(crate::model::owner::Owner, Option<Trouble>)> {
+        let there = self.mirror.instance(key)?;
+        let Mark::Ours(owner) = self.mirror.standing(key, there) else {
+            return None;
+        };
+        self.index.registration(&owner)?;
+        let (reason, message) = match &finding.step {
+            Step::Held(hold) => (Reason::Held, format!("{key}: {hold}")),
+            Step::Remove(_) => (
+                Reason::Writing,
+                format!("{key} is being removed from Consul"),
+            ),
+            _ => return None,
+        };
+        Some((owner, Some(Trouble { reason, message })))
+    }
+
+    /// Puts a trouble on all that claim a key.
+    pub(super) fn trouble(&mut self, key: &Key, reason: Reason, message: String) {
+        let Key::Instance(key) = key else { return };
+        let trouble = Trouble { reason, message };
+        let standings = self.report.standings(key).iter().map(|(owner, standing)| {
+            (
+                owner.clone(),
+                Standing {
+                    trouble: Some(trouble.clone()),
+                    ..standing.clone()
+                },
+            )
+        });
+        let standings = standings.collect();
+        self.report.stand(key, standings, &self.index);
+    }
+
+    /// The health of an instance of ours, that of its node included.
+    fn registered(&self, key: &InstanceKey) -> Option<crate::model::entry::Health> {
+        let there = self.mirror.instance(key)?;
+        let ours = matches!(self.mirror.standing(key, there), Mark::Ours(_));
+        let node = self.mirror.node(&key.node).map(ObservedNode::health);
+        ours.then(|| node.map_or(there.health(), |node| node.max(there.health())))
+    }
+}
+
+fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<Trouble> {
+    let trouble = |reason, message| Some(Trouble { reason, message });
+    match &finding.step {
+        Step::OwnedByAnother { holder } => trouble(
+            Reason::OwnedByAnother,
+            format!(
+                "{key} is not written: it is held by {holder}; remove what is there, or choose another \
+                 name"
+            ),
+        ),
+        Step::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
+        Step::Put(_) | Step::PutNode(_) | Step::Remove(_) | Step::Waiting => {
+            trouble(Reason::Writing, format!("{key} is being written to Consul"))
+        }
+        Step::Settled => match &finding.freeze {
+            None => None,
+            Some(Freeze::Paused) => trouble(
+                Reason::Paused,
+                format!("{key} is held as it is by the annotation lictor.io/paused"),
+            ),
+            Some(Freeze::Invalid(problems)) => {
+                let state = if registered {
+                    "is kept as it was"
+                } else {
+                    "is not registered"
+                };
+                let problems = problems.join("; ");
+                trouble(Reason::Invalid, format!("{key} {state}: {problems}"))
+            }
+        },
+    }
+}

@@ -1,0 +1,318 @@
+//! What the engine makes of the outcomes of its writes.
+
+use tokio::time::Instant;
+
+use super::dirty::{Cause, Due};
+use super::engine::{Engine, Written};
+use crate::consul::{ConsulError, ErrorClass, TxnError, TxnFailure, TxnOutcome, TxnResult};
+use crate::metrics::KindLabel;
+use crate::model::key::{InstanceKey, Key};
+use crate::model::names::NodeName;
+use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
+use crate::plan::{InstanceWrite, NodeWrite, Step};
+use crate::status::board::{Reason, Trouble};
+
+impl Engine {
+    pub(super) fn absorb_write(
+        &mut self,
+        steps: Vec<Written>,
+        outcome: Result<TxnOutcome, ConsulError>,
+        at: Instant,
+    ) {
+        for step in &steps {
+            self.dirty.finish(&step.key);
+        }
+        match outcome {
+            Ok(TxnOutcome::Applied(results)) => {
+                self.answered();
+                self.sweeper.wrote(at);
+                for step in steps {
+                    let results = &results[step.ops.clone()];
+                    self.count(&step.step, "ok");
+                    self.applied(step.key, step.step, step.tag, results, at);
+                }
+            }
+            Ok(TxnOutcome::Fenced { what, .. }) => {
+                self.failed(&format!("the transaction was fenced off: {what}"));
+                for step in steps {
+                    self.count(&step.step, "fenced");
+                    self.again(step);
+                }
+            }
+            Ok(TxnOutcome::RolledBack(errors)) => {
+                self.answered();
+                self.rolled_back(steps, &errors);
+            }
+            Err(error) => self.write_failed(steps, &error),
+        }
+    }
+
+    fn applied(&mut self, key: Key, step: Step, due: Due, results: &[TxnResult], at: Instant) {
+        self.alone.remove(&key);
+        if results.contains(&TxnResult::Dropped) {
+            // The entry that the check belongs to went meanwhile.
+            self.doubt(key.node().clone());
+            let cause = due.cause.max(Cause::Drift);
+            self.dirty.touch(key, Due { cause, ..due });
+            return;
+        }
+        if due.cause == Cause::Kubernetes {
+            self.report
+                .metrics
+                .propagation
+                .observe((at - due.since).as_secs_f64());
+        }
+        let drift = due.cause == Cause::Drift;
+        if drift {
+            let label = KindLabel { kind: key.kind() };
+            self.report.metrics.drift.get_or_create(&label).inc();
+            self.sweeper.found();
+        }
+        match (&key, step) {
+            (Key::Node(name), Step::PutNode(write)) => {
+                self.applied_node(name, &write, results);
+                self.node_troubles.remove(name);
+                tracing::info!(key = %name, "node written");
+                self.look_again_on(name);
+                self.go_on(name);
+            }
+            (Key::Instance(key), Step::Put(write)) => {
+                let index = self.applied_instance(key, &write, results);
+                self.tell_written(key, &write, drift, index);
+            }
+            (Key::Instance(key), Step::Remove(removal)) => {
+                self.mirror.wrote_instance(key, None);
+                self.own.removed(at);
+                self.tell_removed(key, &removal);
+            }
+            _ => {}
+        }
+        self.dirty.touch(
+            key,
+            Due {
+                cause: Cause::Written,
+                since: at,
+            },
+        );
+    }
+
+    fn applied_node(&mut self, name: &NodeName, write: &NodeWrite, results: &[TxnResult]) {
+        let before = self.mirror.node(name);
+        let mut checks = before.map(|node| node.checks.clone()).unwrap_or_default();
+        let mut node = before.cloned();
+        for result in results {
+            match result {
+                TxnResult::Node(written) => {
+                    self.own.wrote(written.modify_index);
+                    let mut written = ObservedNode::of(written);
+                    if let Some((wanted, _)) = &write.node
+                        && written.node == *wanted
+                    {
+                        // Texts that are shared with what is wanted take no memory of their own.
+                        written.node = wanted.clone();
+                    }
+                    node = Some(written);
+                }
+                TxnResult::Check(check) => {
+                    self.own.wrote(check.modify_index);
+                    replace(&mut checks, ObservedCheck::of(check, None));
+                }
+                _ => {}
+            }
+        }
+        if let Some(mut node) = node {
+            node.checks = checks;
+            self.mirror.wrote_node(name, node);
+        }
+    }
+
+    fn applied_instance(
+        &mut self,
+        key: &InstanceKey,
+        write: &InstanceWrite,
+        results: &[TxnResult],
+    ) -> u64 {
+        let before = self.mirror.instance(key);
+        let mut checks = before
+            .map(|instance| instance.checks.clone())
+            .unwrap_or_default();
+        let mut instance = before.cloned();
+        let mut index = 0;
+        for result in results {
+            match result {
+                TxnResult::Service(written) => {
+                    index = index.max(written.modify_index);
+                    let mut written = ObservedInstance::of(written);
+                    if let Some((wanted, _)) = &write.service
+                        && written.service == *wanted
+                    {
+                        written.service = wanted.clone();
+                    }
+                    instance = Some(written);
+                }
+                TxnResult::Check(check) => {
+                    index = index.max(check.modify_index);
+                    let mut written = ObservedCheck::of(check, Some(&key.id));
+                    if let Some((wanted, _)) = &write.check
+                        && written.check == *wanted
+                    {
+                        written.check = wanted.clone();
+                    }
+                    replace(&mut checks, written);
+                }
+                _ => {}
+            }
+        }
+        self.own.wrote(index);
+        if let Some(mut instance) = instance {
+            instance.checks = checks;
+            self.mirror.wrote_instance(key, Some(instance));
+        }
+        index
+    }
+
+    /// Keys that waited for their node are planned again.
+    pub(super) fn go_on(&mut self, node: &NodeName) {
+        for (key, due) in self.on_node.remove(node).unwrap_or_default() {
+            self.dirty.touch(key, due);
+        }
+    }
+
+    /// A step that was not carried out, through no fault of its own, is planned again.
+    pub(super) fn again(&mut self, step: Written) {
+        if let Key::Node(node) = &step.key {
+            self.go_on(node);
+        }
+        self.dirty.touch(step.key, step.tag);
+    }
+
+    fn rolled_back(&mut self, steps: Vec<Written>, errors: &[TxnError]) {
+        for step in steps {
+            let at_fault = |error: &&TxnError| step.ops.contains(&error.op_index);
+            let Some(error) = errors.iter().find(at_fault) else {
+                self.again(step);
+                continue;
+            };
+            self.count(&step.step, outcome_of(error.reason));
+            match error.reason {
+                TxnFailure::PermissionDenied => {
+                    let message = format!("Consul denies the write: {}", error.what);
+                    self.give_up(&step, Reason::AccessDenied, message);
+                }
+                TxnFailure::Refused => {
+                    let message = format!("Consul refuses the entry: {}", error.what);
+                    self.give_up(&step, Reason::ConsulRefused, message);
+                }
+                _ => {
+                    // What is there is read, and planned with.
+                    tracing::debug!(key = %step.key, "planned on old knowledge: {}", error.what);
+                    self.doubt(step.key.node().clone());
+                    self.dirty.stumble(&step.key, step.tag, Instant::now());
+                }
+            }
+        }
+    }
+
+    fn write_failed(&mut self, steps: Vec<Written>, error: &ConsulError) {
+        let class = error.class();
+        let refused = matches!(class, ErrorClass::Refused | ErrorClass::AccessDenied);
+        if !refused {
+            self.failed(&format!("cannot write to Consul: {error}"));
+        }
+        let single = steps.len() == 1;
+        for step in steps {
+            self.count(&step.step, class.as_str());
+            if class.may_be_applied() || class == ErrorClass::Conflict {
+                self.doubt(step.key.node().clone());
+            }
+            if !refused {
+                let message = format!("Consul did not take the write yet: {error}");
+                self.trouble(&step.key, Reason::ConsulUnavailable, message);
+                self.again(step);
+            } else if single {
+                let reason = match class {
+                    ErrorClass::AccessDenied => Reason::AccessDenied,
+                    _ => Reason::ConsulRefused,
+                };
+                self.give_up(&step, reason, format!("Consul refuses the write: {error}"));
+            } else {
+                // Which of the steps is at fault cannot be told: each is tried alone.
+                self.alone.insert(step.key.clone());
+                self.again(step);
+            }
+        }
+    }
+
+    /// It is not known what stands on the node: it is read before anything on it is planned.
+    pub(super) fn doubt(&mut self, node: NodeName) {
+        self.mirror.doubt(&node);
+        self.unread.insert(node);
+    }
+
+    fn give_up(&mut self, step: &Written, reason: Reason, message: String) {
+        let now = Instant::now();
+        self.dirty.penalise(&step.key, step.tag, now);
+        match &step.key {
+            Key::Node(node) => {
+                tracing::warn!(key = %node, reason = reason.as_str(), "{message}");
+                let trouble = Trouble { reason, message };
+                self.node_troubles.insert(node.clone(), trouble);
+                self.go_on(node);
+            }
+            Key::Instance(_) => self.trouble(&step.key, reason, message),
+        }
+    }
+
+    /// A write was acknowledged, and yet something is left to do: Consul stored it otherwise, or
+    /// another hand changed it at once. Trying again without end would help nobody.
+    pub(super) fn contested(&mut self, key: &Key, due: Due, step: &Step) {
+        tracing::warn!(key = %key, "Consul does not hold what was written: {step:?}");
+        self.dirty.penalise(
+            key,
+            Due {
+                cause: Cause::Read,
+                ..due
+            },
+            Instant::now(),
+        );
+    }
+}
+
+/// Puts a check in the place of the one of the same id.
+fn replace(checks: &mut Vec<ObservedCheck>, check: ObservedCheck) {
+    match checks.iter_mut().find(|known| known.id == check.id) {
+        Some(known) => *known = check,
+        None => checks.push(check),
+    }
+}
+
+fn outcome_of(failure: TxnFailure) -> &'static str {
+    match failure {
+        TxnFailure::PermissionDenied => "denied",
+        TxnFailure::Refused => "refused",
+        _ => "conflict",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::entry::readiness_check_id;
+
+    #[test]
+    fn a_check_is_replaced_by_its_id() {
+        let id = readiness_check_id(&crate::model::names::InstanceId::observed("a.b.c.d"));
+        let check = |modify_index| ObservedCheck {
+            id: id.as_str().into(),
+            check: crate::model::entry::Check {
+                status: crate::model::entry::Health::Passing,
+                output: "".into(),
+            },
+            well_formed: true,
+            modify_index,
+        };
+        let mut checks = vec![check(1)];
+        replace(&mut checks, check(2));
+        assert_eq!(checks, [check(2)]);
+    }
+}
