@@ -317,9 +317,8 @@ impl Objects {
                 continue;
             }
             let status = match pod.state {
-                State::Terminating => "critical",
                 State::Unready if pod.warning || reg.is_some_and(|reg| reg.warning) => "warning",
-                State::Unready => "critical",
+                State::Unready | State::Terminating => "critical",
                 _ => "passing",
             };
             let mut tags: Vec<String> = match (pod.tag, reg.and_then(|reg| reg.tag)) {

@@ -301,7 +301,7 @@ impl World {
     /// Pages of a list: the first half of the objects, or all.
     fn list(&mut self, kind: Kind, half: bool) {
         let mut touched = Touched::default();
-        let shown = |slot: &usize| !half || slot % 2 == 0;
+        let shown = |slot: &usize| !half || slot.is_multiple_of(2);
         let objects = self.snapshots[&(kind as usize)].clone();
         match kind {
             Kind::Pod => {
@@ -906,7 +906,7 @@ impl World {
             let ready = known.is_some_and(|node| node.ready);
             assert_eq!(&*check.status, if ready { "passing" } else { "critical" });
             if let Some(known) = known {
-                let zone = node.meta.get("topology-zone").map(|zone| zone.to_string());
+                let zone = node.meta.get("topology-zone").map(ToString::to_string);
                 assert_eq!(zone, known.zone.map(|zone| format!("z{zone}")));
                 assert_eq!(*node.address, *format!("192.168.0.{slot}"));
             }
