@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use globset::GlobSet;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -69,6 +69,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}"))?;
+    let listen = listener.local_addr()?;
     tracing::info!(%cluster, %listen, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
@@ -92,9 +93,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     drop(event_sender);
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));
+    let (token_sender, token_problem) = watch::channel(None);
     parts.spawn(ending(
         "the check of the token",
-        check_token(consul.clone()),
+        check_token(consul.clone(), token_sender),
     ));
     let signals = signals::watch(consul.clone(), signal_sender, stop.clone());
     parts.spawn(ending("the watch of Consul", signals));
@@ -103,6 +105,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         registry: Arc::new(registry),
         metrics,
         consul,
+        token_problem,
+        started: Instant::now(),
     };
     let server = server::serve(listener, shown, stop.clone());
     parts.spawn(async move {
@@ -113,17 +117,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     });
     let engine = engine.run(event_receiver, signal_receiver, stop.clone());
 
+    let engine = async { engine.await.context("the engine ended") };
+    tokio::pin!(engine);
     tokio::select! {
-        ended = engine => ended.context("the engine ended"),
-        Some(ended) = parts.join_next() => {
-            if stop.is_cancelled() {
-                return Ok(());
-            }
-            match ended {
-                Ok(Ok(part)) => Err(anyhow::anyhow!("{part} ended")),
-                Ok(Err(error)) => Err(error),
-                Err(error) => Err(error).context("a part broke down"),
-            }
+        ended = &mut engine => ended,
+        // Parts end when told to stop; the engine then still waits for its writes.
+        Some(ended) = parts.join_next() => match ended {
+            _ if stop.is_cancelled() => engine.await,
+            Ok(Ok(part)) => Err(anyhow::anyhow!("{part} ended")),
+            Ok(Err(error)) => Err(error),
+            Err(error) => Err(error).context("a part broke down"),
         }
     }
 }
@@ -141,22 +144,37 @@ fn identity() -> String {
 }
 
 /// Keeps knowing whether the token is one: with ACLs on, reads without one are silently empty.
-async fn check_token(consul: consul::Client) {
-    let mut told = None;
+async fn check_token(consul: consul::Client, problem: watch::Sender<Option<String>>) {
     loop {
-        let standing = consul.check_token().await;
-        let good = matches!(
-            standing,
-            Ok(TokenStanding::AclsOff | TokenStanding::Token { .. })
-        );
-        let text = match &standing {
-            Ok(standing) => format!("{standing:?}"),
-            Err(error) => error.to_string(),
+        let found = match consul.check_token().await {
+            Ok(TokenStanding::AclsOff | TokenStanding::Token { .. }) => None,
+            Ok(TokenStanding::Anonymous) => Some(
+                "the Consul token is rejected: Consul has ACLs, and none was given: set \
+                 CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
+                    .to_owned(),
+            ),
+            Ok(TokenStanding::Unknown) => Some(
+                "the Consul token is rejected: Consul does not know it; it may be revoked or expired"
+                    .to_owned(),
+            ),
+            // An outage says nothing about the token.
+            Err(_) => problem.borrow().clone(),
         };
-        if !good && told.as_ref() != Some(&text) {
-            tracing::warn!("the Consul token cannot be relied on: {text}");
+        problem.send_if_modified(|known| {
+            if let Some(text) = found.as_ref().filter(|text| known.as_ref() != Some(text)) {
+                tracing::warn!("{text}");
+            }
+            let changed = *known != found;
+            *known = found;
+            changed
+        });
+        // Looking at what is known costs nothing; a changed token file makes it unknown.
+        let again = Instant::now() + TOKEN_INTERVAL;
+        loop {
+            tokio::time::sleep(TOKEN_RETRY).await;
+            if Instant::now() >= again || !consul.is_token_verified() {
+                break;
+            }
         }
-        told = (!good).then_some(text);
-        tokio::time::sleep(if good { TOKEN_INTERVAL } else { TOKEN_RETRY }).await;
     }
 }

@@ -1,12 +1,13 @@
 //! What Lictor counts and measures, for Prometheus.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
@@ -39,7 +40,7 @@ pub struct OperationLabels {
 pub struct RequestLabels {
     /// The path without names, e.g. `health/node`.
     pub endpoint: &'static str,
-    /// HTTP status, `none` without an answer.
+    /// HTTP status, 0 without an answer.
     pub code: u16,
 }
 
@@ -76,16 +77,6 @@ pub struct Metrics {
     pub audit_findings: Counter,
     /// `lictor_events_dropped_total`: Kubernetes Events beyond the limit.
     pub events_dropped: Counter,
-    process: Process,
-}
-
-/// The process metrics that every Prometheus client has.
-#[derive(Clone, Debug, Default)]
-struct Process {
-    cpu: Gauge<f64, AtomicU64>,
-    resident: Gauge<i64, AtomicI64>,
-    open_fds: Gauge<i64, AtomicI64>,
-    started: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -109,12 +100,9 @@ impl Metrics {
             pending: Gauge::default(),
             audit_findings: Counter::default(),
             events_dropped: Counter::default(),
-            process: Process::default(),
         };
         metrics.register(registry.sub_registry_with_prefix("lictor"));
-        metrics
-            .process
-            .register(registry.sub_registry_with_prefix("process"));
+        registry.register_collector(Box::new(Process));
         metrics
     }
 
@@ -136,7 +124,6 @@ impl Metrics {
             pending,
             audit_findings,
             events_dropped,
-            process: _,
         } = self.clone();
         registry.register("owned", "Entries of ours that Consul holds", owned);
         registry.register("operations", "Operations on Consul", operations);
@@ -170,68 +157,88 @@ impl Metrics {
         registry.register("build", "The version that runs", version);
     }
 
-    /// Brings up to date what is measured at the moment of a scrape.
-    pub fn refresh(&self, last_contact: Option<Duration>) {
-        if let Some(age) = last_contact {
-            self.last_contact.set(age.as_secs_f64());
-        }
-        self.process.refresh();
+    /// Brings up to date what is measured at the moment of a scrape: how long ago Consul answered
+    /// last, or for how long it has not answered at all.
+    pub fn refresh(&self, last_contact: Duration) {
+        self.last_contact.set(last_contact.as_secs_f64());
     }
 }
 
-impl Process {
-    fn register(&self, registry: &mut Registry) {
-        let Self {
-            cpu,
-            resident,
-            open_fds,
-            started,
-        } = self.clone();
-        // A gauge, since the value is read as a whole; named as every Prometheus client names it.
-        registry.register("cpu_seconds_total", "CPU time, user and system", cpu);
-        registry.register("resident_memory_bytes", "Resident memory", resident);
-        registry.register("open_fds", "Open file descriptors", open_fds);
-        let help = "Start of the process since the epoch";
-        registry.register("start_time_seconds", help, started);
+impl crate::consul::Observer for Metrics {
+    fn observed(
+        &self,
+        endpoint: &'static str,
+        code: Option<u16>,
+        elapsed: Duration,
+        blocking: bool,
+    ) {
+        let code = code.unwrap_or_default();
+        self.requests
+            .get_or_create(&RequestLabels { endpoint, code })
+            .inc();
+        if !blocking {
+            self.request_seconds.observe(elapsed.as_secs_f64());
+        }
     }
+}
 
-    /// What cannot be read (there is no `/proc` outside of Linux) stays as it is.
-    fn refresh(&self) {
+/// The process metrics that every Prometheus client has, read at a scrape.
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    /// What cannot be read (there is no `/proc` outside of Linux) is left out.
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let Ok(this) = procfs::process::Process::myself() else {
-            return;
+            return Ok(());
         };
         if let Ok(stat) = this.stat() {
             let ticks = procfs::ticks_per_second();
             #[expect(
                 clippy::cast_precision_loss,
-                reason = "seconds with a fraction are wanted"
+                reason = "a fraction of a second is wanted"
             )]
-            self.cpu
-                .set((stat.utime + stat.stime) as f64 / ticks as f64);
+            let seconds = |of: u64| of as f64 / ticks as f64;
+            let cpu = ConstCounter::new(seconds(stat.utime + stat.stime));
+            let help = "CPU time, user and system";
+            encode(&mut encoder, "process_cpu_seconds", help, &cpu)?;
             let resident = stat.rss.saturating_mul(procfs::page_size());
-            self.resident
-                .set(i64::try_from(resident).unwrap_or(i64::MAX));
+            let resident = ConstGauge::new(i64::try_from(resident).unwrap_or(i64::MAX));
+            encode(
+                &mut encoder,
+                "process_resident_memory_bytes",
+                "Resident memory",
+                &resident,
+            )?;
             if let Ok(boot) = procfs::boot_time_secs() {
                 #[expect(
                     clippy::cast_precision_loss,
-                    reason = "seconds with a fraction are wanted"
+                    reason = "a fraction of a second is wanted"
                 )]
-                self.started
-                    .set(boot as f64 + stat.starttime as f64 / ticks as f64);
+                let started = ConstGauge::new(boot as f64 + seconds(stat.starttime));
+                let help = "Start of the process since the epoch";
+                encode(&mut encoder, "process_start_time_seconds", help, &started)?;
             }
         }
         if let Ok(count) = this.fd_count() {
-            self.open_fds.set(i64::try_from(count).unwrap_or(i64::MAX));
+            let count = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            encode(
+                &mut encoder,
+                "process_open_fds",
+                "Open file descriptors",
+                &count,
+            )?;
         }
+        Ok(())
     }
 }
 
-impl crate::consul::Observer for Metrics {
-    fn observed(&self, endpoint: &'static str, code: Option<u16>, elapsed: Duration) {
-        let code = code.unwrap_or_default();
-        self.requests
-            .get_or_create(&RequestLabels { endpoint, code })
-            .inc();
-        self.request_seconds.observe(elapsed.as_secs_f64());
-    }
+fn encode(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    metric: &impl EncodeMetric,
+) -> Result<(), std::fmt::Error> {
+    let encoder = encoder.encode_descriptor(name, help, None, metric.metric_type())?;
+    metric.encode(encoder)
 }

@@ -1,7 +1,7 @@
 //! What is seen over HTTP: `/livez`, `/readyz`, `/metrics`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -31,6 +31,10 @@ pub struct Shown {
     pub metrics: Metrics,
     /// Consul, for the age of the last contact.
     pub consul: Client,
+    /// Why the token cannot be relied on, if it cannot.
+    pub token_problem: watch::Receiver<Option<String>>,
+    /// When the process started.
+    pub started: Instant,
 }
 
 /// Serves until stopped.
@@ -53,22 +57,23 @@ pub async fn serve(
     }
 }
 
+impl Shown {
+    /// How long ago Consul answered last, or for how long it has not answered at all.
+    fn consul_silence(&self) -> Duration {
+        let since = self.consul.last_contact().unwrap_or(self.started);
+        since.elapsed()
+    }
+}
+
 async fn readyz(State(shown): State<Shown>) -> Response {
     let Readiness { ready, remarks } = shown.readiness.borrow().clone();
-    let mut text = if ready {
-        "ok\n".to_owned()
-    } else {
-        "not ready\n".to_owned()
-    };
-    for remark in remarks {
-        text.push_str("- ");
-        text.push_str(&remark);
-        text.push('\n');
-    }
-    if let Some(age) = shown.consul.last_contact().map(|at| at.elapsed().as_secs())
-        && age > 0
-    {
-        text.extend(["- consul: last contact ", &age.to_string(), " s ago\n"]);
+    let token = shown.token_problem.borrow().clone();
+    let ready = ready && token.is_none();
+    let silence = shown.consul_silence().as_secs();
+    let silence = (silence > 0).then(|| format!("consul: last contact {silence} s ago"));
+    let mut text = if ready { "ok\n" } else { "not ready\n" }.to_owned();
+    for remark in remarks.into_iter().chain(token).chain(silence) {
+        text.extend(["- ", &remark, "\n"]);
     }
     let status = if ready {
         StatusCode::OK
@@ -79,9 +84,7 @@ async fn readyz(State(shown): State<Shown>) -> Response {
 }
 
 async fn metrics(State(shown): State<Shown>) -> Response {
-    shown
-        .metrics
-        .refresh(shown.consul.last_contact().map(|at| at.elapsed()));
+    shown.metrics.refresh(shown.consul_silence());
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &shown.registry) {
         Ok(()) => {

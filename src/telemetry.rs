@@ -3,6 +3,11 @@
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
+/// What was removed and why can be answered later, whatever the level.
+const AUDIT: &str = "audit=info";
+/// kube tells of every failed connection; the watches tell of the same once.
+const KUBE_CONNECTIONS: &str = "kube_client::client::builder";
+
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -19,6 +24,10 @@ pub enum LogFormat {
 pub fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(level)
         .map_err(|error| anyhow::anyhow!("--log-level {level}: {error}"))?;
+    let mut filter = filter.add_directive(AUDIT.parse()?);
+    if !level.contains(KUBE_CONNECTIONS) {
+        filter = filter.add_directive(format!("{KUBE_CONNECTIONS}=off").parse()?);
+    }
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -88,7 +88,9 @@ pub fn set(
 /// Longest `message` that the CRDs accept.
 pub(super) const MESSAGE_BYTES: usize = 32 * 1024;
 
-fn cut(mut text: String, limit: usize) -> String {
+/// Cuts a text to at most `limit` bytes, between two characters.
+#[must_use]
+pub fn cut(mut text: String, limit: usize) -> String {
     text.truncate(text.floor_char_boundary(limit));
     text
 }

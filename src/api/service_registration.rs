@@ -100,16 +100,18 @@ pub struct ServiceRegistrationSpec {
     #[x_kube(validation = schema::dns_label("service"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// Registers the pods of this namespace that it chooses. Exactly one of selector and endpoints.
+    /// Registers the pods of this namespace that it chooses, each as an instance for as long as it
+    /// exists. Exactly one of selector and endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
-    /// Registers these addresses, which lie outside the cluster. Exactly one of selector and endpoints.
+    /// Registers these addresses, which lie outside the cluster, such as a database's. Exactly one of
+    /// selector and endpoints.
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<Endpoint>>,
-    /// Port of the pods: the name of a container port, or a number. Default: the first declared
-    /// container port. Only with selector.
+    /// Port of the pods: the name of a container port, or a number, which need not be declared.
+    /// Default: the first declared container port, else 0. Only with selector.
     #[x_kube(validation = Rule::new(
         "type(self) != int || (self >= 1 && self <= 65535)"
     ).message("a port number is 1 to 65535"))]
@@ -125,22 +127,26 @@ pub struct ServiceRegistrationSpec {
     /// Which address of a pod is registered: `PodIP` (default) or `HostIP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<AddressFrom>,
-    /// Tags of every instance.
+    /// Tags of every instance. In them `${pod.name}`, `${pod.namespace}`, `${pod.node}`, `${pod.ip}`,
+    /// `${pod.labels['KEY']}` and `${pod.annotations['KEY']}` are replaced, and `$$` is a `$`; a tag with
+    /// a label that the pod lacks is left out.
     #[schemars(schema_with = "schema::tags")]
     #[x_kube(validation = schema::tags_without_comma())]
     #[x_kube(validation = schema::tags_without_control_characters())]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Metadata of every instance.
+    /// Metadata of every instance; in the values the same is replaced as in tags. Keys that say who
+    /// owns an entry in Consul are reserved.
     #[schemars(schema_with = "schema::meta")]
     #[x_kube(validation = schema::meta_keys())]
     #[x_kube(validation = schema::meta_reserved())]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,
-    /// Weights for DNS SRV answers.
+    /// Weights of an instance in DNS SRV answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
-    /// Whether tags may be changed in Consul: if true, they are written at creation only.
+    /// Whether tags may be changed in Consul by others: if true, they are written at creation only.
+    /// Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_tag_override: Option<bool>,
     /// How the state of a pod becomes the health of its instance.
@@ -170,13 +176,13 @@ pub struct Endpoint {
     #[schemars(schema_with = "schema::port_number")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Tags of this endpoint, beside those of all.
+    /// Tags of this endpoint, beside those of spec.tags.
     #[schemars(schema_with = "schema::tags")]
     #[x_kube(validation = schema::tags_without_comma())]
     #[x_kube(validation = schema::tags_without_control_characters())]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Metadata of this endpoint; wins over that of all.
+    /// Metadata of this endpoint; wins over that of spec.meta, key by key.
     #[schemars(schema_with = "schema::meta")]
     #[x_kube(validation = schema::meta_keys())]
     #[x_kube(validation = schema::meta_reserved())]
@@ -233,7 +239,8 @@ impl JsonSchema for Port {
     }
 }
 
-/// Which address of a pod is registered.
+/// Which address of a pod is registered: its own (`PodIP`, the default), or that of the Kubernetes node
+/// that it runs on (`HostIP`; a port by name or by default is then its hostPort).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum AddressFrom {
     /// The pod's own address.
@@ -269,7 +276,8 @@ pub struct Health {
     pub terminating: Option<Terminating>,
 }
 
-/// Health of a pod that is not ready.
+/// Health of a pod that is not ready: `Critical` (the default: left out of discovery) or `Warning`
+/// (still discovered, with the weight for warning).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum NotReady {
     /// Left out of discovery.
@@ -279,7 +287,8 @@ pub enum NotReady {
     Warning,
 }
 
-/// What becomes of a pod that is terminating.
+/// What becomes of a pod that is terminating: `Critical` (the default) or `Warning` until it is gone, or
+/// `Deregister`, which removes it at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Terminating {
     /// Critical until it is gone.

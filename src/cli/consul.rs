@@ -33,7 +33,7 @@ pub(super) struct ConsulFlags {
     consul_http_token: Option<SecretString>,
     /// File with the ACL token, read again when it changes
     #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "FILE")]
-    consul_http_token_file: Option<PathBuf>,
+    consul_http_token_file: Option<String>,
     /// Use TLS also for addresses without a scheme
     #[arg(
         long,
@@ -41,19 +41,19 @@ pub(super) struct ConsulFlags {
         num_args = 0..=1,
         default_value_t = false,
         default_missing_value = "true",
-        value_parser = clap::builder::BoolishValueParser::new(),
+        value_parser = boolean,
         value_name = "BOOL"
     )]
     consul_http_ssl: bool,
     /// PEM file of the authorities to trust
     #[arg(long, env = "CONSUL_CACERT", value_name = "FILE")]
-    consul_cacert: Option<PathBuf>,
+    consul_cacert: Option<String>,
     /// PEM file of the client certificate
     #[arg(long, env = "CONSUL_CLIENT_CERT", value_name = "FILE")]
-    consul_client_cert: Option<PathBuf>,
+    consul_client_cert: Option<String>,
     /// PEM file of the client certificate's key
     #[arg(long, env = "CONSUL_CLIENT_KEY", value_name = "FILE")]
-    consul_client_key: Option<PathBuf>,
+    consul_client_key: Option<String>,
     /// Name in the servers' certificate, e.g. `server.dc1.consul`
     #[arg(long, env = "CONSUL_TLS_SERVER_NAME", value_name = "NAME")]
     consul_tls_server_name: Option<String>,
@@ -70,15 +70,28 @@ impl ConsulFlags {
         ConsulConfig::new(ConsulSettings {
             addresses: self.consul_http_addr,
             token: self.consul_http_token,
-            token_file: self.consul_http_token_file,
+            token_file: file(self.consul_http_token_file),
             ssl: self.consul_http_ssl,
-            ca_cert: self.consul_cacert,
-            client_cert: self.consul_client_cert,
-            client_key: self.consul_client_key,
+            ca_cert: file(self.consul_cacert),
+            client_cert: file(self.consul_client_cert),
+            client_key: file(self.consul_client_key),
             tls_server_name: self.consul_tls_server_name,
             namespace: self.consul_namespace,
             partition: self.consul_partition,
         })
         .map_err(|error| Failure::Usage(error.to_string()))
+    }
+}
+
+/// Set to nothing is not set, as in Consul's own tools.
+fn file(path: Option<String>) -> Option<PathBuf> {
+    path.filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "" | "0" | "f" | "false" => Ok(false),
+        "1" | "t" | "true" => Ok(true),
+        _ => Err("must be true or false".to_owned()),
     }
 }

@@ -64,7 +64,7 @@ pub(super) struct Run {
         value_name = "LEVEL"
     )]
     log_level: String,
-    /// Kubeconfig file; without it `KUBECONFIG`, the service account of the pod, or `~/.kube/config`
+    /// Kubeconfig file; without it `KUBECONFIG`, `~/.kube/config`, or the service account of the pod
     #[arg(long, env = "LICTOR_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig

@@ -26,12 +26,27 @@ const DEFAULT_ACL_POLICY: HeaderName = HeaderName::from_static("x-consul-default
 pub trait Observer {
     /// A request to `endpoint` (one of a small fixed set, like `catalog/nodes`) ended after
     /// `elapsed`, with this HTTP status, or without any.
-    fn observed(&self, endpoint: &'static str, code: Option<u16>, elapsed: Duration);
+    ///
+    /// `blocking`: Consul was asked to hold the answer back until something changes.
+    fn observed(
+        &self,
+        endpoint: &'static str,
+        code: Option<u16>,
+        elapsed: Duration,
+        blocking: bool,
+    );
 }
 
 /// An observer that does not care.
 impl Observer for () {
-    fn observed(&self, _endpoint: &'static str, _code: Option<u16>, _elapsed: Duration) {}
+    fn observed(
+        &self,
+        _endpoint: &'static str,
+        _code: Option<u16>,
+        _elapsed: Duration,
+        _blocking: bool,
+    ) {
+    }
 }
 
 /// A client of one Consul datacenter; clones share everything.
@@ -146,9 +161,12 @@ impl Client {
             }
         }
         let code = result.as_ref().ok().map(|response| response.status);
-        self.inner
-            .observer
-            .observed(request.endpoint, code, began.elapsed());
+        self.inner.observer.observed(
+            request.endpoint,
+            code,
+            began.elapsed(),
+            request.wait.is_some(),
+        );
         result
     }
 
@@ -233,6 +251,14 @@ impl Client {
             }
         }
         connections.transport.clone()
+    }
+
+    /// Whether the token that is sent now was looked at, not long ago, and found to be one. A changed
+    /// token file makes it false until [`check_token`](Self::check_token) was asked again.
+    #[must_use]
+    pub fn is_token_verified(&self) -> bool {
+        let (_, generation) = self.inner.token.current();
+        self.is_verified(generation, false)
     }
 
     /// Whether the token of this generation was looked at, not long ago, and found to be one.

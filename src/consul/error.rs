@@ -83,13 +83,18 @@ impl fmt::Display for ErrorClass {
 /// Holds what was asked (never the query string nor a header, where secrets could be) and what
 /// Consul said, cut to 1 KiB.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{method} {path}: {}{text}", Status(*.status))]
+#[error("{method} {path}: {}{}", Status(*.status), one_line(.text))]
 pub struct ConsulError {
     class: ErrorClass,
     method: &'static str,
     path: Box<str>,
     status: Option<u16>,
     text: Box<str>,
+}
+
+/// A text of anyone's as part of one log line.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 impl ConsulError {

@@ -60,7 +60,7 @@ pub struct Request<'a> {
     pub(super) body: Option<Vec<u8>>,
     pub(super) consistency: Consistency,
     pub(super) token: RequestToken,
-    wait: Option<Duration>,
+    pub(super) wait: Option<Duration>,
     limit: Option<Duration>,
 }
 

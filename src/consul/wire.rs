@@ -25,6 +25,9 @@ pub struct Node {
     /// The node's name, which is its key; compared without case.
     #[serde(rename = "Node", deserialize_with = "null_is_default")]
     pub name: Text,
+    /// The datacenter, where Consul tells it. Not sent.
+    #[serde(deserialize_with = "null_is_default", skip_serializing)]
+    pub datacenter: Text,
     /// The node's address; any text is accepted by Consul.
     #[serde(deserialize_with = "null_is_default")]
     pub address: Text,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::problems::Problems;
 use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
 use crate::model::entry::Health;
 use crate::model::facts::PodFacts;
@@ -61,8 +62,36 @@ pub struct Annotations {
     pub paused: bool,
     /// What is wrong beside the list and the settings of services, for people.
     pub remarks: Vec<String>,
-    plain: BTreeMap<Setting, Text>,
-    of_service: BTreeMap<(Text, Setting), Text>,
+    plain: BTreeMap<Setting, Value>,
+    of_service: BTreeMap<(Text, Setting), Value>,
+}
+
+/// The value of a setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Given(Text),
+    TooLong,
+}
+
+impl Value {
+    fn of(value: &Text) -> Self {
+        if value.len() < PodFacts::ANNOTATION_BYTES {
+            Self::Given(value.clone())
+        } else {
+            Self::TooLong
+        }
+    }
+
+    fn apply(&self, setting: Setting, spec: &mut InstanceSpec) -> Result<(), String> {
+        match self {
+            Self::Given(value) => apply(setting, value, spec),
+            Self::TooLong => Err(too_long()),
+        }
+    }
+}
+
+fn too_long() -> String {
+    format!("is longer than {} bytes", PodFacts::ANNOTATION_BYTES - 1)
 }
 
 impl Annotations {
@@ -74,18 +103,22 @@ impl Annotations {
             let Some(key) = key.strip_prefix(DOMAIN) else {
                 continue;
             };
-            if value.len() >= PodFacts::ANNOTATION_BYTES {
-                found.too_long(key);
-            } else {
-                found.take(key, value);
-            }
+            found.take(key, value);
         }
         found
     }
 
-    /// Services that only a `lictor.io/KEY.SERVICE` names.
+    /// Services that only a `lictor.io/KEY.SERVICE` names, not the list.
     pub fn mentioned(&self) -> impl Iterator<Item = &Text> {
-        self.of_service.keys().map(|(service, _)| service)
+        let listed = |name: &Text| self.services.iter().any(|service| service.text() == name);
+        let named = self.of_service.keys().map(|(service, _)| service);
+        named.filter(move |service| !listed(service))
+    }
+
+    /// Whether the pod can hold what it does not claim: what it had is then kept as it was.
+    #[must_use]
+    pub fn holds_unclaimed(&self) -> bool {
+        self.paused || self.list_problem.is_some() || self.mentioned().next().is_some()
     }
 
     /// Puts the settings for `service` over `base`.
@@ -96,13 +129,13 @@ impl Annotations {
         service: &ServiceName,
         mut base: InstanceSpec,
     ) -> Result<InstanceSpec, Vec<String>> {
-        let mut problems = Vec::new();
+        let mut problems = Problems::default();
         for (_, setting) in Setting::ALL {
             let own = self.of_service.get(&(service.text().clone(), setting));
             let Some(value) = own.or_else(|| self.plain.get(&setting)) else {
                 continue;
             };
-            if let Err(problem) = apply(setting, value, &mut base) {
+            if let Err(problem) = value.apply(setting, &mut base) {
                 let of = if own.is_some() {
                     format!(".{service}")
                 } else {
@@ -114,7 +147,7 @@ impl Annotations {
         if problems.is_empty() {
             Ok(base)
         } else {
-            Err(problems)
+            Err(problems.into_vec())
         }
     }
 
@@ -126,27 +159,17 @@ impl Annotations {
             let own = self.of_service.get(&(service.text().clone(), setting));
             if let Some(value) = own.or_else(|| self.plain.get(&setting)) {
                 // A value that is not understood leaves the setting as it is; it was reported.
-                let _ = apply(setting, value, &mut base);
+                let _ = value.apply(setting, &mut base);
             }
         }
         base
     }
 
-    fn too_long(&mut self, key: &str) {
-        let problem = format!(
-            "{DOMAIN}{key}: is longer than {} bytes",
-            PodFacts::ANNOTATION_BYTES - 1
-        );
-        if key == "service" {
-            self.list_problem = Some(problem);
-        } else {
-            self.paused = true;
-            self.remarks.push(problem);
-        }
-    }
-
     fn take(&mut self, key: &str, value: &Text) {
         match key {
+            "service" if value.len() >= PodFacts::ANNOTATION_BYTES => {
+                self.list_problem = Some(format!("{DOMAIN}service: {}", too_long()));
+            }
             "service" => self.take_services(value),
             PAUSED => match value.trim() {
                 "true" => self.paused = true,
@@ -154,7 +177,7 @@ impl Annotations {
                 other => {
                     self.paused = true;
                     self.remarks.push(format!(
-                        "{DOMAIN}paused: \"{other}\" is neither \"true\" nor \"false\"; the pod is \
+                        "{DOMAIN}paused: {other:?} is neither \"true\" nor \"false\"; the pod is \
                          held as if paused"
                     ));
                 }
@@ -164,7 +187,7 @@ impl Annotations {
     }
 
     fn take_services(&mut self, list: &str) {
-        let mut problems = Vec::new();
+        let mut problems = Problems::default();
         for name in items(list) {
             match name.parse::<ServiceName>() {
                 Ok(service) if self.services.contains(&service) => {}
@@ -176,7 +199,8 @@ impl Annotations {
             problems.push("names no service: name one, or remove the annotation".to_owned());
         }
         if !problems.is_empty() {
-            self.list_problem = Some(format!("{DOMAIN}service: {}", problems.join("; ")));
+            let problems = problems.into_vec().join("; ");
+            self.list_problem = Some(format!("{DOMAIN}service: {problems}"));
         }
     }
 
@@ -187,11 +211,11 @@ impl Annotations {
         };
         match (Setting::parse(name), service) {
             (Some(setting), None) => {
-                self.plain.insert(setting, value.clone());
+                self.plain.insert(setting, Value::of(value));
             }
             (Some(setting), Some(service)) => {
                 self.of_service
-                    .insert((service.into(), setting), value.clone());
+                    .insert((service.into(), setting), Value::of(value));
             }
             (None, _) => {
                 let known: Vec<_> = Setting::ALL.iter().map(|(name, _)| *name).collect();
@@ -222,7 +246,7 @@ fn apply(setting: Setting, value: &str, spec: &mut InstanceSpec) -> Result<(), S
             spec.address = match trimmed {
                 "PodIP" => AddressChoice::PodIp,
                 "HostIP" => AddressChoice::HostIp,
-                _ => return Err(format!("\"{trimmed}\" is neither PodIP nor HostIP")),
+                _ => return Err(format!("{trimmed:?} is neither PodIP nor HostIP")),
             }
         }
         Setting::Weight => spec.weights.passing = weight(trimmed)?,
@@ -231,7 +255,7 @@ fn apply(setting: Setting, value: &str, spec: &mut InstanceSpec) -> Result<(), S
             spec.not_ready = match trimmed {
                 "Critical" => Health::Critical,
                 "Warning" => Health::Warning,
-                _ => return Err(format!("\"{trimmed}\" is neither Critical nor Warning")),
+                _ => return Err(format!("{trimmed:?} is neither Critical nor Warning")),
             }
         }
         Setting::Terminating => {
@@ -241,7 +265,7 @@ fn apply(setting: Setting, value: &str, spec: &mut InstanceSpec) -> Result<(), S
                 "Deregister" => Terminating::Deregister,
                 _ => {
                     return Err(format!(
-                        "\"{trimmed}\" is none of Critical, Warning, Deregister"
+                        "{trimmed:?} is none of Critical, Warning, Deregister"
                     ));
                 }
             }
@@ -255,12 +279,12 @@ fn port(value: &str) -> Result<PortChoice, String> {
         let number = value.parse::<u16>().ok().filter(|number| *number > 0);
         number
             .map(PortChoice::Number)
-            .ok_or_else(|| format!("{value} is not within 1..65535"))
+            .ok_or_else(|| format!("{value:?} is not within 1..65535"))
     } else if is_port_name(value) {
         Ok(PortChoice::Name(value.into()))
     } else {
         Err(format!(
-            "\"{value}\" is neither a number within 1..65535 nor the name of a port"
+            "{value:?} is neither a number within 1..65535 nor the name of a port"
         ))
     }
 }
@@ -275,7 +299,7 @@ fn is_port_name(name: &str) -> bool {
 
 fn weight(value: &str) -> Result<u16, String> {
     let number = value.parse::<u16>().ok().filter(|number| *number > 0);
-    number.ok_or_else(|| format!("\"{value}\" is not a number within 1..65535"))
+    number.ok_or_else(|| format!("{value:?} is not a number within 1..65535"))
 }
 
 /// Adds `key=value` pairs; a pair replaces the one of the same key.
@@ -283,7 +307,7 @@ fn overlay_meta(list: &str, meta: &mut Vec<(Text, Text)>) -> Result<(), String> 
     for item in items(list) {
         let (key, value) = item
             .split_once('=')
-            .ok_or_else(|| format!("\"{item}\" is not of the form key=value"))?;
+            .ok_or_else(|| format!("{item:?} is not of the form key=value"))?;
         let (key, value) = (key.trim(), Text::from(value.trim()));
         match meta.iter_mut().find(|(known, _)| **known == *key) {
             Some(pair) => pair.1 = value,

@@ -76,6 +76,8 @@ pub enum Freeze {
 pub struct Live {
     /// The address, where it is known which one.
     pub address: Option<Text>,
+    /// The address that the pod would have by the other choice.
+    pub other_address: Option<Text>,
     /// The addresses of a dual-stack pod; their ports are those of the shape.
     pub tagged_addresses: Box<[TaggedAddress]>,
     /// The readiness check; `None` for an endpoint, which has none.
@@ -88,14 +90,21 @@ impl Live {
     pub fn of_pod(pod: &PodFacts, choice: AddressChoice, readiness: Check) -> Self {
         Self {
             address: shape::address_of(pod, choice).ok(),
+            other_address: shape::address_of(pod, choice.other()).ok(),
             tagged_addresses: shape::tagged_addresses(pod, choice, 0),
             readiness: Some(readiness),
         }
     }
 
     /// A frozen shape with what follows the pod put onto it.
+    ///
+    /// An address that is still the pod's stays, even where another one is asked for by now: the
+    /// choice is part of the shape, and its port would not be that of the other address.
     #[must_use]
     pub fn onto(&self, frozen: &Service) -> Service {
+        if self.other_address.as_ref() == Some(&frozen.address) {
+            return frozen.clone();
+        }
         let with_port = |tagged: &TaggedAddress| TaggedAddress {
             port: frozen.port,
             ..tagged.clone()
@@ -153,4 +162,42 @@ pub struct DesiredNode {
 #[must_use]
 pub fn endpoint<'a>(endpoints: &'a [Endpoint], name: &str) -> Option<&'a Endpoint> {
     endpoints.iter().find(|endpoint| *endpoint.name == *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::fixtures::pod;
+    use crate::model::entry::Health;
+    use crate::model::text::Pairs;
+
+    fn frozen(address: &str) -> Service {
+        Service {
+            name: "web".into(),
+            address: address.into(),
+            port: 8080,
+            tagged_addresses: Box::default(),
+            tags: Box::default(),
+            meta: Pairs::default(),
+            weights: crate::model::entry::Weights::default(),
+            enable_tag_override: false,
+        }
+    }
+
+    #[test]
+    fn a_frozen_shape_follows_the_pod_and_keeps_the_choice_of_its_address() {
+        let check = Check {
+            status: Health::Passing,
+            output: "".into(),
+        };
+        let facts = pod("p").ips(&["10.0.0.9"]).facts();
+        for choice in [AddressChoice::PodIp, AddressChoice::HostIp] {
+            let live = Live::of_pod(&facts, choice, check.clone());
+            for kept in ["10.0.0.9", "192.168.0.1"] {
+                assert_eq!(&*live.onto(&frozen(kept)).address, kept, "{choice:?}");
+            }
+        }
+        let live = Live::of_pod(&facts, AddressChoice::PodIp, check);
+        assert_eq!(&*live.onto(&frozen("10.0.0.8")).address, "10.0.0.9");
+    }
 }

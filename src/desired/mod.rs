@@ -7,6 +7,7 @@ pub mod claim;
 pub(crate) mod fixtures;
 pub mod health;
 pub mod index;
+mod problems;
 pub mod registration;
 pub mod shape;
 pub mod spec;

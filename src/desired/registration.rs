@@ -32,8 +32,9 @@ pub struct Registration {
 pub enum Content {
     /// It was understood.
     Valid(Claims),
-    /// `lictor.io/paused` holds it.
-    Paused,
+    /// `lictor.io/paused` holds it; what it says, where that is understood, for the health of its
+    /// pods, which goes on.
+    Paused(Option<Claims>),
     /// It could not be decoded, or says what no registration can be made of: what it held is kept.
     Invalid(String),
 }
@@ -64,7 +65,10 @@ impl Registration {
     pub fn of(object: &RegistrationObject) -> Self {
         let content = match (paused(object), &object.spec) {
             (Err(problem), _) => Content::Invalid(problem),
-            (Ok(true), _) => Content::Paused,
+            (Ok(true), spec) => {
+                let spec = spec.as_ref().ok();
+                Content::Paused(spec.and_then(|spec| claims(&object.name, spec).ok()))
+            }
             (Ok(false), Err(problem)) => {
                 Content::Invalid(format!("the object cannot be decoded: {problem}"))
             }
@@ -93,7 +97,16 @@ impl Registration {
     pub fn claims(&self) -> Option<&Claims> {
         match &self.content {
             Content::Valid(claims) => Some(claims),
-            Content::Paused | Content::Invalid(_) => None,
+            Content::Paused(_) | Content::Invalid(_) => None,
+        }
+    }
+
+    /// What it says about instances, also while it is paused and claims nothing.
+    #[must_use]
+    pub fn settings(&self) -> Option<&InstanceSpec> {
+        match &self.content {
+            Content::Valid(claims) | Content::Paused(Some(claims)) => Some(&claims.spec),
+            Content::Paused(None) | Content::Invalid(_) => None,
         }
     }
 
@@ -209,4 +222,40 @@ fn pairs(pairs: &std::collections::BTreeMap<String, String>) -> Vec<(Text, Text)
         .iter()
         .map(|(key, value)| (key.as_str().into(), value.as_str().into()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(annotations: &[(&str, &str)]) -> RegistrationObject {
+        let spec = serde_json::json!({
+            "selector": {"matchLabels": {"app": "web"}},
+            "address": "HostIP",
+            "health": {"notReady": "Warning"},
+        });
+        let pair = |(key, value): &(&str, &str)| (Text::from(*key), Text::from(*value));
+        RegistrationObject {
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "uid".into(),
+            created: 100,
+            generation: 1,
+            deleting: false,
+            annotations: annotations.iter().map(pair).collect(),
+            spec: Ok(serde_json::from_value(spec).unwrap()),
+            status: None,
+        }
+    }
+
+    #[test]
+    fn a_paused_one_claims_nothing_and_says_how_health_goes_on() {
+        let paused = Registration::of(&object(&[("lictor.io/paused", "true")]));
+        assert!(paused.claims().is_none());
+        let settings = paused.settings().unwrap();
+        assert_eq!(settings.not_ready, Health::Warning);
+        assert_eq!(settings.address, AddressChoice::HostIp);
+        let valid = Registration::of(&object(&[]));
+        assert_eq!(valid.settings(), valid.claims().map(|claims| &claims.spec));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::problems::Problems;
 use super::spec::{
     AddressChoice, InstanceSpec, MAX_META_KEY_BYTES, MAX_META_PAIRS, MAX_META_VALUE_BYTES,
     MAX_TAG_BYTES, MAX_TAGS, PortChoice,
@@ -34,7 +35,7 @@ pub fn of_pod(
     pod: &PodFacts,
     spec: &InstanceSpec,
 ) -> Result<Service, Vec<String>> {
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     let port = noted(port_of(pod, spec), &mut problems).unwrap_or_default();
     let address = noted(address_of(pod, spec.address), &mut problems).unwrap_or_default();
     let tags = tags(&spec.tags, Some(pod), &mut problems);
@@ -46,7 +47,7 @@ pub fn of_pod(
     };
     let meta = meta(context, identity, &spec.meta, Some(pod), &mut problems);
     if !problems.is_empty() {
-        return Err(problems);
+        return Err(problems.into_vec());
     }
     Ok(Service {
         name: context.service.text().clone(),
@@ -82,7 +83,7 @@ pub fn of_endpoint(
     endpoint: &Endpoint,
     spec: &InstanceSpec,
 ) -> Result<Service, Vec<String>> {
-    let mut problems = Vec::new();
+    let mut problems = Problems::default();
     let all_tags: Vec<Text> = spec.tags.iter().chain(&endpoint.tags).cloned().collect();
     let tags = tags(&all_tags, None, &mut problems);
     let over = |(key, _): &&(Text, Text)| !endpoint.meta.iter().any(|(own, _)| own == key);
@@ -102,7 +103,7 @@ pub fn of_endpoint(
     let meta = meta(context, identity, &all_meta, None, &mut problems);
     if !problems.is_empty() {
         let named = |problem| format!("endpoint {}: {problem}", endpoint.name);
-        return Err(problems.into_iter().map(named).collect());
+        return Err(problems.into_vec().into_iter().map(named).collect());
     }
     Ok(Service {
         name: context.service.text().clone(),
@@ -127,7 +128,7 @@ pub fn address_of(pod: &PodFacts, choice: AddressChoice) -> Result<Text, String>
         .ok_or_else(|| "address: the pod has no host IP yet".to_owned())
 }
 
-fn noted<T>(result: Result<T, String>, problems: &mut Vec<String>) -> Option<T> {
+fn noted<T>(result: Result<T, String>, problems: &mut Problems) -> Option<T> {
     result.map_err(|problem| problems.push(problem)).ok()
 }
 
@@ -170,7 +171,7 @@ fn no_such_port(pod: &PodFacts, name: &str) -> String {
     } else {
         declared.join(", ")
     };
-    format!("port: no container port is called \"{name}\"; named ports of the pod: {declared}")
+    format!("port: no container port is called {name:?}; named ports of the pod: {declared}")
 }
 
 /// Both addresses of a dual-stack pod, as agents tag them.
@@ -193,7 +194,7 @@ pub fn tagged_addresses(pod: &PodFacts, choice: AddressChoice, port: u16) -> Box
         .collect()
 }
 
-fn tags(templates: &[Text], pod: Option<&PodFacts>, problems: &mut Vec<String>) -> Box<[Text]> {
+fn tags(templates: &[Text], pod: Option<&PodFacts>, problems: &mut Problems) -> Box<[Text]> {
     if templates.len() > MAX_TAGS {
         problems.push(format!(
             "tags: {} are given, at most {MAX_TAGS} allowed",
@@ -247,7 +248,7 @@ fn meta(
     identity: Identity<'_>,
     given: &[(Text, Text)],
     pod: Option<&PodFacts>,
-    problems: &mut Vec<String>,
+    problems: &mut Problems,
 ) -> Pairs {
     if given.len() > MAX_META_PAIRS {
         let count = given.len();
@@ -288,7 +289,7 @@ fn meta_value(key: &str, template: &str, pod: Option<&PodFacts>) -> Result<Optio
     }
     if marks::is_reserved(key) {
         return Err(format!(
-            "meta: key \"{key}\" is reserved: choose another name"
+            "meta: key {key:?} is reserved: choose another name"
         ));
     }
     let value = template::render(template, pod).map_err(|error| format!("meta {key}: {error}"))?;

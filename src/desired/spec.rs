@@ -36,6 +36,17 @@ pub enum AddressChoice {
     HostIp,
 }
 
+impl AddressChoice {
+    /// The choice that this one is not.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::PodIp => Self::HostIp,
+            Self::HostIp => Self::PodIp,
+        }
+    }
+}
+
 /// What becomes of an instance whose pod is being deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Terminating {

@@ -89,21 +89,4 @@ impl<T> Table<T> {
             .take_while(move |((of, _), _)| of == namespace)
             .map(|(_, row)| &row.value)
     }
-
-    /// All objects.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.rows.values().map(|row| &row.value)
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
 }

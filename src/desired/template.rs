@@ -6,20 +6,26 @@ use crate::model::facts::PodFacts;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// A `$` that starts neither a variable nor `$$`.
-    #[error("a single \"$\" in \"{0}\": write \"$$\" for a literal dollar sign")]
+    #[error("a single \"$\" in {0:?}: write \"$$\" for a literal dollar sign")]
     LoneDollar(String),
     /// A `${` without its `}`.
-    #[error("\"${{\" without a closing \"}}\" in \"{0}\"")]
+    #[error("\"${{\" without a closing \"}}\" in {0:?}")]
     Unclosed(String),
     /// A variable that does not exist.
     #[error(
-        "unknown variable \"${{{0}}}\": there are pod.name, pod.namespace, pod.node, pod.ip, \
-         pod.labels['KEY'] and pod.annotations['KEY']"
+        "unknown variable {:?}: there are pod.name, pod.namespace, pod.node, pod.ip, \
+         pod.labels['KEY'] and pod.annotations['KEY']",
+        braced(.0)
     )]
     UnknownVariable(String),
     /// A variable where there is no pod.
-    #[error("\"${{{0}}}\" needs a pod, and an endpoint has none")]
+    #[error("{:?} needs a pod, and an endpoint has none", braced(.0))]
     NoPod(String),
+}
+
+/// A variable as it is written.
+fn braced(variable: &str) -> String {
+    format!("${{{variable}}}")
 }
 
 /// Renders `template` for `pod`.

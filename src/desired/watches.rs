@@ -48,9 +48,11 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// A list of the kind begins.
+    /// A list of the kind begins. After a failure, why the last one failed is still what is known.
     pub fn listing(&mut self, kind: Kind) {
-        self.states[kind as usize] = Watch::Listing;
+        if !matches!(self.states[kind as usize], Watch::Broken(_)) {
+            self.states[kind as usize] = Watch::Listing;
+        }
         self.listing[kind as usize] = true;
     }
 
@@ -83,6 +85,12 @@ impl Watches {
     #[must_use]
     pub fn all_complete(&self) -> bool {
         self.states.iter().all(|state| *state == Watch::Complete)
+    }
+
+    /// Whether the kind was listed completely since the start.
+    #[must_use]
+    pub fn was_listed(&self, kind: Kind) -> bool {
+        self.listed[kind as usize]
     }
 
     /// Whether every kind was listed completely since the start: the condition of every write.

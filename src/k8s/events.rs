@@ -160,7 +160,11 @@ pub struct EventSender {
 
 impl EventSender {
     /// Sends an Event, after the write that it tells of.
-    pub fn send(&self, record: EventRecord) {
+    pub fn send(&self, mut record: EventRecord) {
+        // What waits in the queue takes no more room than what is sent.
+        record
+            .note
+            .truncate(record.note.floor_char_boundary(NOTE_BYTES));
         let queue = if record.reason.is_warning() {
             &self.warnings
         } else {

@@ -27,7 +27,11 @@ const STILLBORN: u32 = 3;
 /// How long a watch that was broken must be open without an error before it counts as healthy.
 pub(super) const PROBATION: Duration = Duration::from_millis(500);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A handful of watches that knock every few seconds are no load, and what a pause costs is how long
+/// pods that fail stay in discovery after the API server is back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The server may ask for more, up to this.
+const LONGEST_ASKED: Duration = Duration::from_secs(30);
 /// The time until a kind that is not served is looked for again is between this and twice as much.
 const MISSING_PAUSE: Duration = Duration::from_secs(2);
 
@@ -223,7 +227,7 @@ impl Machine {
                 self.pause = Some(if why.kind == BrokenKind::Missing {
                     MISSING_PAUSE + MISSING_PAUSE.mul_f64(dice())
                 } else {
-                    back_off.max(pause.unwrap_or_default().min(LONGEST_PAUSE))
+                    back_off.max(pause.unwrap_or_default().min(LONGEST_ASKED))
                 });
                 self.break_down(why)
             }

@@ -2,6 +2,7 @@
 //! goes out through a [`StatusSender`] and an [`EventSender`]. Nothing is decided here.
 
 pub mod client;
+pub mod crd;
 pub mod events;
 pub mod kinds;
 mod machine;

@@ -100,8 +100,11 @@ pub struct Check {
 /// The id of the check that carries a pod's readiness.
 #[must_use]
 pub fn readiness_check_id(id: &InstanceId) -> String {
-    format!("{id}:ready")
+    format!("{id}{READINESS_SUFFIX}")
 }
+
+/// What the id of a readiness check has after the id of its instance.
+pub const READINESS_SUFFIX: &str = ":ready";
 
 /// The name of the readiness check.
 pub const READINESS_CHECK_NAME: &str = "Kubernetes readiness";

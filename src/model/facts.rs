@@ -86,9 +86,9 @@ pub struct PodFacts {
 }
 
 impl PodFacts {
-    /// Longest annotation value that is kept. Longer than anything that Lictor accepts from an
-    /// annotation of its own, so that a cut value is refused as too long and never half used.
-    pub const ANNOTATION_BYTES: usize = 16 * 1024;
+    /// From this length on the value of an annotation of ours is cut, and refused as too long, so
+    /// that none is half used. Longer than anything that can be valid.
+    pub const ANNOTATION_BYTES: usize = 32 * 1024;
     /// Longest value kept of an annotation that is not in the domain `lictor.io`: these serve only
     /// `${pod.annotations['KEY']}`, whose result is limited to less than this.
     pub const FOREIGN_ANNOTATION_BYTES: usize = 600;

@@ -75,19 +75,19 @@ pub fn holder(cluster: &ClusterName, meta: &Pairs) -> Text {
         if **other == *cluster.as_ref() {
             return "an entry with copied or incomplete marks of this cluster".into();
         }
-        return format!("Lictor of cluster \"{other}\"").into();
+        return format!("Lictor of cluster {other:?}").into();
     }
     if let Some(manager) = meta.get(MANAGED_BY) {
-        return format!("\"{manager}\" (meta managed-by)").into();
+        return format!("{manager:?} (meta managed-by)").into();
     }
     if let Some((key, _)) = meta
         .iter()
         .find(|(key, _)| key.starts_with("consul.hashicorp.com/"))
     {
-        return format!("consul-k8s (meta {key})").into();
+        return format!("consul-k8s (meta {key:?})").into();
     }
     match meta.get(EXTERNAL_SOURCE) {
-        Some(source) => format!("external source \"{source}\"").into(),
+        Some(source) => format!("external source {source:?}").into(),
         None => "an entry without marks, written by hand or by another tool".into(),
     }
 }

@@ -18,7 +18,7 @@ pub fn is_dns_label(name: &str) -> bool {
 
 /// Why a text is not the name that it was meant to be; says what is allowed instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} \"{given}\" must be {rule}")]
+#[error("{what} {given:?} must be {rule}")]
 pub struct InvalidName {
     what: &'static str,
     given: String,

@@ -106,22 +106,30 @@ impl ObservedCheck {
     /// Reads a check of the instance, or of the node where there is none.
     #[must_use]
     pub fn of(check: &wire::HealthCheck, instance: Option<&InstanceId>) -> Self {
-        let well_formed = match instance {
-            Some(id) => {
-                *check.check_id != *readiness_check_id(id)
-                    || (*check.name == *READINESS_CHECK_NAME
-                        && *check.check_type == *READINESS_CHECK_TYPE)
+        let shaped = |name: &str, kind: &str| *check.name == *name && *check.check_type == *kind;
+        let (is_ours, well_formed) = match instance {
+            Some(id) if *check.check_id == *readiness_check_id(id) => {
+                let named = InstanceId::observed(&check.service_id) == *id;
+                let shaped = shaped(READINESS_CHECK_NAME, READINESS_CHECK_TYPE);
+                (true, named && shaped)
             }
-            None => {
-                *check.check_id != *NODE_CHECK_ID
-                    || (*check.name == *NODE_CHECK_NAME && *check.check_type == *NODE_CHECK_TYPE)
+            None if *check.check_id == *NODE_CHECK_ID => {
+                let shaped = shaped(NODE_CHECK_NAME, NODE_CHECK_TYPE);
+                (true, check.service_id.is_empty() && shaped)
             }
+            _ => (false, true),
+        };
+        // Nothing depends on what the checks of others say, and it may be long.
+        let output = if is_ours {
+            check.output.clone()
+        } else {
+            Text::default()
         };
         Self {
             id: check.check_id.clone(),
             check: Check {
                 status: Health::parse(&check.status),
-                output: check.output.clone(),
+                output,
             },
             well_formed,
             modify_index: check.modify_index,

@@ -5,6 +5,7 @@ use std::ops::Bound;
 
 use super::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use crate::consul::wire;
+use crate::model::entry::{NODE_CHECK_ID, READINESS_SUFFIX};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::names::{ClusterName, InstanceId, NodeName};
@@ -156,26 +157,26 @@ impl Mirror {
         self.nodes.keys()
     }
 
-    /// Keys of all that says it stands for, or belongs to, an object.
+    /// Keys of all that says it stands for, or belongs to, an object; on one node, or on all.
     #[must_use]
-    pub fn held_by(&self, owner: &Owner) -> Vec<Key> {
+    pub fn held_by(&self, owner: &Owner, node: Option<&NodeName>) -> Vec<Key> {
         let ours = |(key, instance): (&InstanceKey, &ObservedInstance)| {
             let Standing::Ours(holder) = self.standing(key, instance) else {
                 return None;
             };
             let refers = |meta: &str, to: &str| {
-                instance
-                    .service
-                    .meta
-                    .get(meta)
-                    .is_some_and(|value| **value == *to)
+                let value = instance.service.meta.get(meta);
+                value.is_some_and(|value| **value == *to)
             };
             let stands_for = refers(marks::K8S_REF_KIND, owner.kind.as_str())
                 && refers(marks::K8S_REF_NAME, &owner.name)
                 && holder.namespace == owner.namespace;
             (holder == *owner || stands_for).then(|| Key::Instance(key.clone()))
         };
-        self.instances.iter().filter_map(ours).collect()
+        match node {
+            Some(node) => self.on_node(node).filter_map(ours).collect(),
+            None => self.instances.iter().filter_map(ours).collect(),
+        }
     }
 
     /// How many instances are ours.
@@ -184,10 +185,10 @@ impl Mirror {
         self.owned
     }
 
-    /// How many nodes are known.
+    /// How many nodes carry our mark.
     #[must_use]
-    pub fn node_count(&self) -> usize {
-        self.nodes.len()
+    pub fn owned_nodes(&self) -> usize {
+        self.marked.len()
     }
 
     // === sureness ===
@@ -376,8 +377,14 @@ impl Mirror {
             return;
         };
         let mark = node.node.meta.get(marks::CLUSTER);
-        if mark.is_some_and(|cluster| **cluster == *self.cluster.as_ref()) {
-            self.marked.insert(name.clone(), node.create_index);
+        match mark {
+            Some(cluster) if **cluster == *self.cluster.as_ref() => {
+                self.marked.insert(name.clone(), node.create_index);
+            }
+            None if self.marked.get(name) == Some(&node.create_index) => {}
+            _ => {
+                self.marked.remove(name);
+            }
         }
         self.nodes.insert(name.clone(), node);
     }
@@ -400,31 +407,43 @@ fn instances_of(node: &NodeName, content: &NodeContent) -> BTreeMap<InstanceKey,
             )
         })
         .collect();
-    for check in content
-        .checks
-        .iter()
-        .filter(|check| !check.service_id.is_empty())
-    {
-        let id = InstanceId::observed(&check.service_id);
-        let key = InstanceKey {
-            node: node.clone(),
-            id,
-        };
-        if let Some(instance) = instances.get_mut(&key) {
-            instance
-                .checks
-                .push(ObservedCheck::of(check, Some(&key.id)));
+    for check in &content.checks {
+        if let Some(id) = home(check, |id| instances.contains_key(&at(node, id)))
+            && let Some(instance) = instances.get_mut(&at(node, &id))
+        {
+            instance.checks.push(ObservedCheck::of(check, Some(&id)));
         }
     }
     instances
 }
 
+fn at(node: &NodeName, id: &InstanceId) -> InstanceKey {
+    InstanceKey {
+        node: node.clone(),
+        id: id.clone(),
+    }
+}
+
+/// The instance that a check is about: by its id where that is of our form, so that a check of ours
+/// that another hand moved is still known for ours; else the one that it names.
+fn home(check: &wire::HealthCheck, exists: impl Fn(&InstanceId) -> bool) -> Option<InstanceId> {
+    if *check.check_id == *NODE_CHECK_ID {
+        return None;
+    }
+    let by_id = check.check_id.strip_suffix(READINESS_SUFFIX);
+    let by_id = by_id.map(InstanceId::observed).filter(|id| exists(id));
+    let named = || (!check.service_id.is_empty()).then(|| InstanceId::observed(&check.service_id));
+    by_id.or_else(named)
+}
+
 fn node_of(content: &NodeContent) -> Option<ObservedNode> {
     let mut node = ObservedNode::of(content.node.as_ref()?);
-    let own = content
-        .checks
-        .iter()
-        .filter(|check| check.service_id.is_empty());
+    let services = content.services.iter();
+    let ids: HashSet<InstanceId> = services
+        .map(|service| InstanceId::observed(&service.id))
+        .collect();
+    let is_own = |check: &&wire::HealthCheck| home(check, |id| ids.contains(id)).is_none();
+    let own = content.checks.iter().filter(is_own);
     node.checks
         .extend(own.map(|check| ObservedCheck::of(check, None)));
     Some(node)

@@ -14,21 +14,34 @@ use crate::observed::entry::{wire_node_check, wire_readiness, wire_service};
 pub const MAX_STEP_OPS: usize = MAX_OPS - 1;
 
 /// Steps that are carried out together, whole or not at all.
-#[derive(Debug, Default)]
-pub struct Batch {
+///
+/// `T` is what the caller wants to know of a step when it is done.
+#[derive(Debug)]
+pub struct Batch<T> {
     txn: Txn,
-    steps: Vec<BatchedStep>,
+    steps: Vec<BatchedStep<T>>,
+}
+
+impl<T> Default for Batch<T> {
+    fn default() -> Self {
+        Self {
+            txn: Txn::new(),
+            steps: Vec::new(),
+        }
+    }
 }
 
 /// A step in a batch.
 #[derive(Debug)]
-pub struct BatchedStep {
+pub struct BatchedStep<T> {
     /// The key.
     pub key: Key,
     /// What is done.
     pub step: Step,
     /// Which operations of the transaction do it.
     pub ops: Range<usize>,
+    /// What the caller wants to know of it.
+    pub tag: T,
 }
 
 /// A step that cannot be added.
@@ -40,7 +53,7 @@ pub enum Overflow {
     TooLarge,
 }
 
-impl Batch {
+impl<T> Batch<T> {
     /// Whether it has no step.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -49,7 +62,7 @@ impl Batch {
 
     /// The transaction and what it stands for.
     #[must_use]
-    pub fn into_parts(self) -> (Txn, Vec<BatchedStep>) {
+    pub fn into_parts(self) -> (Txn, Vec<BatchedStep<T>>) {
         (self.txn, self.steps)
     }
 
@@ -60,7 +73,7 @@ impl Batch {
     }
 
     /// Adds a step, all of its operations or none. A step that writes nothing is passed over.
-    pub fn push(&mut self, key: Key, step: Step) -> Result<(), Overflow> {
+    pub fn push(&mut self, key: Key, step: Step, tag: T) -> Result<(), Overflow> {
         let ops = ops(&key, &step);
         if ops.is_empty() {
             return Ok(());
@@ -75,7 +88,12 @@ impl Batch {
             Err(TxnFull::TooLarge) => return Err(Overflow::TooLarge),
             Err(TxnFull::Ops | TxnFull::Bytes) => return Err(Overflow::Full),
         };
-        self.steps.push(BatchedStep { key, step, ops });
+        self.steps.push(BatchedStep {
+            key,
+            step,
+            ops,
+            tag,
+        });
         Ok(())
     }
 }

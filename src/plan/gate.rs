@@ -43,13 +43,17 @@ pub fn may_remove(candidate: &Candidate<'_>) -> Result<Why, Hold> {
     for kind in Kind::ALL {
         let reason = match candidate.watches.state(kind) {
             Watch::Complete => continue,
+            // What was seen going is gone, whatever a further list will show.
+            Watch::Listing
+                if candidate.absence == Absence::Seen && candidate.watches.was_listed(kind) =>
+            {
+                continue;
+            }
             Watch::Listing => "the list is under way".to_owned(),
             Watch::Broken(reason) => reason.clone(),
         };
-        return Err(Hold::Incomplete {
-            resource: kind.resource(),
-            reason,
-        });
+        let resource = kind.resource();
+        return Err(Hold::Incomplete { resource, reason });
     }
     Ok(match candidate.absence {
         Absence::Seen => Why::Seen,
@@ -81,13 +85,15 @@ mod tests {
     }
 
     #[test]
-    fn any_kind_that_is_not_complete_holds_every_removal() {
+    fn any_kind_that_is_broken_or_was_never_listed_holds_every_removal() {
         for kind in Kind::ALL {
-            let mut listing = complete();
-            listing.listing(kind);
+            let mut unlisted = Watches::default();
+            for other in Kind::ALL.into_iter().filter(|other| *other != kind) {
+                unlisted.complete(other);
+            }
             let mut broken = complete();
             broken.broken(kind, "403 Forbidden".to_owned());
-            for watches in [listing, broken] {
+            for watches in [unlisted, broken] {
                 for absence in [Absence::Seen, Absence::Found] {
                     let Err(Hold::Incomplete { resource, .. }) = judged(absence, &watches) else {
                         panic!("{kind:?} {absence:?} was let through");
@@ -95,6 +101,16 @@ mod tests {
                     assert_eq!(resource, kind.resource());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_further_list_holds_what_is_found_and_not_what_was_seen() {
+        for kind in Kind::ALL {
+            let mut watches = complete();
+            watches.listing(kind);
+            assert_eq!(judged(Absence::Seen, &watches), Ok(Why::Seen));
+            assert!(judged(Absence::Found, &watches).is_err());
         }
     }
 

@@ -67,6 +67,8 @@ pub struct NodeWrite {
 /// A write of an instance; the parts that are equal are left out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InstanceWrite {
+    /// The object that it is for.
+    pub owner: Owner,
     /// The service's name, which Consul judges the right to write by.
     pub name: Text,
     /// The entry, and the `ModifyIndex` that it must have; 0 to create it.
@@ -150,7 +152,7 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror) -> Step {
 
 fn node_holder(desired: &Index, node: &ObservedNode) -> Text {
     let holder = marks::holder(desired.cluster(), &node.node.meta);
-    format!("the Consul node belongs to {holder}").into()
+    format!("{holder}, which has the Consul node").into()
 }
 
 fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Finding {
@@ -230,6 +232,7 @@ fn create(key: &InstanceKey, claim: &Claim, desired: &Index, observed: &Mirror) 
         // Nothing is registered from invalid input.
         Shape::Frozen(_) => Step::Settled,
         Shape::Valid(service) => Step::Put(InstanceWrite {
+            owner: claim.owner.clone(),
             name: service.name.clone(),
             service: Some((service.clone(), 0)),
             check: claim.live.readiness.clone().map(|check| (check, 0)),
@@ -265,6 +268,7 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
         return Step::Settled;
     }
     Step::Put(InstanceWrite {
+        owner: claim.owner.clone(),
         name: there.service.name.clone(),
         service,
         check,

@@ -234,10 +234,10 @@ fn a_node_is_written_where_it_or_its_check_differs() {
 #[test]
 fn a_batch_leaves_room_for_the_fence_and_takes_steps_whole() {
     let step = Bed::new().with(web("p")).decide(&key("p")).step;
-    let mut batch = Batch::default();
+    let mut batch = Batch::<()>::default();
     let mut pushed = 0;
     let full = loop {
-        match batch.push(key(&format!("p{pushed}")), step.clone()) {
+        match batch.push(key(&format!("p{pushed}")), step.clone(), ()) {
             Ok(()) => pushed += 1,
             Err(full) => break full,
         }
@@ -250,7 +250,7 @@ fn a_batch_leaves_room_for_the_fence_and_takes_steps_whole() {
         index: 1,
         why: gate::Why::Seen,
     });
-    assert_eq!(batch.push(key("last"), removal), Ok(()));
+    assert_eq!(batch.push(key("last"), removal, ()), Ok(()));
     let (txn, steps) = batch.into_parts();
     assert_eq!((txn.len(), steps.len()), (MAX_STEP_OPS, pushed + 1));
     let mut next = 0;
@@ -268,23 +268,23 @@ fn a_step_that_no_transaction_holds_is_told_from_a_full_batch() {
         let (service, _) = write.service.as_mut().unwrap();
         service.tags = Box::new(["x".repeat(bytes).into()]);
     };
-    let mut batch = Batch::default();
+    let mut batch = Batch::<()>::default();
     large(300_000, &mut write);
-    assert_eq!(batch.push(key("p"), Step::Put(write.clone())), Ok(()));
-    let second = batch.push(key("q"), Step::Put(write.clone()));
+    assert_eq!(batch.push(key("p"), Step::Put(write.clone()), ()), Ok(()));
+    let second = batch.push(key("q"), Step::Put(write.clone()), ());
     assert_eq!(second, Err(Overflow::Full));
     assert!(!batch.contains(&key("q")));
     large(600_000, &mut write);
-    let third = batch.push(key("q"), Step::Put(write));
+    let third = batch.push(key("q"), Step::Put(write), ());
     assert_eq!(third, Err(Overflow::TooLarge));
     assert_eq!(batch.into_parts().1.len(), 1);
 }
 
 #[test]
 fn steps_without_writes_take_no_room() {
-    let mut batch = Batch::default();
+    let mut batch = Batch::<()>::default();
     for step in [Step::Settled, Step::Waiting] {
-        assert_eq!(batch.push(key("p"), step), Ok(()));
+        assert_eq!(batch.push(key("p"), step, ()), Ok(()));
     }
     assert!(batch.is_empty());
 }

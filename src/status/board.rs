@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::model::entry::Health;
 use crate::model::key::InstanceKey;
-use crate::model::owner::Owner;
+use crate::model::owner::{Owner, OwnerKind};
 
 /// How an instance stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +171,13 @@ impl Board {
     }
 
     fn add(&mut self, key: &InstanceKey, owner: &Owner, standing: Standing) {
+        if let Some(trouble) = &standing.trouble {
+            *self.troubles.entry(trouble.reason).or_default() += 1;
+        }
+        // Only registrations have a status that sums are for.
+        if owner.kind != OwnerKind::ServiceRegistration {
+            return;
+        }
         let tally = self.tallies.entry(owner.clone()).or_default();
         tally.desired += u32::from(standing.claimed);
         tally.instances += 1;
@@ -179,13 +186,17 @@ impl Board {
             *tally.of(health) += 1;
         }
         if let Some(trouble) = standing.trouble {
-            *self.troubles.entry(trouble.reason).or_default() += 1;
             tally.writing += u32::from(trouble.reason == Reason::Writing);
             tally.troubles.insert(key.clone(), trouble);
         }
     }
 
     fn subtract(&mut self, key: &InstanceKey, owner: &Owner, standing: &Standing) {
+        if let Some(trouble) = &standing.trouble
+            && let Some(count) = self.troubles.get_mut(&trouble.reason)
+        {
+            *count -= 1;
+        }
         let Some(tally) = self.tallies.get_mut(owner) else {
             return;
         };
@@ -198,9 +209,6 @@ impl Board {
         if let Some(trouble) = &standing.trouble {
             tally.writing -= u32::from(trouble.reason == Reason::Writing);
             tally.troubles.remove(key);
-            if let Some(count) = self.troubles.get_mut(&trouble.reason) {
-                *count -= 1;
-            }
         }
     }
 

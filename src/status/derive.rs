@@ -3,10 +3,13 @@
 use jiff::Timestamp;
 
 use super::board::{Reason, Tally, Trouble};
-use crate::api::conditions::{self, ConditionType, Verdict};
+use crate::api::ServiceRegistrationStatus;
+use crate::api::conditions::{self, ConditionType, Verdict, cut};
 use crate::api::service_registration::{ConsulState, Instances};
-use crate::api::{Condition, ServiceRegistrationStatus};
 use crate::desired::registration::{Content, Registration};
+
+/// Longest `lastError`, in bytes: the CRD's `maxLength`.
+const LAST_ERROR_BYTES: usize = 4096;
 
 /// `Ready=True`: Consul equals what the object claims.
 const REGISTERED: &str = "Registered";
@@ -18,10 +21,10 @@ pub struct Facts<'a> {
     pub tally: &'a Tally,
     /// Consul's datacenter, where it is known.
     pub datacenter: Option<&'a str>,
-    /// The conditions as they are, from which the times of transition are kept.
-    pub before: &'a [Condition],
-    /// The index of the last write as the status has it, which outlives a restart.
-    pub index: Option<u64>,
+    /// Why Consul takes no writes at the moment, if it does not.
+    pub outage: Option<&'a str>,
+    /// The status as it is: times of transition, and what this process has not learnt yet, are kept.
+    pub before: Option<&'a ServiceRegistrationStatus>,
     /// Now, for conditions that change.
     pub now: Timestamp,
 }
@@ -30,13 +33,17 @@ pub struct Facts<'a> {
 #[must_use]
 pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRegistrationStatus {
     let tally = facts.tally;
-    let trouble = worst(registration, tally);
+    let trouble = worst(registration, facts);
+    let known = facts.before.and_then(|before| before.consul.as_ref());
     let mut status = ServiceRegistrationStatus {
         observed_generation: Some(registration.generation),
         service: registration
             .claims()
             .map(|claims| claims.service.to_string()),
-        conditions: facts.before.to_vec(),
+        conditions: facts
+            .before
+            .map(|before| before.conditions.clone())
+            .unwrap_or_default(),
         instances: Some(Instances {
             desired: tally.desired,
             registered: tally.registered,
@@ -46,13 +53,18 @@ pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRe
             summary: format!("{}/{}", tally.registered, tally.desired),
         }),
         consul: Some(ConsulState {
-            datacenter: facts.datacenter.map(str::to_owned),
-            index: Some(tally.index).filter(|index| *index > 0).or(facts.index),
+            datacenter: facts
+                .datacenter
+                .map(str::to_owned)
+                .or_else(|| known?.datacenter.clone()),
+            index: Some(tally.index)
+                .filter(|index| *index > 0)
+                .or_else(|| known?.index),
         }),
         last_error: trouble
             .as_ref()
             .filter(|worst| is_error(worst.reason))
-            .map(text),
+            .map(|worst| cut(text(worst), LAST_ERROR_BYTES)),
     };
     let ready = match &trouble {
         None => verdict(true, REGISTERED, registered_message(tally)),
@@ -114,7 +126,8 @@ fn is_error(reason: Reason) -> bool {
 }
 
 /// What the user should hear of first: the object's own state, then the worst of its instances.
-fn worst<'a>(registration: &'a Registration, tally: &'a Tally) -> Option<Worst<'a>> {
+fn worst<'a>(registration: &'a Registration, facts: &Facts<'a>) -> Option<Worst<'a>> {
+    let tally = facts.tally;
     match &registration.content {
         Content::Invalid(problem) => {
             return Some(Worst {
@@ -123,7 +136,7 @@ fn worst<'a>(registration: &'a Registration, tally: &'a Tally) -> Option<Worst<'
                 others: 0,
             });
         }
-        Content::Paused => {
+        Content::Paused(_) => {
             let message = "held as it is by the annotation lictor.io/paused; health and removal of \
                            pods go on; remove the annotation to go on";
             return Some(Worst {
@@ -139,6 +152,16 @@ fn worst<'a>(registration: &'a Registration, tally: &'a Tally) -> Option<Worst<'
         .values()
         .min_by_key(|trouble| trouble.reason)?;
     let others = tally.troubles.len() - 1;
+    if first.reason == Reason::Writing
+        && let Some(outage) = facts.outage
+    {
+        let reason = Reason::ConsulUnavailable;
+        return Some(Worst {
+            reason,
+            message: outage,
+            others,
+        });
+    }
     Some(Worst {
         reason: first.reason,
         message: &first.message,

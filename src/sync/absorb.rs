@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rand::Rng as _;
 use tokio::time::Instant;
 
-use super::apply::{Done, ReadError};
+use super::apply::{Done, Nodes, ReadError};
 use super::dirty::{Cause, Due};
 use super::engine::{Engine, Written};
 use super::report::subject;
@@ -45,7 +45,7 @@ impl Engine {
 
     // === reads ===
 
-    fn absorb_list(&mut self, ticket: Ticket, nodes: Result<BTreeSet<NodeName>, ReadError>) {
+    fn absorb_list(&mut self, ticket: Ticket, nodes: Result<Nodes, ReadError>) {
         self.reads -= 1;
         self.listing = false;
         let nodes = match nodes {
@@ -59,7 +59,11 @@ impl Engine {
                 return;
             }
         };
-        self.answered();
+        self.readable();
+        let (nodes, datacenter) = nodes;
+        if datacenter.is_some() {
+            self.report.datacenter = datacenter;
+        }
         let changed = self.mirror.finish_list(ticket, &nodes, self.dirty.busy());
         self.changed(changed);
         if self.loading.is_none() {
@@ -82,7 +86,13 @@ impl Engine {
         self.reads -= 1;
         match content {
             Ok(content) => {
-                self.answered();
+                self.readable();
+                let datacenter = content.node.as_ref().map(|node| &*node.datacenter);
+                if let Some(datacenter) = datacenter.filter(|name| !name.is_empty())
+                    && self.report.datacenter.is_none()
+                {
+                    self.report.datacenter = Some(datacenter.to_owned());
+                }
                 let changed = self
                     .mirror
                     .finish_read(ticket, &name, &content, self.dirty.busy());
@@ -107,7 +117,7 @@ impl Engine {
         if complete && self.mirror.completeness() == Completeness::Unknown {
             self.mirror.complete();
             tracing::info!(
-                nodes = self.mirror.node_count(),
+                nodes = self.mirror.owned_nodes(),
                 instances = self.mirror.owned_instances(),
                 "Consul is known"
             );
@@ -120,7 +130,6 @@ impl Engine {
         if self.mirror.completeness() == Completeness::Unknown || keys.is_empty() {
             return;
         }
-        self.sweeper.found();
         let due = Due {
             cause: Cause::Drift,
             since: Instant::now(),
@@ -134,16 +143,16 @@ impl Engine {
         }
     }
 
-    /// What is missing on a node may have waited for another's node of that name to go.
+    /// What is claimed on a node and not there may have been kept away by the node's holder.
     fn try_again_on(&mut self, node: &NodeName) {
         let due = Due {
             cause: Cause::Read,
             since: Instant::now(),
         };
-        let missing = self.index.claimed_on(node);
-        let missing = missing.filter(|key| self.mirror.instance(key).is_none());
-        for key in missing.cloned().collect::<Vec<_>>() {
-            self.dirty.touch(Key::Instance(key), due);
+        for key in self.index.claimed_on(node) {
+            if self.mirror.instance(key).is_none() {
+                self.dirty.touch(Key::Instance(key.clone()), due);
+            }
         }
     }
 
@@ -163,15 +172,34 @@ impl Engine {
         }
     }
 
-    fn answered(&mut self) {
+    pub(super) fn answered(&mut self) {
         if self.outage.reason().is_some() {
             tracing::info!("Consul answers again");
             self.outage.over();
         }
     }
 
+    /// A read was answered with authority.
+    fn readable(&mut self) {
+        self.answered();
+        if self.unreadable.reason().is_some() {
+            tracing::info!("Consul can be read again");
+            self.unreadable.over();
+        }
+    }
+
     fn read_failed(&mut self, error: &ReadError) {
-        self.failed(&format!("cannot read Consul: {error}"));
+        let reason = format!("cannot read Consul: {error}");
+        match error {
+            ReadError::Failed(_) => self.failed(&reason),
+            ReadError::NotAuthoritative(_) => {
+                if self.unreadable.reason() != Some(&*reason) {
+                    tracing::warn!("{reason}");
+                }
+                let chance = rand::rng().random::<f64>();
+                self.unreadable.failed(reason, Instant::now(), chance);
+            }
+        }
     }
 
     pub(super) fn failed(&mut self, reason: &str) {
@@ -191,24 +219,24 @@ impl Engine {
         outcome: Result<TxnOutcome, ConsulError>,
         at: Instant,
     ) {
-        for (step, _) in &steps {
+        for step in &steps {
             self.dirty.finish(&step.key);
         }
         match outcome {
             Ok(TxnOutcome::Applied(results)) => {
                 self.answered();
                 self.sweeper.wrote(at);
-                for (step, due) in steps {
+                for step in steps {
                     let results = &results[step.ops.clone()];
                     self.count(&step.step, "ok");
-                    self.applied(step.key, step.step, due, results, at);
+                    self.applied(step.key, step.step, step.tag, results, at);
                 }
             }
             Ok(TxnOutcome::Fenced { what, .. }) => {
                 self.failed(&format!("the transaction was fenced off: {what}"));
-                for (step, due) in steps {
+                for step in steps {
                     self.count(&step.step, "fenced");
-                    self.dirty.touch(step.key, due);
+                    self.again(step);
                 }
             }
             Ok(TxnOutcome::RolledBack(errors)) => {
@@ -236,15 +264,14 @@ impl Engine {
         }
         let drift = due.cause == Cause::Drift;
         if drift {
-            self.report
-                .metrics
-                .drift
-                .get_or_create(&KindLabel { kind: key.kind() })
-                .inc();
+            let label = KindLabel { kind: key.kind() };
+            self.report.metrics.drift.get_or_create(&label).inc();
+            self.sweeper.found();
         }
         match (&key, step) {
             (Key::Node(name), Step::PutNode(write)) => {
                 self.applied_node(name, &write, results);
+                self.node_troubles.remove(name);
                 tracing::info!(key = %name, "node written");
                 self.look_again_on(name);
                 self.go_on(name);
@@ -344,42 +371,43 @@ impl Engine {
         index
     }
 
-    /// Instances that waited for their node are planned again.
+    /// Keys that waited for their node are planned again.
     pub(super) fn go_on(&mut self, node: &NodeName) {
         for (key, due) in self.on_node.remove(node).unwrap_or_default() {
             self.dirty.touch(key, due);
         }
     }
 
+    /// A step that was not carried out, through no fault of its own, is planned again.
+    fn again(&mut self, step: Written) {
+        if let Key::Node(node) = &step.key {
+            self.go_on(node);
+        }
+        self.dirty.touch(step.key, step.tag);
+    }
+
     fn rolled_back(&mut self, steps: Vec<Written>, errors: &[TxnError]) {
-        for (step, due) in steps {
-            let error = errors
-                .iter()
-                .find(|error| step.ops.contains(&error.op_index));
-            if let Key::Node(node) = &step.key {
-                self.go_on(&node.clone());
-            }
-            let Some(error) = error else {
-                // Not at fault: goes again with the next transaction.
-                self.dirty.touch(step.key, due);
+        for step in steps {
+            let at_fault = |error: &&TxnError| step.ops.contains(&error.op_index);
+            let Some(error) = errors.iter().find(at_fault) else {
+                self.again(step);
                 continue;
             };
             self.count(&step.step, outcome_of(error.reason));
             match error.reason {
                 TxnFailure::PermissionDenied => {
                     let message = format!("Consul denies the write: {}", error.what);
-                    self.give_up(&step.key, due, Reason::AccessDenied, message);
+                    self.give_up(&step, Reason::AccessDenied, message);
                 }
                 TxnFailure::Refused => {
                     let message = format!("Consul refuses the entry: {}", error.what);
-                    self.give_up(&step.key, due, Reason::ConsulRefused, message);
+                    self.give_up(&step, Reason::ConsulRefused, message);
                 }
                 _ => {
-                    // Another hand was there first: what it did is read, and planned with.
+                    // What is there is read, and planned with.
                     tracing::debug!(key = %step.key, "planned on old knowledge: {}", error.what);
                     self.doubt(step.key.node().clone());
-                    let cause = due.cause.max(Cause::Drift);
-                    self.dirty.touch(step.key, Due { cause, ..due });
+                    self.dirty.stumble(&step.key, step.tag, Instant::now());
                 }
             }
         }
@@ -392,33 +420,25 @@ impl Engine {
             self.failed(&format!("cannot write to Consul: {error}"));
         }
         let single = steps.len() == 1;
-        for (step, due) in steps {
+        for step in steps {
             self.count(&step.step, class.as_str());
             if class.may_be_applied() || class == ErrorClass::Conflict {
                 self.doubt(step.key.node().clone());
             }
-            if let Key::Node(node) = &step.key {
-                self.go_on(&node.clone());
-            }
             if !refused {
                 let message = format!("Consul did not take the write yet: {error}");
                 self.trouble(&step.key, Reason::ConsulUnavailable, message);
-                self.dirty.touch(step.key, due);
+                self.again(step);
             } else if single {
                 let reason = match class {
                     ErrorClass::AccessDenied => Reason::AccessDenied,
                     _ => Reason::ConsulRefused,
                 };
-                self.give_up(
-                    &step.key,
-                    due,
-                    reason,
-                    format!("Consul refuses the write: {error}"),
-                );
+                self.give_up(&step, reason, format!("Consul refuses the write: {error}"));
             } else {
                 // Which of the steps is at fault cannot be told: each is tried alone.
                 self.alone.insert(step.key.clone());
-                self.dirty.touch(step.key, due);
+                self.again(step);
             }
         }
     }
@@ -429,12 +449,18 @@ impl Engine {
         self.unread.insert(node);
     }
 
-    fn give_up(&mut self, key: &Key, due: Due, reason: Reason, message: String) {
-        if matches!(key, Key::Node(_)) {
-            tracing::warn!(key = %key, reason = reason.as_str(), "{message}");
+    fn give_up(&mut self, step: &Written, reason: Reason, message: String) {
+        let now = Instant::now();
+        self.dirty.penalise(&step.key, step.tag, now);
+        match &step.key {
+            Key::Node(node) => {
+                tracing::warn!(key = %node, reason = reason.as_str(), "{message}");
+                let trouble = Trouble { reason, message };
+                self.node_troubles.insert(node.clone(), trouble);
+                self.go_on(node);
+            }
+            Key::Instance(_) => self.trouble(&step.key, reason, message),
         }
-        self.trouble(key, reason, message);
-        self.dirty.penalise(key, due, Instant::now());
     }
 
     /// A write was acknowledged, and yet something is left to do: Consul stored it otherwise, or
@@ -471,13 +497,7 @@ impl Engine {
     }
 
     fn tell_written(&mut self, key: &InstanceKey, write: &InstanceWrite, drift: bool, index: u64) {
-        let owners: Vec<_> = self
-            .index
-            .claimants(key)
-            .iter()
-            .map(|claimant| claimant.owner.clone())
-            .collect();
-        let Some(owner) = owners.first() else { return };
+        let owner = &write.owner;
         self.report.wrote(owner, index);
         let verb = if write.creates() {
             "registered"
@@ -485,14 +505,18 @@ impl Engine {
             "updated"
         };
         let fields = write.fields.join(", ");
-        tracing::info!(key = %key, owner = %owner, index, fields, drift, "{verb}");
+        tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{verb}");
         if drift {
             let what = if write.creates() {
                 "was removed"
             } else {
                 "was changed"
             };
-            let note = format!("{key} {what} in Consul by another hand and is repaired ({fields})");
+            let fields = match &*fields {
+                "" => String::new(),
+                fields => format!(" ({fields})"),
+            };
+            let note = format!("{key} {what} in Consul by another hand and is repaired{fields}");
             self.report.event(
                 owner,
                 self.index.uid(owner),
@@ -537,15 +561,19 @@ impl Engine {
     /// Notes what was found under a key, for status and Events.
     pub(super) fn note(&mut self, key: &Key, finding: &Finding) {
         match &finding.step {
+            // What stands there is not known: how it stands is what was told last.
+            Step::Waiting => return,
             Step::Held(_) => {
                 self.held.insert(key.clone());
             }
-            // Only now, not when Consul acknowledged: what it stores otherwise is tried ever later.
             Step::Settled => {
                 self.dirty.absolve(key);
                 self.alone.remove(key);
+                self.held.remove(key);
             }
-            _ => {}
+            _ => {
+                self.held.remove(key);
+            }
         }
         let Key::Instance(key) = key else {
             if let Step::OwnedByAnother { holder } = &finding.step {
@@ -556,7 +584,7 @@ impl Engine {
         let registered = self.registered(key);
         let mut standings = Vec::new();
         if let Some(owner) = &finding.owner {
-            let trouble = trouble_of(key, finding);
+            let trouble = trouble_of(key, finding, registered.is_some());
             standings.push((
                 owner.clone(),
                 Standing {
@@ -647,13 +675,14 @@ impl Engine {
     }
 }
 
-fn trouble_of(key: &InstanceKey, finding: &Finding) -> Option<Trouble> {
+fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<Trouble> {
     let trouble = |reason, message| Some(Trouble { reason, message });
     match &finding.step {
         Step::OwnedByAnother { holder } => trouble(
             Reason::OwnedByAnother,
             format!(
-                "{key} is not written: {holder}; remove that entry, or choose another service name"
+                "{key} is not written: it is held by {holder}; remove what is there, or choose another \
+                 name"
             ),
         ),
         Step::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
@@ -666,10 +695,15 @@ fn trouble_of(key: &InstanceKey, finding: &Finding) -> Option<Trouble> {
                 Reason::Paused,
                 format!("{key} is held as it is by the annotation lictor.io/paused"),
             ),
-            Some(Freeze::Invalid(problems)) => trouble(
-                Reason::Invalid,
-                format!("{key} is kept as it was: {}", problems.join("; ")),
-            ),
+            Some(Freeze::Invalid(problems)) => {
+                let state = if registered {
+                    "is kept as it was"
+                } else {
+                    "is not registered"
+                };
+                let problems = problems.join("; ");
+                trouble(Reason::Invalid, format!("{key} {state}: {problems}"))
+            }
         },
     }
 }

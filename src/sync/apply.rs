@@ -18,7 +18,7 @@ pub enum Done {
         /// Which one.
         id: u64,
         /// What it was to do.
-        steps: Vec<(BatchedStep, Due)>,
+        steps: Vec<BatchedStep<Due>>,
         /// What became of it.
         outcome: Result<TxnOutcome, ConsulError>,
         /// When.
@@ -29,7 +29,7 @@ pub enum Done {
         /// The read.
         ticket: Ticket,
         /// The nodes.
-        nodes: Result<BTreeSet<NodeName>, ReadError>,
+        nodes: Result<Nodes, ReadError>,
     },
     /// A node was read.
     Read {
@@ -69,7 +69,7 @@ fn quality(quality: Quality) -> &'static str {
 }
 
 /// Carries out a transaction.
-pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<(BatchedStep, Due)>) -> Done {
+pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<BatchedStep<Due>>) -> Done {
     let outcome = client.apply(&txn).await;
     let at = Instant::now();
     Done::Wrote {
@@ -80,16 +80,20 @@ pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<(BatchedStep, D
     }
 }
 
-/// Reads which of our nodes there are.
-pub async fn list(client: Client, cluster: ClusterName, ticket: Ticket) -> Done {
-    let nodes = list_nodes(&client, &cluster).await;
+/// Our nodes, and the datacenter that they are in, where that was asked for and told.
+pub type Nodes = (BTreeSet<NodeName>, Option<String>);
+
+/// Reads which of our nodes there are, and, if `locate`, in which datacenter.
+pub async fn list(client: Client, cluster: ClusterName, locate: bool, ticket: Ticket) -> Done {
+    let nodes = list_nodes(&client, &cluster, locate).await;
     Done::Listed { ticket, nodes }
 }
 
 async fn list_nodes(
     client: &Client,
     cluster: &ClusterName,
-) -> Result<BTreeSet<NodeName>, ReadError> {
+    locate: bool,
+) -> Result<Nodes, ReadError> {
     let filter = node_filter(cluster);
     let answer = client.nodes(Some(&filter), Consistency::Consistent).await?;
     let quality = answer.quality;
@@ -97,7 +101,15 @@ async fn list_nodes(
         .authoritative()
         .ok_or(ReadError::NotAuthoritative(quality))?;
     let ours = |name: &str| NodeName::parse(cluster, name);
-    Ok(nodes.iter().filter_map(|node| ours(&node.name)).collect())
+    let nodes = nodes.iter().filter_map(|node| ours(&node.name)).collect();
+    // The right to ask the agent is not needed for anything else: nodes tell the datacenter too.
+    let datacenter = if locate {
+        let agent = client.agent().await.ok();
+        agent.map(|agent| agent.datacenter.to_string())
+    } else {
+        None
+    };
+    Ok((nodes, datacenter))
 }
 
 /// Selects the nodes that the cluster may use, whoever's they are.

@@ -1,5 +1,6 @@
 //! The keys that are to be planned, are being written, or wait after a failure. Pure: time is
 //! passed in.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub struct Due {
 }
 
 impl Due {
-    /// Both in one.
+    /// Both in one: the greater cause and the earlier time.
     #[must_use]
     pub fn merged(self, other: Option<Self>) -> Self {
         let Some(other) = other else { return self };
@@ -117,6 +118,27 @@ impl Dirty {
         self.ripening.insert((until, key.clone()));
     }
 
+    /// A key was planned on old knowledge: it goes again at once, and waits if that was in vain.
+    pub fn stumble(&mut self, key: &Key, due: Due, now: Instant) {
+        if self.penalties.contains_key(key) {
+            self.penalise(key, due, now);
+            return;
+        }
+        let penalty = Penalty {
+            failures: 0,
+            parked: None,
+        };
+        self.penalties.insert(key.clone(), penalty);
+        self.touch(key.clone(), due);
+    }
+
+    /// Whether a key waits after a failure.
+    #[must_use]
+    pub fn is_parked(&self, key: &Key) -> bool {
+        let penalty = self.penalties.get(key);
+        penalty.is_some_and(|penalty| penalty.parked.is_some())
+    }
+
     /// A key is as it should be: its next failure is a first one.
     pub fn absolve(&mut self, key: &Key) {
         if let Some(Penalty {
@@ -126,13 +148,6 @@ impl Dirty {
         {
             self.ripening.remove(&(until, key.clone()));
         }
-    }
-
-    /// Whether a key failed and waits.
-    #[must_use]
-    pub fn is_parked(&self, key: &Key) -> bool {
-        let penalty = self.penalties.get(key);
-        penalty.is_some_and(|penalty| penalty.parked.is_some())
     }
 
     /// Lets keys go on whose wait is over.
@@ -253,6 +268,20 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_stumbles_goes_again_once_at_once() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let due = due(Cause::Kubernetes, now);
+        dirty.stumble(&key("n"), due, now);
+        assert!(dirty.take().is_some());
+        dirty.stumble(&key("n"), due, now);
+        assert_eq!(dirty.take(), None);
+        assert!(dirty.is_parked(&key("n")));
+        dirty.absolve(&key("n"));
+        dirty.stumble(&key("n"), due, now);
+        assert!(dirty.take().is_some());
+    }
+
+    #[test]
     fn a_change_in_kubernetes_lifts_the_wait_and_drift_does_not() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
         dirty.penalise(&key("n"), due(Cause::Read, now), now);
@@ -262,15 +291,5 @@ mod tests {
         assert!(dirty.take().is_some());
         assert_eq!(dirty.next_ripe(), None);
         assert_eq!(dirty.pending(), 0);
-    }
-
-    #[test]
-    fn a_key_is_parked_from_its_failure_to_its_next_try() {
-        let (mut dirty, now) = (Dirty::default(), Instant::now());
-        assert!(!dirty.is_parked(&key("n")));
-        dirty.penalise(&key("n"), due(Cause::Read, now), now);
-        assert!(dirty.is_parked(&key("n")));
-        dirty.ripen(now + FIRST_WAIT);
-        assert!(!dirty.is_parked(&key("n")));
     }
 }

@@ -20,14 +20,14 @@ use crate::consul::Client;
 use crate::desired::index::{Index, Touched};
 use crate::desired::registration::Registration;
 use crate::desired::watches::Kind;
-use crate::k8s::{Change, EventReason, KubeEvent, WatchEvent};
+use crate::k8s::{BrokenKind, Change, EventReason, KubeEvent, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
 use crate::model::names::NodeName;
 use crate::observed::mirror::{Completeness, Mirror};
 use crate::plan::batch::{Batch, BatchedStep, Overflow};
 use crate::plan::{self, Finding, Step};
-use crate::status::board::Reason;
+use crate::status::board::{Reason, Trouble};
 
 /// Transactions under way at once.
 const WRITES: usize = 8;
@@ -45,7 +45,7 @@ const LAST_WRITES: Duration = Duration::from_secs(3);
 /// Whether the engine knows enough to work, for `/readyz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
-    /// Whether all watches and Consul's snapshot have been complete once.
+    /// Whether all watches and Consul's snapshot have been complete once, and no CRD is missing.
     pub ready: bool,
     /// What is missing or broken at this moment, for people.
     pub remarks: Vec<String>,
@@ -70,12 +70,19 @@ pub struct Engine {
     pub(super) dirty: Dirty,
     pub(super) report: Report,
     pub(super) outage: Outage,
+    /// Why Consul's answers to reads say nothing, if they do not: a write that is answered is no end
+    /// of that.
+    pub(super) unreadable: Outage,
+    /// Why nodes could not be written, for the instances that wait for them.
+    pub(super) node_troubles: BTreeMap<NodeName, Trouble>,
     pub(super) sweeper: Sweeper,
     /// Nodes to read out of turn: at the start, or because it is not known what stands there.
     pub(super) unread: BTreeSet<NodeName>,
     /// The nodes that the first snapshot still lacks; `None` until they were listed.
     pub(super) loading: Option<BTreeSet<NodeName>>,
     pub(super) listing: bool,
+    /// Kinds that the API server does not serve: their CRD is missing.
+    missing: BTreeSet<Kind>,
     /// Tables of which no signal came yet: what changes in them would go unnoticed, so that the
     /// first snapshot is not taken before.
     unwatched: BTreeSet<Table>,
@@ -89,6 +96,8 @@ pub struct Engine {
     pub(super) reads: usize,
     jobs: JoinSet<Done>,
     audit_at: Option<Instant>,
+    /// Whether everything was known once.
+    known_once: bool,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -110,10 +119,13 @@ impl Engine {
             dirty: Dirty::default(),
             report,
             outage: Outage::default(),
+            unreadable: Outage::default(),
+            node_troubles: BTreeMap::new(),
             sweeper: Sweeper::new(drift_interval),
             unread: BTreeSet::new(),
             loading: None,
             listing: false,
+            missing: BTreeSet::new(),
             unwatched: Table::ALL.into(),
             on_node: BTreeMap::new(),
             held: BTreeSet::new(),
@@ -122,6 +134,7 @@ impl Engine {
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
+            known_once: false,
             readiness,
         };
         (engine, ready)
@@ -135,9 +148,10 @@ impl Engine {
         stop: CancellationToken,
     ) -> Result<(), EngineError> {
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
-        let mut now = Instant::now();
-        self.work(now);
         loop {
+            // One moment for both: what falls due after it is what there is to wake up for.
+            let now = Instant::now();
+            self.work(now);
             let wake = self.wake_at(now);
             tokio::select! {
                 biased;
@@ -159,8 +173,6 @@ impl Engine {
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 () = sleep_until(wake), if wake.is_some() => {}
             }
-            now = Instant::now();
-            self.work(now);
         }
         let last = async { while self.jobs.join_next().await.is_some() {} };
         // Whatever is left may or may not be applied; the next process reads before it writes.
@@ -168,8 +180,7 @@ impl Engine {
         Ok(())
     }
 
-    /// When there is something to do without an event; `now` is when the last work was done, so that
-    /// nothing falls due unnoticed between the two.
+    /// When there is something to do without an event.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
         if self.may_write(now) && self.dirty.has_ready() {
             return Some(now);
@@ -179,6 +190,7 @@ impl Engine {
             self.dirty.next_ripe(),
             self.sweeper.wake_at(),
             self.outage.wake_at(),
+            self.unreadable.wake_at(),
             self.report.wake_at(),
             self.audit_at,
         ]
@@ -197,8 +209,11 @@ impl Engine {
         }
         self.start_reads(now);
         self.start_writes(now);
-        if self.is_ready() {
-            self.report.flush(&self.index, now);
+        let outage = self.outage.reason().or(self.unreadable.reason());
+        // Before Consul is known, only its absence is worth telling.
+        let known = self.mirror.completeness() == Completeness::Complete || outage.is_some();
+        if self.index.watches.all_listed() && known {
+            self.report.flush(&self.index, outage, now);
         }
         self.tell_readiness();
     }
@@ -233,12 +248,14 @@ impl Engine {
                 );
             }
             Change::Registration(event) => {
-                if let WatchEvent::Applied(object) = &event {
-                    self.know_status(object);
-                } else if let WatchEvent::Page(page) = &event {
-                    for object in page {
-                        self.know_status(object);
+                match &event {
+                    WatchEvent::Applied(object) => self.report.observed(object),
+                    WatchEvent::Page(page) => {
+                        for object in page {
+                            self.report.observed(object);
+                        }
                     }
+                    _ => {}
                 }
                 self.watched(
                     Kind::Registration,
@@ -261,11 +278,6 @@ impl Engine {
         }
     }
 
-    fn know_status(&mut self, object: &crate::api::RegistrationObject) {
-        let owner = crate::model::owner::Owner::registration(&object.namespace, &object.name);
-        self.report.observed_status(owner, object.status.as_deref());
-    }
-
     fn watched<T>(
         &mut self,
         kind: Kind,
@@ -281,34 +293,24 @@ impl Engine {
                     change(index, One::Applied(object), touched);
                 }
             }
-            WatchEvent::Listed { .. } => index.end_list(kind, touched),
+            WatchEvent::Listed { .. } => {
+                index.end_list(kind, touched);
+                self.missing.remove(&kind);
+            }
             WatchEvent::Applied(object) => change(index, One::Applied(object), touched),
             WatchEvent::Deleted(object) => change(index, One::Deleted(object), touched),
             WatchEvent::Broken(broken) => {
-                let reason = broken.message.to_string();
-                if !matches!(
-                    index.watches.state(kind),
-                    crate::desired::watches::Watch::Broken(known) if *known == reason
-                ) {
-                    tracing::warn!(
-                        resource = kind.resource(),
-                        "watch broken: {reason}; nothing is removed until it is healthy"
-                    );
+                index.watches.broken(kind, broken.message.to_string());
+                if broken.kind == BrokenKind::Missing {
+                    self.missing.insert(kind);
                 }
-                index.watches.broken(kind, reason);
                 let label = KindLabel {
                     kind: kind.resource(),
                 };
-                self.report
-                    .metrics
-                    .watch_restarts
-                    .get_or_create(&label)
-                    .inc();
+                let restarts = &self.report.metrics.watch_restarts;
+                restarts.get_or_create(&label).inc();
             }
-            WatchEvent::Healthy => {
-                index.watches.healthy(kind);
-                tracing::info!(resource = kind.resource(), "watch healthy");
-            }
+            WatchEvent::Healthy => index.watches.healthy(kind),
         }
     }
 
@@ -324,7 +326,13 @@ impl Engine {
             );
         }
         if self.mirror.completeness() == Completeness::Complete {
-            self.touch_all(Cause::Audit, now);
+            // Before the first time, nothing was planned that could have been missed.
+            let cause = if self.known_once {
+                Cause::Audit
+            } else {
+                Cause::Read
+            };
+            self.touch_all(cause, now);
         }
     }
 
@@ -339,10 +347,21 @@ impl Engine {
             problems,
             registrations,
         } = touched;
-        let held = holdings.iter().flat_map(|owner| self.mirror.held_by(owner));
-        for key in held.chain(keys).collect::<Vec<_>>() {
-            if let Key::Instance(instance) = &key {
-                self.report.expect(instance, &self.index);
+        let mut touched = keys;
+        for holding in holdings {
+            let held = self.mirror.held_by(&holding.owner, holding.node.as_ref());
+            for key in &held {
+                if let (true, Key::Instance(key)) = (holding.gone, key) {
+                    self.index.withdraw(key);
+                }
+            }
+            touched.extend(held);
+        }
+        for key in touched {
+            match &key {
+                Key::Instance(instance) => self.report.expect(instance, &self.index),
+                // Its address may be known by now.
+                Key::Node(node) => self.go_on(node),
             }
             self.dirty.touch(key, due);
         }
@@ -384,6 +403,7 @@ impl Engine {
                 first,
                 interrupted,
             } => {
+                self.answered();
                 if *first {
                     self.unwatched.remove(table);
                 } else if *interrupted {
@@ -406,7 +426,10 @@ impl Engine {
     // === reads ===
 
     fn start_reads(&mut self, now: Instant) {
-        let limit = self.outage.limit(now, READS);
+        let limit = self
+            .outage
+            .limit(now, READS)
+            .min(self.unreadable.limit(now, READS));
         let watched = self.unwatched.is_empty();
         if self.loading.is_none() && watched && !self.listing && self.reads < limit {
             self.start_list();
@@ -436,8 +459,9 @@ impl Engine {
         self.reads += 1;
         let ticket = self.mirror.start_read();
         let cluster = self.index.cluster().clone();
+        let locate = self.report.datacenter.is_none();
         self.jobs
-            .spawn(apply::list(self.consul.clone(), cluster, ticket));
+            .spawn(apply::list(self.consul.clone(), cluster, locate, ticket));
     }
 
     fn start_read(&mut self, node: NodeName) {
@@ -463,7 +487,6 @@ impl Engine {
         let mut planned = 0;
         while self.may_write(now) && self.dirty.has_ready() && planned < PLANNED_IN_A_ROW {
             let mut batch = Batch::default();
-            let mut dues = Vec::new();
             while planned < PLANNED_IN_A_ROW
                 && let Some((key, due)) = self.dirty.take()
             {
@@ -474,7 +497,7 @@ impl Engine {
                     break;
                 }
                 let finding = plan::decide(&key, &self.index, &self.mirror);
-                let full = self.add(&mut batch, &mut dues, key, due, finding);
+                let full = self.add(&mut batch, key, due, finding);
                 if full || (alone && !batch.is_empty()) {
                     break;
                 }
@@ -487,29 +510,16 @@ impl Engine {
                 self.dirty.start(step.key.clone());
             }
             let id = self.own.start();
-            let steps = steps.into_iter().zip(dues).collect();
             self.jobs
                 .spawn(apply::write(self.consul.clone(), id, txn, steps));
         }
     }
 
     /// Adds what a finding asks for to the batch. Returns whether the batch is full.
-    fn add(
-        &mut self,
-        batch: &mut Batch,
-        dues: &mut Vec<Due>,
-        key: Key,
-        due: Due,
-        finding: Finding,
-    ) -> bool {
+    fn add(&mut self, batch: &mut Batch<Due>, key: Key, due: Due, finding: Finding) -> bool {
         self.note(&key, &finding);
         let step = match finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => {
-                if let Key::Node(node) = &key {
-                    self.go_on(node);
-                }
-                return false;
-            }
+            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => return false,
             Step::Waiting => {
                 self.wait_for_node(key, due);
                 return false;
@@ -529,8 +539,10 @@ impl Engine {
             && self.mirror.node(&instance.node).is_none()
         {
             let node = Key::Node(instance.node.clone());
-            // A node that Consul refused is tried again in its own time, not with each instance.
             if self.dirty.busy().contains(&node) || self.dirty.is_parked(&node) {
+                if let Some(Trouble { reason, message }) = self.node_troubles.get(&instance.node) {
+                    self.trouble(&key, *reason, message.clone());
+                }
                 self.wait_for_node(key, due);
                 return false;
             }
@@ -538,11 +550,15 @@ impl Engine {
                 let first = self.dirty.take_key(&node).unwrap_or(due);
                 let finding = plan::decide(&node, &self.index, &self.mirror);
                 if !matches!(finding.step, Step::PutNode(_)) {
-                    // Not even an address is known for the node yet.
+                    let message = format!(
+                        "the Kubernetes node of {instance} has no InternalIP, and the pod no host \
+                         IP, yet"
+                    );
+                    self.trouble(&key, Reason::Writing, message);
                     self.wait_for_node(key, due);
                     return false;
                 }
-                if !Self::push(batch, dues, node.clone(), first, finding.step) {
+                if batch.push(node.clone(), finding.step, first).is_err() {
                     self.dirty.touch(node, first);
                     self.dirty.touch(key, due);
                     return true;
@@ -550,31 +566,24 @@ impl Engine {
             }
         }
         let again = key.clone();
-        if Self::push(batch, dues, key, due, step) {
-            return false;
+        match batch.push(key, step, due) {
+            Ok(()) => return false,
+            Err(Overflow::Full) => self.dirty.touch(again, due),
+            Err(Overflow::TooLarge) => {
+                self.too_large(&again, due);
+                return false;
+            }
         }
-        if batch.is_empty() {
-            self.too_large(&again, due);
-            return false;
-        }
-        self.dirty.touch(again, due);
         true
     }
 
+    /// A key waits until its node is written, read, or known better.
     fn wait_for_node(&mut self, key: Key, due: Due) {
         let waiting = self.on_node.entry(key.node().clone()).or_default();
-        let due = due.merged(waiting.get(&key).copied());
-        waiting.insert(key, due);
-    }
-
-    fn push(batch: &mut Batch, dues: &mut Vec<Due>, key: Key, due: Due, step: Step) -> bool {
-        match batch.push(key, step) {
-            Ok(()) => {
-                dues.push(due);
-                true
-            }
-            Err(Overflow::Full | Overflow::TooLarge) => false,
-        }
+        waiting
+            .entry(key)
+            .and_modify(|known| *known = due.merged(Some(*known)))
+            .or_insert(due);
     }
 
     fn too_large(&mut self, key: &Key, due: Due) {
@@ -584,7 +593,7 @@ impl Engine {
         self.dirty.penalise(key, due, Instant::now());
     }
 
-    fn tell_readiness(&self) {
+    fn tell_readiness(&mut self) {
         let mut remarks: Vec<String> = Vec::new();
         for kind in Kind::ALL {
             use crate::desired::watches::Watch;
@@ -594,23 +603,25 @@ impl Engine {
                 Watch::Broken(why) => remarks.push(format!("{}: {why}", kind.resource())),
             }
         }
-        if let Some(why) = self.outage.reason() {
+        if let Some(why) = self.outage.reason().or(self.unreadable.reason()) {
             remarks.push(format!("consul: {why}"));
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
         let ready = self.is_ready();
+        self.known_once |= ready;
+        let ready = self.known_once && self.missing.is_empty();
+        let now = Readiness { ready, remarks };
         self.readiness.send_if_modified(|known| {
-            let now = Readiness {
-                ready: known.ready || ready,
-                remarks,
-            };
             let changed = *known != now;
             *known = now;
             changed
         });
-        let pending = i64::try_from(self.dirty.pending()).unwrap_or(i64::MAX);
+        let waiting: usize = self.on_node.values().map(BTreeMap::len).sum();
+        let pending = i64::try_from(self.dirty.pending() + waiting).unwrap_or(i64::MAX);
         self.report.metrics.pending.set(pending);
+        let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);
+        self.report.metrics.held_deletes.set(held);
         let owned = |kind: &'static str, count: usize| {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.report
@@ -620,12 +631,12 @@ impl Engine {
                 .set(count);
         };
         owned("instance", self.mirror.owned_instances());
-        owned("node", self.mirror.node_count());
+        owned("node", self.mirror.owned_nodes());
     }
 }
 
 /// A step of a batch that is under way.
-pub(super) type Written = (BatchedStep, Due);
+pub(super) type Written = BatchedStep<Due>;
 
 /// A change of one object.
 enum One<T> {

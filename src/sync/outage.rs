@@ -1,4 +1,5 @@
 //! Backing off from a Consul that fails. Pure: time and chance are passed in.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::time::Duration;
 
@@ -21,11 +22,15 @@ impl Outage {
     /// A call failed in a way that has nothing to do with what was asked. `chance` is from 0 to 1:
     /// full jitter spreads those who wait.
     pub fn failed(&mut self, reason: String, now: Instant, chance: f64) {
+        self.reason = Some(reason);
+        if self.until.is_some_and(|until| until > now) {
+            // One of several calls that failed together.
+            return;
+        }
         let ceiling = FIRST
             .saturating_mul(1 << self.failures.min(16))
             .min(CEILING);
         self.failures += 1;
-        self.reason = Some(reason);
         self.until = Some(now + ceiling.mul_f64(chance.clamp(0.0, 1.0)).max(FIRST / 4));
     }
 
@@ -65,14 +70,18 @@ mod tests {
     fn waits_grow_up_to_the_ceiling_and_end_with_an_answer() {
         let (mut outage, now) = (Outage::default(), Instant::now());
         let mut waits = Vec::new();
+        let mut at = now;
         for _ in 0..10 {
-            outage.failed("refused".to_owned(), now, 1.0);
-            waits.push((outage.wake_at().unwrap() - now).as_millis());
+            outage.failed("refused".to_owned(), at, 1.0);
+            // Calls that were under way at the same time and fail after it count once.
+            outage.failed("refused".to_owned(), at, 1.0);
+            waits.push((outage.wake_at().unwrap() - at).as_millis());
+            at = outage.wake_at().unwrap();
         }
         assert_eq!(&waits[..3], [100, 200, 400]);
         assert_eq!(waits[9], CEILING.as_millis());
         assert_eq!(outage.limit(now, 8), 0);
-        assert_eq!(outage.limit(now + CEILING, 8), 1);
+        assert_eq!(outage.limit(at, 8), 1);
         outage.over();
         assert_eq!((outage.limit(now, 8), outage.reason()), (8, None));
     }

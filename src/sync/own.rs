@@ -1,4 +1,5 @@
 //! Which of Consul's signals our own writes explain. Pure: time is passed in.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::BTreeSet;
 use std::time::Duration;

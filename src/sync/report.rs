@@ -1,11 +1,12 @@
 //! What people are told: status, Events, logs, metrics.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::api::ServiceRegistrationStatus;
+use crate::api::{RegistrationObject, ServiceRegistrationStatus};
 use crate::desired::claim::Target;
 use crate::desired::index::Index;
 use crate::k8s::{EventReason, EventRecord, EventSender, Regarding, StatusSender, StatusUpdate};
@@ -35,7 +36,8 @@ pub struct Report {
     changed: BTreeSet<Owner>,
     /// Objects whose status waits for a write, and since when.
     late: BTreeMap<Owner, Instant>,
-    last: HashMap<Owner, ServiceRegistrationStatus>,
+    /// The status that each object has, or is to have, and the uid of that object.
+    last: HashMap<Owner, (Text, ServiceRegistrationStatus)>,
 }
 
 impl Report {
@@ -61,10 +63,21 @@ impl Report {
         }
     }
 
-    /// The API server shows this status of an object that was not known before.
-    pub fn observed_status(&mut self, owner: Owner, status: Option<&ServiceRegistrationStatus>) {
-        if let Some(status) = status {
-            self.last.entry(owner).or_insert_with(|| status.clone());
+    /// The API server shows this object. Its status counts until this process derives one.
+    pub fn observed(&mut self, object: &RegistrationObject) {
+        let owner = Owner::registration(&object.namespace, &object.name);
+        let known = self.last.get(&owner);
+        if known.is_some_and(|(uid, _)| *uid == object.uid) {
+            return;
+        }
+        match &object.status {
+            Some(status) => {
+                let status = (**status).clone();
+                self.last.insert(owner, (object.uid.clone(), status));
+            }
+            None => {
+                self.last.remove(&owner);
+            }
         }
     }
 
@@ -178,13 +191,15 @@ impl Report {
 
     /// Sends what changed in statuses. A status that waits for a write lags behind for a moment, so
     /// that a change shows as done and not first as begun.
-    pub fn flush(&mut self, index: &Index, now: Instant) {
+    ///
+    /// `outage` is why Consul takes no writes, if it does not.
+    pub fn flush(&mut self, index: &Index, outage: Option<&str>, now: Instant) {
         for owner in std::mem::take(&mut self.changed) {
             if self.board.tally(&owner).writing > 0 {
                 self.late.entry(owner).or_insert(now);
             } else {
                 self.late.remove(&owner);
-                self.send_status(&owner, index);
+                self.send_status(&owner, index, outage);
             }
         }
         let due: Vec<Owner> = self
@@ -195,7 +210,7 @@ impl Report {
             .collect();
         for owner in due {
             self.late.remove(&owner);
-            self.send_status(&owner, index);
+            self.send_status(&owner, index, outage);
         }
         let troubled = |reasons: &[Reason]| -> i64 {
             let sum: usize = reasons
@@ -205,10 +220,14 @@ impl Report {
             i64::try_from(sum).unwrap_or(i64::MAX)
         };
         let metrics = &self.metrics;
+        let dropped = self.events.dropped();
+        metrics
+            .events_dropped
+            .inner()
+            .store(dropped, Ordering::Relaxed);
         metrics
             .conflicts
             .set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
-        metrics.held_deletes.set(troubled(&[Reason::Held]));
         let objects = i64::try_from(index.problem_count()).unwrap_or(i64::MAX);
         let instances = [Reason::Invalid, Reason::ConsulRefused, Reason::AccessDenied];
         metrics
@@ -222,29 +241,37 @@ impl Report {
         self.late.values().min().map(|since| *since + LAG)
     }
 
-    fn send_status(&mut self, owner: &Owner, index: &Index) {
+    fn send_status(&mut self, owner: &Owner, index: &Index, outage: Option<&str>) {
+        if index.is_excluded(&owner.namespace) {
+            return;
+        }
         let Some(registration) = index.registration(owner) else {
             self.last.remove(owner);
             self.board.forget(owner);
+            self.statuses.forget(&owner.namespace, &owner.name);
             return;
         };
         let before = self.last.get(owner);
+        let before = before.filter(|(uid, _)| *uid == registration.uid);
+        let before = before.map(|(_, status)| status);
         let facts = derive::Facts {
             tally: self.board.tally(owner),
+            outage,
             datacenter: self.datacenter.as_deref(),
-            before: before.map_or(&[], |status| &status.conditions),
-            index: before.and_then(|status| status.consul.as_ref()?.index),
+            before,
             now: jiff::Timestamp::now(),
         };
         let status = derive::registration(registration, &facts);
         if before == Some(&status) {
             return;
         }
-        self.last.insert(owner.clone(), status.clone());
+        let uid = registration.uid.clone();
+        self.last
+            .insert(owner.clone(), (uid.clone(), status.clone()));
         self.statuses.send(StatusUpdate {
             namespace: registration.namespace.clone(),
             name: registration.name.clone(),
-            uid: registration.uid.clone(),
+            uid,
             status,
         });
     }

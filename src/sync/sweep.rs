@@ -4,6 +4,7 @@
 //! among the changes. So a signal that they do not explain starts a sweep over all of our nodes; and
 //! while we write ourselves, when a signal can hide another hand's write, one runs every interval
 //! all the same. Without a signal there is none: a standing cluster costs nothing.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::VecDeque;
 use std::time::Duration;

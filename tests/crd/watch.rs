@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps,
 };
-use kube::api::{DeleteParams, DynamicObject, ObjectMeta, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, CustomResourceExt as _};
 use lictor::api::{self, RegistrationObject, ServiceRegistration};
+use lictor::k8s::crd::{CrdState, crd_state};
 use lictor::k8s::{BrokenKind, Change, Kind, KubeEvent, WatchEvent};
 use lictor::model::facts::{PodFacts, Tristate};
 use lictor_testbed::kubelet::{self, TestNode, TestPod};
@@ -320,11 +321,6 @@ async fn a_restart_is_survived(views: &mut Views, bed: &Bed, client: &Client) ->
         .until("word of the end", |views| views.pods.broken.is_some())
         .await?;
     ensure!(
-        views.pods.broken == Some(BrokenKind::Unreachable),
-        "{:?}",
-        views.pods.broken
-    );
-    ensure!(
         views.pods.objects.len() == 520,
         "an API server that is away has taken pods with it"
     );
@@ -356,13 +352,40 @@ async fn a_restart_is_survived(views: &mut Views, bed: &Bed, client: &Client) ->
 
 async fn a_crd_may_go_and_come(views: &mut Views, client: &Client) -> Result<()> {
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
+    let state =
+        async || Ok::<_, anyhow::Error>(crd_state(client, ServiceRegistration::crd_name()).await?);
+    ensure!(state().await? == CrdState::Present, "{:?}", state().await?);
+    // With a finalizer the CRD stays for a while without its objects.
+    let finalizers = async |list: &[&str]| {
+        let patch = Patch::Merge(json!({"metadata": {"finalizers": list}}));
+        let name = ServiceRegistration::crd_name();
+        crds.patch(name, &PatchParams::default(), &patch)
+            .await
+            .map(drop)
+    };
+    finalizers(&["lictor.io/test"]).await?;
     crds.delete(ServiceRegistration::crd_name(), &DeleteParams::default())
         .await?;
     views
-        .until("the CRD's end", |views| {
-            views.registrations.broken == Some(BrokenKind::Missing)
+        .until("the objects' end", |views| {
+            views.registrations.objects.is_empty()
         })
         .await?;
+    ensure!(
+        views.registrations.told.ends_with(&["deleted"; 3]),
+        "{:?}",
+        views.registrations.told
+    );
+    ensure!(
+        state().await? == CrdState::Terminating,
+        "{:?}",
+        state().await?
+    );
+    finalizers(&[]).await?;
+    let missing = |views: &Views| views.registrations.broken == Some(BrokenKind::Missing);
+    views.until("the CRD's end", missing).await?;
+    ensure!(state().await? == CrdState::Missing, "{:?}", state().await?);
+
     install(client, &api::crds()).await?;
     views
         .until("the CRD's return", |views| views.registrations.is_well())

@@ -249,7 +249,7 @@ impl Bed {
                 writeln!(out, "problem of {owner}: {problem}").unwrap();
             }
             let content = self.index.registration(owner).map(|found| &found.content);
-            if content == Some(&Content::Paused) {
+            if matches!(content, Some(Content::Paused(_))) {
                 writeln!(out, "{owner} is paused").unwrap();
             }
         }

@@ -46,7 +46,7 @@ pub type Foreign = (
 
 impl Consul {
     /// Carries out the steps, all or none. What each left; or which are at fault.
-    pub fn apply(&mut self, steps: &[BatchedStep]) -> Result<Vec<Vec<Left>>, AtFault> {
+    pub fn apply(&mut self, steps: &[BatchedStep<()>]) -> Result<Vec<Vec<Left>>, AtFault> {
         let mut next = self.clone();
         next.index += 1;
         let mut at_fault = Vec::new();

@@ -13,6 +13,7 @@ use lictor::model::text::Text;
 use lictor::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use lictor::observed::mirror::{Completeness, Mirror, NodeContent, Ticket};
 use lictor::plan::batch::{Batch, BatchedStep, MAX_STEP_OPS};
+use lictor::plan::gate::Why;
 use lictor::plan::{self, Step};
 use proptest::prelude::*;
 
@@ -93,7 +94,7 @@ enum Event {
 }
 
 struct Flight {
-    steps: Vec<BatchedStep>,
+    steps: Vec<BatchedStep<()>>,
     outcome: Result<Vec<Vec<Left>>, Vec<usize>>,
 }
 
@@ -105,12 +106,14 @@ pub struct World {
     queues: BTreeMap<usize, VecDeque<Event>>,
     /// The objects as they were when a list began: all pages are of one version.
     snapshots: BTreeMap<usize, Objects>,
+    /// The kinds of which this process has had a whole list.
+    listed: BTreeSet<usize>,
     dirty: BTreeSet<Key>,
     on_node: BTreeMap<NodeName, BTreeSet<Key>>,
     unread: BTreeSet<NodeName>,
     busy: HashSet<Key>,
     flights: VecDeque<Flight>,
-    late: VecDeque<Vec<BatchedStep>>,
+    late: VecDeque<Vec<BatchedStep<()>>>,
     reads: VecDeque<(Ticket, NodeName, NodeContent)>,
     lists: VecDeque<(Ticket, BTreeSet<NodeName>)>,
     /// Our nodes whose meta another hand erased.
@@ -144,6 +147,7 @@ impl World {
             mirror: Mirror::new(cluster()),
             queues: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            listed: BTreeSet::new(),
             dirty: BTreeSet::new(),
             on_node: BTreeMap::new(),
             unread: BTreeSet::new(),
@@ -325,10 +329,12 @@ impl World {
     }
 
     fn end_list(&mut self, kind: Kind) {
-        if *self.index.watches.state(kind) != Watch::Listing {
+        if !self.snapshots.contains_key(&(kind as usize)) {
             return;
         }
         self.list(kind, false);
+        self.snapshots.remove(&(kind as usize));
+        self.listed.insert(kind as usize);
         let mut touched = Touched::default();
         self.index.end_list(kind, &mut touched);
         self.touch(touched);
@@ -342,9 +348,20 @@ impl World {
     }
 
     fn touch(&mut self, touched: Touched) {
-        let held = touched.holdings.iter();
-        let held: Vec<Key> = held.flat_map(|owner| self.mirror.held_by(owner)).collect();
-        self.dirty.extend(held);
+        for holding in &touched.holdings {
+            let held = self.mirror.held_by(&holding.owner, holding.node.as_ref());
+            for key in &held {
+                if let (true, Key::Instance(key)) = (holding.gone, key) {
+                    self.index.withdraw(key);
+                }
+            }
+            self.dirty.extend(held);
+        }
+        for key in &touched.keys {
+            if let Key::Node(node) = key {
+                self.go_on(node);
+            }
+        }
         self.dirty.extend(touched.keys);
     }
 
@@ -384,7 +401,7 @@ impl World {
     }
 
     /// Plans a key; whether the batch has room for more.
-    fn plan(&mut self, key: Key, batch: &mut Batch) -> bool {
+    fn plan(&mut self, key: Key, batch: &mut Batch<()>) -> bool {
         let finding = plan::decide(&key, &self.index, &self.mirror);
         match &finding.step {
             Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => {
@@ -409,17 +426,17 @@ impl World {
                     let first = plan::decide(&node, &self.index, &self.mirror);
                     assert!(matches!(first.step, Step::PutNode(_)), "{first:?}");
                     self.dirty.remove(&node);
-                    if batch.push(node.clone(), first.step).is_err() {
+                    if batch.push(node.clone(), first.step, ()).is_err() {
                         self.dirty.extend([node, key]);
                         return false;
                     }
                 }
             }
             Step::Put(_) | Step::PutNode(_) => {}
-            Step::Remove(_) => self.judge_removal(&key),
+            Step::Remove(removal) => self.judge_removal(&key, removal.why),
         }
         let kept = key.clone();
-        if batch.push(key, finding.step).is_err() {
+        if batch.push(key, finding.step, ()).is_err() {
             self.dirty.insert(kept);
             return false;
         }
@@ -432,11 +449,19 @@ impl World {
     }
 
     /// Removals are judged by what the plan cannot know: the truth.
-    fn judge_removal(&self, key: &Key) {
-        assert!(
-            self.index.watches.all_complete(),
-            "{key} is removed on an incomplete view of Kubernetes"
-        );
+    fn judge_removal(&self, key: &Key, why: Why) {
+        for kind in Kind::ALL {
+            let reliable = match self.index.watches.state(kind) {
+                Watch::Complete => true,
+                // What was seen going is gone, whatever a further list will show.
+                Watch::Listing => why == Why::Seen && self.listed.contains(&(kind as usize)),
+                Watch::Broken(_) => false,
+            };
+            assert!(
+                reliable,
+                "{key} is removed ({why:?}) with {kind:?} incomplete"
+            );
+        }
         assert_eq!(self.mirror.completeness(), Completeness::Complete);
         let Key::Instance(key) = key else {
             panic!("a node is removed: {key}");
@@ -450,7 +475,7 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, batch: Batch, fate: Fate) {
+    fn carry_out(&mut self, batch: Batch<()>, fate: Fate) {
         let (txn, steps) = batch.into_parts();
         assert!(txn.len() <= MAX_STEP_OPS);
         let keys: BTreeSet<&Key> = steps.iter().map(|step| &step.key).collect();
@@ -472,7 +497,7 @@ impl World {
     }
 
     /// Consul carries out a transaction, which must leave alone what is not ours.
-    fn execute(&mut self, steps: &[BatchedStep]) -> Result<Vec<Vec<Left>>, Vec<usize>> {
+    fn execute(&mut self, steps: &[BatchedStep<()>]) -> Result<Vec<Vec<Left>>, Vec<usize>> {
         let before = self.consul.foreign(&self.erased);
         let outcome = self.consul.apply(steps);
         let repaired = |name: &String| {
@@ -485,7 +510,7 @@ impl World {
         outcome
     }
 
-    fn doubt(&mut self, steps: &[BatchedStep]) {
+    fn doubt(&mut self, steps: &[BatchedStep<()>]) {
         for step in steps {
             self.busy.remove(&step.key);
             self.mirror.doubt(step.key.node());
@@ -680,6 +705,8 @@ impl World {
         self.index = new_index();
         self.mirror = Mirror::new(cluster());
         self.queues.clear();
+        self.snapshots.clear();
+        self.listed.clear();
         self.dirty.clear();
         self.on_node.clear();
         self.unread.clear();
@@ -823,9 +850,7 @@ impl World {
             self.arrive();
         }
         for kind in Kind::ALL {
-            if *self.index.watches.state(kind) == Watch::Listing {
-                self.end_list(kind);
-            }
+            self.end_list(kind);
             self.index.watches.healthy(kind);
             if *self.index.watches.state(kind) != Watch::Complete {
                 self.begin_list(kind);

@@ -11,6 +11,7 @@
 )]
 
 mod cargo;
+mod demo;
 mod r#gen;
 mod test;
 mod testbed;
@@ -24,6 +25,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    Demo(demo::Args),
     Gen(r#gen::Args),
     Test(test::Args),
     Testbed(testbed::Args),
@@ -43,6 +45,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Demo(args) => args.run().await,
         Task::Gen(args) => args.run().await,
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,

@@ -308,7 +308,13 @@ async fn the_token_is_sent_and_never_shown() {
 async fn the_observer_is_told_of_every_request() {
     struct Seen(Mutex<Vec<(&'static str, Option<u16>)>>);
     impl Observer for Seen {
-        fn observed(&self, endpoint: &'static str, code: Option<u16>, _elapsed: Duration) {
+        fn observed(
+            &self,
+            endpoint: &'static str,
+            code: Option<u16>,
+            _elapsed: Duration,
+            _blocking: bool,
+        ) {
             lock(&self.0).push((endpoint, code));
         }
     }

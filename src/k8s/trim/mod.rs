@@ -75,7 +75,7 @@ impl Meta<'_> {
     fn annotations(&self, keep: impl Fn(&str, &str) -> Option<usize>, texts: &mut Texts) -> Pairs {
         let kept = self.annotations.0.iter().filter_map(|(key, value)| {
             let limit = keep(key, value)?;
-            let value = &value[..value.floor_char_boundary(limit)];
+            let value = &value[..value.ceil_char_boundary(limit)];
             Some((texts.share(key), texts.share(value)))
         });
         kept.collect()

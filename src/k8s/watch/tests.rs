@@ -168,7 +168,7 @@ async fn lists_pages_with_a_quorum_and_watches_from_there() {
         "resourceVersion=10",
         "watch=true",
         "allowWatchBookmarks=true",
-        "timeoutSeconds=5",
+        "timeoutSeconds=",
     ] {
         assert!(
             call.target.contains(part),

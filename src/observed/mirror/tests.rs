@@ -156,7 +156,7 @@ fn a_node_that_a_list_lacks_is_gone_with_all_on_it() {
     let ticket = mirror.start_read();
     let changed = mirror.finish_list(ticket, &BTreeSet::new(), &HashSet::new());
     assert_eq!(changed, [Key::Instance(key("p")), Key::Node(name("n"))]);
-    assert_eq!((mirror.node_count(), mirror.owned_instances()), (0, 0));
+    assert_eq!((mirror.nodes.len(), mirror.owned_instances()), (0, 0));
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_node_that_was_written_or_read_since_a_list_began_is_not_gone() {
     let ticket = mirror.start_read();
     mirror.wrote_node(&name("n"), ObservedNode::of(&node(Some("a"), 1)));
     assert_eq!(mirror.finish_list(ticket, &none, &HashSet::new()), []);
-    assert_eq!(mirror.node_count(), 1);
+    assert_eq!(mirror.nodes.len(), 1);
 
     let ticket = mirror.start_read();
     read(&mut mirror, &content(Vec::new()));
@@ -175,7 +175,7 @@ fn a_node_that_was_written_or_read_since_a_list_began_is_not_gone() {
     let ticket = mirror.start_read();
     let busy = HashSet::from([Key::Node(name("n"))]);
     assert_eq!(mirror.finish_list(ticket, &none, &busy), []);
-    assert_eq!(mirror.node_count(), 1);
+    assert_eq!(mirror.nodes.len(), 1);
 }
 
 // === sureness ===
@@ -259,7 +259,7 @@ fn an_object_holds_what_it_owns_and_what_stands_for_it() {
         },
     ];
     read(&mut mirror, &content(services));
-    let held = |owner: Owner| mirror.held_by(&owner);
+    let held = |owner: Owner| mirror.held_by(&owner, None);
     let shop = Text::from("shop");
     let instance = |pod| vec![Key::Instance(key(pod))];
     assert_eq!(held(Owner::pod(&shop, &"p".into())), instance("p"));
@@ -268,6 +268,8 @@ fn an_object_holds_what_it_owns_and_what_stands_for_it() {
     for nobodys in ["s", "t"] {
         assert_eq!(held(Owner::pod(&shop, &nobodys.into())), []);
     }
+    let elsewhere = mirror.held_by(&Owner::pod(&shop, &"p".into()), Some(&name("m")));
+    assert_eq!(elsewhere, []);
     // Of bank's entry the id names another namespace, so that it is a copy.
     assert_eq!(mirror.owned_instances(), 2);
 }

@@ -56,14 +56,14 @@ fn owner() -> Owner {
 fn derived(
     object: &Registration,
     board: &Board,
-    before: &[Condition],
+    before: Option<&ServiceRegistrationStatus>,
     second: i64,
 ) -> ServiceRegistrationStatus {
     let facts = Facts {
         tally: board.tally(&owner()),
         datacenter: Some("dc1"),
+        outage: None,
         before,
-        index: Some(3),
         now: Timestamp::from_second(second).unwrap(),
     };
     registration(object, &facts)
@@ -88,12 +88,12 @@ fn expected(letters: &str, reason: &str) -> (String, String) {
 #[test]
 fn nothing_to_do_is_ready_whatever_the_health() {
     let good = expected("TFF", "Registered");
-    assert_eq!(verdicts(&derived(&valid(), &board(&[]), &[], 1)), good);
+    assert_eq!(verdicts(&derived(&valid(), &board(&[]), None, 1)), good);
     let sick = board(&[
         (Some(Health::Critical), None),
         (Some(Health::Warning), None),
     ]);
-    let status = derived(&valid(), &sick, &[], 1);
+    let status = derived(&valid(), &sick, None, 1);
     assert_eq!(verdicts(&status), good);
     let instances = status.instances.unwrap();
     assert_eq!(
@@ -120,7 +120,7 @@ fn every_reason_is_either_reconciling_or_stalled() {
         (Reason::ConsulUnavailable, "FTF", true),
         (Reason::Writing, "FTF", false),
     ] {
-        let status = derived(&valid(), &board(&[(None, Some(reason))]), &[], 1);
+        let status = derived(&valid(), &board(&[(None, Some(reason))]), None, 1);
         assert_eq!(verdicts(&status), expected(letters, reason.as_str()));
         assert_eq!(status.last_error.is_some(), error, "{reason:?}");
     }
@@ -133,7 +133,7 @@ fn the_worst_trouble_is_told_and_the_others_counted() {
         (None, Some(Reason::Conflict)),
         (Some(Health::Passing), None),
     ]);
-    let status = derived(&valid(), &board, &[], 1);
+    let status = derived(&valid(), &board, None, 1);
     assert_eq!(verdicts(&status), expected("FFT", "Conflict"));
     let message = &find(&status.conditions, ConditionType::Ready)
         .unwrap()
@@ -145,11 +145,11 @@ fn the_worst_trouble_is_told_and_the_others_counted() {
 fn the_objects_own_state_goes_before_its_instances() {
     let troubled = board(&[(None, Some(Reason::Conflict))]);
     let invalid = object(Content::Invalid("spec.port: what?".to_owned()));
-    let status = derived(&invalid, &troubled, &[], 1);
+    let status = derived(&invalid, &troubled, None, 1);
     assert_eq!(verdicts(&status), expected("FFT", "Invalid"));
     assert_eq!(status.last_error.as_deref(), Some("spec.port: what?"));
     assert_eq!(status.service, None);
-    let status = derived(&object(Content::Paused), &troubled, &[], 1);
+    let status = derived(&object(Content::Paused(None)), &troubled, None, 1);
     assert_eq!(verdicts(&status), expected("FFT", "Paused"));
 }
 
@@ -160,23 +160,28 @@ fn a_condition_changes_its_time_with_its_status_alone() {
         condition.last_transition_time.0.as_second()
     };
     let writing = board(&[(None, Some(Reason::Writing))]);
-    let first = derived(&valid(), &writing, &[], 10);
+    let first = derived(&valid(), &writing, None, 10);
     let held = board(&[(None, Some(Reason::Held))]);
-    let second = derived(&valid(), &held, &first.conditions, 20);
+    let second = derived(&valid(), &held, Some(&first), 20);
     assert_eq!(time(&second, ConditionType::Ready), 10);
     assert_eq!(time(&second, ConditionType::Reconciling), 10);
-    let done = derived(&valid(), &board(&[]), &second.conditions, 30);
+    let done = derived(&valid(), &board(&[]), Some(&second), 30);
     assert_eq!(time(&done, ConditionType::Ready), 30);
     assert_eq!(time(&done, ConditionType::Reconciling), 30);
     assert_eq!(time(&done, ConditionType::Stalled), 10);
     // The same once more is the same to the byte: nothing to write.
-    assert_eq!(derived(&valid(), &board(&[]), &done.conditions, 40), done);
+    assert_eq!(derived(&valid(), &board(&[]), Some(&done), 40), done);
 }
 
 #[test]
 fn the_index_of_the_last_write_outlives_a_restart() {
     let mut board = board(&[(Some(Health::Passing), None)]);
-    let index = |board: &Board| derived(&valid(), board, &[], 1).consul.unwrap().index;
+    let mut before = derived(&valid(), &board, None, 1);
+    before.consul.as_mut().unwrap().index = Some(3);
+    let index = |board: &Board| {
+        let status = derived(&valid(), board, Some(&before), 1);
+        status.consul.unwrap().index
+    };
     assert_eq!(index(&board), Some(3));
     board.wrote(&owner(), 12);
     board.wrote(&owner(), 9);

@@ -1,0 +1,325 @@
+//! The index: from objects to claims on keys, kept up to date event by event.
+
+mod claims;
+mod resolve;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use globset::GlobSet;
+
+use super::annotations::Annotations;
+use super::claim::{Absence, Claimant};
+use super::registration::{Content, Registration};
+use super::table::Table;
+use super::watches::{Kind, Watches};
+use crate::model::facts::{NodeFacts, PodFacts};
+use crate::model::key::{InstanceKey, Key};
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::owner::{Owner, OwnerKind};
+use crate::model::text::Text;
+
+/// What an event may have changed, collected over any number of events.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Keys to plan again.
+    pub keys: BTreeSet<Key>,
+    /// Objects of which all that Consul shows as theirs is to be planned again, because they are, or
+    /// were, frozen and hold what they do not claim.
+    pub holdings: Vec<Holding>,
+    /// Objects whose [`Index::problems`] changed.
+    pub problems: BTreeSet<Owner>,
+    /// Registrations whose status may have changed.
+    pub registrations: BTreeSet<Owner>,
+}
+
+/// What Consul shows as an object's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// The object.
+    pub owner: Owner,
+    /// The node to look on; `None` for all.
+    pub node: Option<NodeName>,
+    /// Whether this process saw the object go: [`Index::withdraw`] what is found.
+    pub gone: bool,
+}
+
+#[derive(Debug)]
+struct PodRow {
+    facts: PodFacts,
+    annotations: Annotations,
+    keys: Vec<InstanceKey>,
+    /// Whether something that it claims is invalid, and so may keep what it held under other names.
+    spoilt: bool,
+}
+
+#[derive(Debug)]
+struct RegistrationRow {
+    registration: Registration,
+    /// The keys of its endpoints.
+    keys: Vec<InstanceKey>,
+}
+
+/// What all Kubernetes objects together ask Consul to hold.
+#[derive(Debug)]
+pub struct Index {
+    cluster: ClusterName,
+    excluded: GlobSet,
+    pods: Table<PodRow>,
+    registrations: Table<RegistrationRow>,
+    nodes: Table<NodeFacts>,
+    /// Every key has one producer (a pod, or the registration of an endpoint), which replaces the
+    /// claimants under it as a whole; they are sorted by seniority.
+    claims: BTreeMap<InstanceKey, Vec<Claimant>>,
+    /// Keys whose last claim this process saw going.
+    withdrawn: HashSet<InstanceKey>,
+    problems: BTreeMap<Owner, Vec<String>>,
+    /// How complete the view of each kind is.
+    pub watches: Watches,
+}
+
+impl Index {
+    /// An empty index; objects in namespaces that `excluded` matches claim nothing.
+    #[must_use]
+    pub fn new(cluster: ClusterName, excluded: GlobSet) -> Self {
+        Self {
+            cluster,
+            excluded,
+            pods: Table::default(),
+            registrations: Table::default(),
+            nodes: Table::default(),
+            claims: BTreeMap::new(),
+            withdrawn: HashSet::new(),
+            problems: BTreeMap::new(),
+            watches: Watches::default(),
+        }
+    }
+
+    // === events ===
+
+    /// A list of the kind begins.
+    pub fn begin_list(&mut self, kind: Kind) {
+        self.watches.listing(kind);
+        match kind {
+            Kind::Pod => self.pods.begin_list(),
+            Kind::Registration => self.registrations.begin_list(),
+            Kind::Node => self.nodes.begin_list(),
+        }
+    }
+
+    /// A list of the kind is complete; what it did not bring is gone, found and not seen.
+    pub fn end_list(&mut self, kind: Kind, touched: &mut Touched) {
+        match kind {
+            Kind::Pod => {
+                for name in self.pods.end_list() {
+                    self.drop_pod(&name, Absence::Found, touched);
+                }
+            }
+            Kind::Registration => {
+                for name in self.registrations.end_list() {
+                    self.drop_registration(&name, Absence::Found, touched);
+                }
+            }
+            Kind::Node => {
+                for name in self.nodes.end_list() {
+                    self.remove_node(&name.1, touched);
+                }
+            }
+        }
+        self.watches.complete(kind);
+    }
+
+    /// A pod was listed, added or changed.
+    pub fn apply_pod(&mut self, facts: PodFacts, touched: &mut Touched) {
+        let name = (facts.namespace.clone(), facts.name.clone());
+        if self.pods.get(&name).is_some_and(|row| row.facts == facts) {
+            self.pods.confirm(&name);
+            return;
+        }
+        let owner = Owner::pod(&name.0, &name.1);
+        let annotations = Annotations::of(&facts);
+        let problems = self.remarks(&facts, &annotations);
+        self.note_problems(owner, problems, touched);
+        // A claim that goes because the pod is frozen from now on is not given up.
+        let absence = if annotations.holds_unclaimed() {
+            Absence::Found
+        } else {
+            self.absence(Kind::Pod)
+        };
+        let row = PodRow {
+            facts,
+            annotations,
+            keys: Vec::new(),
+            spoilt: self.pods.get(&name).is_some_and(|row| row.spoilt),
+        };
+        let before = self.pods.put(name.clone(), row);
+        let held = before.map(|row| {
+            if row.spoilt || row.annotations.holds_unclaimed() {
+                touched.holdings.extend(self.pod_holding(&row.facts, false));
+            }
+            row.keys
+        });
+        self.reclaim_pod(&name, &held.unwrap_or_default(), absence, touched);
+    }
+
+    /// A pod was deleted.
+    pub fn remove_pod(&mut self, namespace: &Text, name: &Text, touched: &mut Touched) {
+        let absence = self.absence(Kind::Pod);
+        self.drop_pod(&(namespace.clone(), name.clone()), absence, touched);
+    }
+
+    /// A registration was listed, added or changed.
+    pub fn apply_registration(&mut self, registration: Registration, touched: &mut Touched) {
+        let name = (registration.namespace.clone(), registration.name.clone());
+        let known = self.registrations.get(&name).map(|row| &row.registration);
+        if known == Some(&registration) {
+            self.registrations.confirm(&name);
+            return;
+        }
+        let was_frozen = known.is_some_and(|known| known.claims().is_none());
+        let owner = registration.owner();
+        // What is excluded is another's to tell about: it may be watched by another process.
+        let excluded = self.is_excluded(&name.0);
+        let invalid = match &registration.content {
+            Content::Invalid(problem) if !excluded => vec![problem.clone()],
+            Content::Invalid(_) | Content::Valid(_) | Content::Paused(_) => Vec::new(),
+        };
+        self.note_problems(owner.clone(), invalid, touched);
+        if !excluded {
+            touched.registrations.insert(owner.clone());
+        }
+        if was_frozen || registration.claims().is_none() {
+            touched.holdings.push(Holding {
+                owner,
+                node: None,
+                gone: false,
+            });
+        }
+        let keys = self.endpoint_keys(&registration);
+        let claimants = Self::endpoint_claims(&registration, &keys);
+        let after = registration.clone();
+        let row = RegistrationRow { registration, keys };
+        let before = self.registrations.put(name.clone(), row);
+        // A claim that goes because the object is frozen from now on is not given up.
+        let absence = match after.claims() {
+            Some(_) => self.absence(Kind::Registration),
+            None => Absence::Found,
+        };
+        let old_keys = before
+            .as_ref()
+            .map(|row| row.keys.clone())
+            .unwrap_or_default();
+        self.replace_claims(&old_keys, claimants, absence, touched);
+        let before = before.map(|row| row.registration);
+        self.reclaim_selected(&name.0, [before.as_ref(), Some(&after)], absence, touched);
+    }
+
+    /// A registration was deleted.
+    pub fn remove_registration(&mut self, namespace: &Text, name: &Text, touched: &mut Touched) {
+        let absence = self.absence(Kind::Registration);
+        self.drop_registration(&(namespace.clone(), name.clone()), absence, touched);
+    }
+
+    /// A node was listed, added or changed.
+    pub fn apply_node(&mut self, facts: NodeFacts, touched: &mut Touched) {
+        let name = (Text::from(""), facts.name.clone());
+        if self.nodes.get(&name) == Some(&facts) {
+            self.nodes.confirm(&name);
+            return;
+        }
+        touched.keys.insert(Key::Node(NodeName::for_kubernetes(
+            &self.cluster,
+            &facts.name,
+        )));
+        self.nodes.put(name, facts);
+    }
+
+    /// A node was deleted.
+    pub fn remove_node(&mut self, name: &Text, touched: &mut Touched) {
+        if self.nodes.remove(&(Text::from(""), name.clone())).is_some() {
+            touched
+                .keys
+                .insert(Key::Node(NodeName::for_kubernetes(&self.cluster, name)));
+        }
+    }
+
+    // === questions ===
+
+    /// The cluster whose objects these are.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// All keys that objects claim, the nodes that they are on included.
+    pub fn claimed_keys(&self) -> impl Iterator<Item = Key> {
+        let mut last: Option<&NodeName> = None;
+        self.claims.keys().flat_map(move |key| {
+            let first_on_node = last.replace(&key.node) != Some(&key.node);
+            let node = first_on_node.then(|| Key::Node(key.node.clone()));
+            node.into_iter().chain([Key::Instance(key.clone())])
+        })
+    }
+
+    /// The instance keys that objects claim on a node.
+    pub fn claimed_on(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
+        self.claims_on(node).map(|(key, _)| key)
+    }
+
+    /// The objects that claim an instance key, the one that holds it first.
+    #[must_use]
+    pub fn claimants(&self, key: &InstanceKey) -> &[Claimant] {
+        self.claims.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The registration that is this owner.
+    #[must_use]
+    pub fn registration(&self, owner: &Owner) -> Option<&Registration> {
+        if owner.kind != OwnerKind::ServiceRegistration {
+            return None;
+        }
+        let name = (owner.namespace.clone(), owner.name.clone());
+        self.registrations.get(&name).map(|row| &row.registration)
+    }
+
+    /// The uid of the object that is this owner.
+    #[must_use]
+    pub fn uid(&self, owner: &Owner) -> Option<&Text> {
+        match owner.kind {
+            OwnerKind::Pod => self.pod(&owner.namespace, &owner.name).map(|pod| &pod.uid),
+            OwnerKind::ServiceRegistration => self.registration(owner).map(|found| &found.uid),
+        }
+    }
+
+    /// What is wrong with an object as such, beside what its single services show.
+    #[must_use]
+    pub fn problems(&self, owner: &Owner) -> &[String] {
+        self.problems.get(owner).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many objects have [`Self::problems`].
+    #[must_use]
+    pub fn problem_count(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// This process saw the object go that held the key without claiming it.
+    pub fn withdraw(&mut self, key: &InstanceKey) {
+        if !self.claims.contains_key(key) {
+            self.withdrawn.insert(key.clone());
+        }
+    }
+
+    /// Whether objects in the namespace claim nothing.
+    #[must_use]
+    pub fn is_excluded(&self, namespace: &str) -> bool {
+        self.excluded.is_match(namespace)
+    }
+
+    /// A key has nothing under it any more: how its claim went need not be remembered.
+    pub fn forget_absence(&mut self, key: &InstanceKey) {
+        self.withdrawn.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,305 @@
+//! What is to stand under a key, worked out when it is asked.
+
+use std::ops::Bound;
+
+use super::Index;
+use super::claims::not_a_service;
+use crate::desired::annotations::Annotations;
+use crate::desired::claim::{
+    Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Resolved, Shape, Target, endpoint,
+};
+use crate::desired::health;
+use crate::desired::registration::{Claims, Content, Registration, Source};
+use crate::desired::shape::{self, Context};
+use crate::desired::spec::InstanceSpec;
+use crate::desired::watches::{Kind, Watch};
+use crate::model::entry::Node;
+use crate::model::facts::NodeFacts;
+use crate::model::key::InstanceKey;
+use crate::model::marks;
+use crate::model::names::{InstanceId, NodeName, ServiceName};
+use crate::model::owner::OwnerKind;
+use crate::model::text::{Pairs, Text};
+
+/// The address of the node for endpoints outside of the cluster: nobody connects to it.
+const EXTERNAL_NODE_ADDRESS: &str = "127.0.0.1";
+
+impl Index {
+    /// What is to stand under an instance key; `held` is what an entry of ours there says.
+    #[must_use]
+    pub fn resolve(&self, key: &InstanceKey, held: Option<&Held<'_>>) -> Resolved {
+        let claimants = self.claimants(key);
+        let holder = claimants.first();
+        if let Some(held) = held
+            && holder.is_none_or(|holder| holder.owner != held.owner)
+            && let Some((freeze, live)) = self.frozen(key, held)
+        {
+            let losers = claimants
+                .iter()
+                .map(|claimant| claimant.owner.clone())
+                .collect();
+            let shape = Shape::Frozen(freeze);
+            return Resolved::Claimed(Box::new(Claim {
+                owner: held.owner.clone(),
+                losers,
+                shape,
+                live,
+            }));
+        }
+        let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..]));
+        match claim {
+            Some(claim) => Resolved::Claimed(Box::new(claim)),
+            None => Resolved::Unclaimed(self.absence_of(key)),
+        }
+    }
+
+    /// What a synthetic node is to be; `observed` is what Consul holds of ours under the name.
+    ///
+    /// `None` where nothing needs the node.
+    #[must_use]
+    pub fn resolve_node(&self, name: &NodeName, observed: Option<&Node>) -> Option<DesiredNode> {
+        let claimed = self.claims_on(name).next().is_some();
+        if !claimed && observed.is_none() {
+            return None;
+        }
+        let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {
+            let node = Node {
+                address: EXTERNAL_NODE_ADDRESS.into(),
+                meta: self.node_meta(None),
+            };
+            return Some(DesiredNode { node, check: None });
+        };
+        let kubernetes = Text::from(kubernetes);
+        let facts = self.nodes.get(&(Text::from(""), kubernetes.clone()));
+        // A node that is not known is gone only where all nodes are known.
+        let known = facts.is_some() || *self.watches.state(Kind::Node) == Watch::Complete;
+        let check = known.then(|| health::node_check(&kubernetes, facts));
+        if facts.is_none()
+            && let Some(observed) = observed
+        {
+            // Of a node that is gone the address and the topology stay, and the marks all the same.
+            let marks = self.node_meta(Some((&kubernetes, None)));
+            let shared = |(key, value): (&Text, &Text)| (key.clone(), value.clone());
+            let meta = observed.meta.iter().chain(marks.iter());
+            let node = Node {
+                address: observed.address.clone(),
+                meta: meta.map(shared).collect(),
+            };
+            return Some(DesiredNode { node, check });
+        }
+        let address = facts.and_then(|facts| facts.internal_ip.clone());
+        let address = address.or_else(|| self.host_ip_on(name))?;
+        let meta = self.node_meta(Some((&kubernetes, facts)));
+        Some(DesiredNode {
+            node: Node { address, meta },
+            check,
+        })
+    }
+
+    fn claim(&self, key: &InstanceKey, holder: &Claimant, others: &[Claimant]) -> Option<Claim> {
+        let (shape, live) = match &holder.target {
+            Target::Pod(pod) => self.pod_claim(key, holder, pod)?,
+            Target::Endpoint(name) => (self.endpoint_shape(key, holder, name)?, Live::default()),
+        };
+        let losers = others
+            .iter()
+            .map(|claimant| claimant.owner.clone())
+            .collect();
+        Some(Claim {
+            owner: holder.owner.clone(),
+            losers,
+            shape,
+            live,
+        })
+    }
+
+    fn pod_claim(&self, key: &InstanceKey, holder: &Claimant, pod: &Text) -> Option<(Shape, Live)> {
+        let row = self
+            .pods
+            .get(&(holder.owner.namespace.clone(), pod.clone()))?;
+        let (pod, annotations) = (&row.facts, &row.annotations);
+        let base = match holder.owner.kind {
+            OwnerKind::Pod => InstanceSpec::default(),
+            OwnerKind::ServiceRegistration => {
+                self.registration(&holder.owner)?.claims()?.spec.clone()
+            }
+        };
+        let context = Context {
+            cluster: &self.cluster,
+            key,
+            service: &holder.service,
+            owner: &holder.owner,
+        };
+        let health = annotations.overlay_health(&holder.service, base.clone());
+        let live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
+        let shape = annotations
+            .overlay(&holder.service, base)
+            .and_then(|spec| shape::of_pod(context, pod, &spec));
+        Some((
+            shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid),
+            live,
+        ))
+    }
+
+    fn endpoint_shape(&self, key: &InstanceKey, holder: &Claimant, name: &str) -> Option<Shape> {
+        let registration = self.registration(&holder.owner)?;
+        let Claims {
+            service,
+            spec,
+            source: Source::Endpoints(endpoints),
+        } = registration.claims()?
+        else {
+            return None;
+        };
+        let context = Context {
+            cluster: &self.cluster,
+            key,
+            service,
+            owner: &holder.owner,
+        };
+        let endpoint = endpoint(endpoints, name)?;
+        let shape = shape::of_endpoint(context, &registration.uid, endpoint, spec);
+        Some(shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid))
+    }
+
+    /// Whether an object that is paused or invalid keeps what Consul holds under the key.
+    pub(super) fn frozen(&self, key: &InstanceKey, held: &Held<'_>) -> Option<(Freeze, Live)> {
+        let owner = &held.owner;
+        if self.is_excluded(&owner.namespace) {
+            return None;
+        }
+        let owner_freeze = self
+            .registration(owner)
+            .and_then(|found| match &found.content {
+                Content::Valid(_) => None,
+                Content::Paused(_) => Some(Freeze::Paused),
+                Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
+            });
+        let Some(pod_name) = held.pod else {
+            return owner_freeze.map(|freeze| (freeze, Live::default()));
+        };
+        let row = self
+            .pods
+            .get(&(owner.namespace.clone(), pod_name.clone()))?;
+        let (pod, annotations) = (&row.facts, &row.annotations);
+        if !health::is_registrable(pod) {
+            return None;
+        }
+        let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
+        if node != key.node {
+            return None;
+        }
+        let claimed = self.claims.contains_key(key);
+        let freeze = owner_freeze
+            .or_else(|| pod_freeze(annotations, held, claimed))
+            .or_else(|| self.renamed(key, held, pod_name))?;
+        let service: ServiceName = held.service.parse().ok()?;
+        let base = self.registration(owner).and_then(Registration::settings);
+        let base = base.cloned().unwrap_or_default();
+        let spec = annotations.overlay_health(&service, base);
+        let readiness = health::readiness(pod, &spec)?;
+        Some((freeze, Live::of_pod(pod, spec.address, readiness)))
+    }
+
+    /// Whether the owner names another service for the pod now, and what it asks for there is invalid:
+    /// then the name stays as last good too, and the pod does not disappear.
+    fn renamed(&self, key: &InstanceKey, held: &Held<'_>, pod: &Text) -> Option<Freeze> {
+        if self.claims.contains_key(key) {
+            return None;
+        }
+        let name = (held.owner.namespace.clone(), pod.clone());
+        self.pods.get(&name)?.keys.iter().find_map(|other| {
+            let holder = self.claimants(other).first()?;
+            (holder.owner == held.owner)
+                .then(|| self.freeze_of_claim(other))
+                .flatten()
+        })
+    }
+
+    /// Why what the holder of a key asks for cannot be registered.
+    pub(super) fn freeze_of_claim(&self, key: &InstanceKey) -> Option<Freeze> {
+        let holder = self.claimants(key).first()?;
+        match self.claim(key, holder, &[])?.shape {
+            Shape::Frozen(freeze) => Some(freeze),
+            Shape::Valid(_) => None,
+        }
+    }
+
+    fn absence_of(&self, key: &InstanceKey) -> Absence {
+        if self.withdrawn.contains(key) {
+            Absence::Seen
+        } else {
+            Absence::Found
+        }
+    }
+
+    pub(super) fn claims_on(
+        &self,
+        node: &NodeName,
+    ) -> impl Iterator<Item = (&InstanceKey, &Vec<Claimant>)> {
+        let first = InstanceKey {
+            node: node.clone(),
+            id: InstanceId::observed(""),
+        };
+        self.claims
+            .range((Bound::Included(first), Bound::Unbounded))
+            .take_while(move |(key, _)| key.node == *node)
+    }
+
+    /// The host IP of the first pod that claims something on the node.
+    fn host_ip_on(&self, node: &NodeName) -> Option<Text> {
+        self.claims_on(node)
+            .flat_map(|(_, claimants)| claimants)
+            .find_map(|claimant| {
+                let Target::Pod(pod) = &claimant.target else {
+                    return None;
+                };
+                self.pod(&claimant.owner.namespace, pod)?.host_ip.clone()
+            })
+    }
+
+    fn node_meta(&self, kubernetes: Option<(&Text, Option<&NodeFacts>)>) -> Pairs {
+        let mut meta = vec![
+            (
+                Text::from(marks::EXTERNAL_SOURCE),
+                Text::from(marks::KUBERNETES),
+            ),
+            (
+                Text::from(marks::CLUSTER),
+                Text::from(self.cluster.as_ref()),
+            ),
+        ];
+        if let Some((name, facts)) = kubernetes {
+            meta.push((marks::NODE_K8S_NODE.into(), name.clone()));
+            let mut topology = |key: &str, value: Option<&Text>| {
+                meta.extend(value.map(|value| (Text::from(key), value.clone())));
+            };
+            topology(
+                marks::NODE_REGION,
+                facts.and_then(|facts| facts.region.as_ref()),
+            );
+            topology(
+                marks::NODE_ZONE,
+                facts.and_then(|facts| facts.zone.as_ref()),
+            );
+        }
+        meta.into_iter().collect()
+    }
+}
+
+/// Whether a pod's own annotations freeze an entry that they do not claim themselves; `claimed` says
+/// whether anything claims it, so that the pod does have the service.
+fn pod_freeze(annotations: &Annotations, held: &Held<'_>, claimed: bool) -> Option<Freeze> {
+    if annotations.paused {
+        return Some(Freeze::Paused);
+    }
+    if held.owner.kind != OwnerKind::Pod {
+        return None;
+    }
+    if let Some(problem) = &annotations.list_problem {
+        return Some(Freeze::Invalid(vec![problem.clone()]));
+    }
+    let mut mentioned = annotations.mentioned();
+    (!claimed && mentioned.any(|service| **service == *held.service))
+        .then(|| Freeze::Invalid(vec![not_a_service(held.service)]))
+}

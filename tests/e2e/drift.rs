@@ -1,0 +1,155 @@
+//! What another hand changes in Consul is repaired, and told.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::support::{Annotated as _, Instance, Scene, until};
+
+#[tokio::test]
+async fn every_change_by_hand_is_repaired() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
+    scene
+        .pod("web-0")
+        .lictor("service", "web")
+        .lictor("tags", "v1")
+        .create_ready(&scene.client)
+        .await?;
+    scene.status("web", "web-0", "passing").await?;
+    let same = |first: &Instance, second: &Instance| {
+        let plain = |instance: &Instance| {
+            let mut raw = instance.raw.clone();
+            strip_indexes(&mut raw);
+            raw
+        };
+        plain(first) == plain(second)
+    };
+    let mut drifted = 0.0;
+    for what in [
+        "service",
+        "tags",
+        "port",
+        "check status",
+        "check",
+        "node check",
+        "node meta",
+        "node",
+    ] {
+        lictor.idle().await?;
+        let whole = scene.status("web", "web-0", "passing").await?;
+        meddle(&scene, what, &whole).await?;
+        scene
+            .instance("web", "web-0", |seen| same(seen, &whole))
+            .await
+            .map_err(|error| error.context(format!("{what} by hand")))?;
+        drifted = until("the repair to be counted", async || {
+            let now = lictor.metric("lictor_drift_total", &[]).await?;
+            ensure!(now > drifted, "{now} after {what}");
+            Ok::<_, anyhow::Error>(now)
+        })
+        .await?;
+    }
+    scene
+        .event(
+            "DriftRepaired",
+            "web-0",
+            "was removed in Consul by another hand",
+        )
+        .await?;
+    scene.event("DriftRepaired", "web-0", "tags").await?;
+    ensure!(lictor.metric("lictor_drift_total", &["instance"]).await? >= 5.0);
+    ensure!(lictor.metric("lictor_drift_total", &["node"]).await? >= 2.0);
+    Ok(())
+}
+
+/// Changes something of the instance by hand.
+async fn meddle(scene: &Scene, what: &str, whole: &Instance) -> Result<()> {
+    let (node, id) = (&whole.node, &whole.id);
+    let check_id = format!("{id}:ready");
+    let service_with = |key: &str, value: Value| {
+        let mut service = whole.raw["Service"].clone();
+        service[key] = value;
+        json!({"Node": node, "SkipNodeUpdate": true, "Service": service})
+    };
+    let critical = |check: &Value| {
+        let mut check = check.clone();
+        check["Status"] = json!("critical");
+        json!({"Node": node, "SkipNodeUpdate": true, "Check": check})
+    };
+    let entry = match what {
+        "service" => json!({"Node": node, "ServiceID": id}),
+        "check" => json!({"Node": node, "CheckID": check_id}),
+        "node" => json!({"Node": node}),
+        "tags" => service_with("Tags", json!(["evil"])),
+        "port" => service_with("Port", json!(6666)),
+        "check status" => critical(whole.check(&check_id)),
+        "node check" => critical(whole.check("lictor-node")),
+        _ => {
+            let mut meta = whole.raw["Node"]["Meta"].clone();
+            meta["topology-zone"] = json!("elsewhere");
+            json!({"Node": node, "Address": "10.66.6.6", "NodeMeta": meta})
+        }
+    };
+    match what {
+        "service" | "check" | "node" => scene.away_by_hand(&entry).await,
+        _ => scene.by_hand(&entry).await,
+    }
+}
+
+/// The entry of a pod that is gone, put back by hand, is nobody's claim.
+#[tokio::test]
+async fn what_comes_back_without_a_claim_is_removed() -> Result<()> {
+    let scene = Scene::new().await?;
+    let _lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
+    let pod = scene.pod("web-0").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    let seen = scene.status("web", "web-0", "passing").await?;
+    scene.barrier().await?;
+    pod.finish_deletion(&scene.client).await?;
+    scene.gone("web", "web-0").await?;
+    let entry = json!({"Node": seen.node, "SkipNodeUpdate": true, "Service": seen.raw["Service"]});
+    scene.by_hand(&entry).await?;
+    scene.gone("web", "web-0").await
+}
+
+/// Without drift nothing is read or written again and again.
+#[tokio::test]
+async fn the_same_written_by_hand_is_no_drift() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
+    for name in ["web-0", "web-1"] {
+        scene
+            .pod(name)
+            .lictor("service", "web")
+            .create_ready(&scene.client)
+            .await?;
+    }
+    let seen = scene.status("web", "web-0", "passing").await?;
+    scene.status("web", "web-1", "passing").await?;
+    let entry = json!({"Node": seen.node, "SkipNodeUpdate": true, "Service": seen.raw["Service"]});
+    scene.by_hand(&entry).await?;
+    // Something that is drift follows, so that all was looked at when it is repaired.
+    let away = json!({"Node": seen.node, "ServiceID": scene.id("web", "web-1")});
+    scene.away_by_hand(&away).await?;
+    scene.status("web", "web-1", "passing").await?;
+    lictor.idle().await?;
+    let after = scene.find("web", "web-0").await?;
+    assert_eq!(
+        after.map(|after| after.raw["Service"].clone()),
+        Some(seen.raw["Service"].clone())
+    );
+    let drift = lictor.metric("lictor_drift_total", &[]).await?;
+    assert!((drift - 1.0).abs() < f64::EPSILON, "{drift}");
+    Ok(())
+}
+
+fn strip_indexes(value: &mut Value) {
+    match value {
+        Value::Object(object) => {
+            object.retain(|key, _| !key.ends_with("Index"));
+            object.values_mut().for_each(strip_indexes);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strip_indexes),
+        _ => {}
+    }
+}

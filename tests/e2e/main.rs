@@ -1,0 +1,24 @@
+//! `lictor run`, end to end: a real API server, a real Consul, the real binary with the rights that
+//! the chart gives it. What is asserted is what people see: Consul's HTTP API, the status and the
+//! Events of objects, `/readyz`, metrics, logs and exit codes.
+//!
+//! All tests share one bed. Each has a [`support::Scene`] of its own: a namespace, a node, a
+//! `--cluster` name, and a `lictor` that sees no other test's namespaces. Tests that stop servers
+//! share a second bed, one after the other ([`faults`]).
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod drift;
+mod faults;
+mod invalid;
+mod nodes;
+mod ownership;
+mod pods;
+mod process;
+mod registrations;
+mod restart;
+mod support;

@@ -1,0 +1,84 @@
+//! What all tests are made of.
+
+mod consul;
+mod lictor;
+mod oracle;
+mod scene;
+
+use std::{fmt::Display, time::Duration};
+
+use anyhow::{Context as _, Result};
+use lictor_testbed::{Bed, BedOptions, kubelet::TestPod, wait};
+use tokio::sync::OnceCell;
+
+pub use consul::{Instance, condition, user_meta};
+pub use lictor::{Lictor, json_lines, run};
+pub use oracle::Oracle;
+pub use scene::Scene;
+
+/// Longer than anything here takes, unless it never happens.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// The namespace that the chart is installed in.
+const RELEASE: &str = "lictor-system";
+
+/// A bed in which the chart is installed, with a kubeconfig that has just the rights of its
+/// `ServiceAccount`. No controller makes pods of its Deployment: each test starts its own process.
+#[derive(Debug)]
+pub struct Installed {
+    pub bed: Bed,
+    pub kubeconfig: std::path::PathBuf,
+}
+
+impl Installed {
+    pub async fn start() -> Result<Self> {
+        let bed = Bed::start(BedOptions::default()).await?;
+        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
+        bed.helm(&[
+            "install",
+            "lictor",
+            chart,
+            "--namespace",
+            RELEASE,
+            "--create-namespace",
+            "--set",
+            "cluster=chart",
+        ])
+        .await
+        .context("the chart cannot be installed")?;
+        let kubeconfig = bed.service_account_kubeconfig(RELEASE, "lictor").await?;
+        until("the CRD to be served", async || {
+            bed.kubectl(&["get", "serviceregistrations", "--all-namespaces"])
+                .await
+        })
+        .await?;
+        Ok(Self { bed, kubeconfig })
+    }
+}
+
+/// The bed that tests share which leave its servers alone.
+pub async fn shared() -> Result<&'static Installed> {
+    static SHARED: OnceCell<Installed> = OnceCell::const_new();
+    SHARED.get_or_try_init(Installed::start).await
+}
+
+/// Waits until `probe` is content; an error says what was seen instead.
+pub async fn until<T, E: Display>(
+    what: &str,
+    probe: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T> {
+    wait::until(what, SOON, probe).await
+}
+
+/// Annotations of Lictor on a pod.
+pub trait Annotated {
+    /// Adds the annotation `lictor.io/KEY`.
+    #[must_use]
+    fn lictor(self, key: &str, value: &str) -> Self;
+}
+
+impl Annotated for TestPod {
+    fn lictor(self, key: &str, value: &str) -> Self {
+        self.annotation(&format!("lictor.io/{key}"), value)
+    }
+}
