@@ -279,7 +279,7 @@ fn port(value: &str) -> Result<PortChoice, String> {
         let number = value.parse::<u16>().ok().filter(|number| *number > 0);
         number
             .map(PortChoice::Number)
-            .ok_or_else(|| format!("{value:?} is not within 1..65535"))
+            .ok_or_else(|| format!("{value} is not within 1..65535"))
     } else if is_port_name(value) {
         Ok(PortChoice::Name(value.into()))
     } else {

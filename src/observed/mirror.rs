@@ -372,7 +372,6 @@ impl Mirror {
     fn set_node(&mut self, name: &NodeName, node: Option<ObservedNode>) {
         let Some(node) = node else {
             self.nodes.remove(name);
-            // The name comes back with another index, if it does.
             self.marked.remove(name);
             return;
         };

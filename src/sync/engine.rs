@@ -412,6 +412,8 @@ impl Engine {
                 } else {
                     self.own
                         .signalled(index.map_or(0, std::num::NonZeroU64::get));
+                    // Were it wrongly taken for our own, a sweep finds what it told of.
+                    self.sweeper.wrote(now);
                 }
             }
             Signal::Failed { table, error } if self.unwatched.contains(table) => {

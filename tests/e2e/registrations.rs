@@ -36,6 +36,7 @@ async fn one_that_selects_registers_its_pods_and_counts_them() -> Result<()> {
     assert_eq!(condition(&status, "Reconciling").0, "False");
     assert_eq!(condition(&status, "Stalled").0, "False");
     assert_eq!(status["service"], "payment");
+    assert_eq!(status["consul"]["datacenter"], "dc1");
     ensure!(
         status["consul"]["index"]
             .as_u64()

@@ -10,6 +10,7 @@
     reason = "these commands talk to a person at a terminal"
 )]
 
+mod bench;
 mod cargo;
 mod demo;
 mod r#gen;
@@ -25,6 +26,7 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    Bench(bench::Args),
     Demo(demo::Args),
     Gen(r#gen::Args),
     Test(test::Args),
@@ -45,6 +47,7 @@ async fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Bench(args) => args.run().await,
         Task::Demo(args) => args.run().await,
         Task::Gen(args) => args.run().await,
         Task::Test(args) => args.run().await,

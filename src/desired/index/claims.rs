@@ -168,8 +168,8 @@ impl Index {
         if row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0) {
             touched.holdings.extend(self.pod_holding(&row.facts, false));
         }
+        let (was_spoilt, holding) = (row.spoilt, self.pod_holding(&row.facts, false));
         let claims = self.claims_of_pod(&row.facts, &row.annotations);
-        let was_spoilt = row.spoilt;
         if let Some(row) = self.pods.get_mut(name) {
             row.keys = claims.iter().map(|(key, _)| key.clone()).collect();
         }
@@ -182,10 +182,6 @@ impl Index {
             row.spoilt = spoilt;
         }
         if was_spoilt || spoilt {
-            let holding = self
-                .pods
-                .get(name)
-                .and_then(|row| self.pod_holding(&row.facts, false));
             touched.holdings.extend(holding);
         }
     }
@@ -250,7 +246,7 @@ impl Index {
             );
         }
         let node = NodeName::for_kubernetes(&self.cluster, node);
-        by_service
+        let holders = by_service
             .into_iter()
             .filter_map(|(service, mut claimants)| {
                 claimants.sort_by(|(a, _), (b, _)| a.seniority().cmp(&b.seniority()));
@@ -259,19 +255,11 @@ impl Index {
                     return None;
                 }
                 let id = InstanceId::of_pod(&self.cluster, &pod.namespace, &service, &pod.name);
-                let key = InstanceKey {
-                    node: node.clone(),
-                    id,
-                };
-                Some((
-                    key,
-                    claimants
-                        .into_iter()
-                        .map(|(claimant, _)| claimant)
-                        .collect(),
-                ))
-            })
-            .collect()
+                let node = node.clone();
+                let claimants = claimants.into_iter().map(|(claimant, _)| claimant);
+                Some((InstanceKey { node, id }, claimants.collect()))
+            });
+        holders.collect()
     }
 
     pub(super) fn endpoint_keys(&self, registration: &Registration) -> Vec<InstanceKey> {
@@ -334,10 +322,8 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let lost: Vec<_> = before
-            .iter()
-            .filter(|key| !after.iter().any(|(kept, _)| kept == *key))
-            .collect();
+        let is_lost = |key: &&InstanceKey| !after.iter().any(|(kept, _)| kept == *key);
+        let lost: Vec<_> = before.iter().filter(is_lost).collect();
         for (key, claimants) in after {
             self.withdrawn.remove(&key);
             touched.keys.insert(Key::Instance(key.clone()));
@@ -367,9 +353,8 @@ impl Index {
                 self.withdrawn.insert(key.clone());
             }
             touched.keys.insert(Key::Instance(key.clone()));
-            touched
-                .registrations
-                .extend(claimants.into_iter().map(|claimant| claimant.owner));
+            let owners = claimants.into_iter().map(|claimant| claimant.owner);
+            touched.registrations.extend(owners);
         }
     }
 }

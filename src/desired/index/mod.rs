@@ -139,17 +139,13 @@ impl Index {
         let annotations = Annotations::of(&facts);
         let problems = self.remarks(&facts, &annotations);
         self.note_problems(owner, problems, touched);
-        // A claim that goes because the pod is frozen from now on is not given up.
-        let absence = if annotations.holds_unclaimed() {
-            Absence::Found
-        } else {
-            self.absence(Kind::Pod)
-        };
+        let absence = self.absence(Kind::Pod);
+        let spoilt = self.pods.get(&name).is_some_and(|row| row.spoilt);
         let row = PodRow {
             facts,
             annotations,
             keys: Vec::new(),
-            spoilt: self.pods.get(&name).is_some_and(|row| row.spoilt),
+            spoilt,
         };
         let before = self.pods.put(name.clone(), row);
         let held = before.map(|row| {
@@ -199,11 +195,7 @@ impl Index {
         let after = registration.clone();
         let row = RegistrationRow { registration, keys };
         let before = self.registrations.put(name.clone(), row);
-        // A claim that goes because the object is frozen from now on is not given up.
-        let absence = match after.claims() {
-            Some(_) => self.absence(Kind::Registration),
-            None => Absence::Found,
-        };
+        let absence = self.absence(Kind::Registration);
         let old_keys = before
             .as_ref()
             .map(|row| row.keys.clone())

@@ -80,10 +80,10 @@ impl Index {
             // Of a node that is gone the address and the topology stay, and the marks all the same.
             let marks = self.node_meta(Some((&kubernetes, None)));
             let shared = |(key, value): (&Text, &Text)| (key.clone(), value.clone());
-            let meta = observed.meta.iter().chain(marks.iter());
+            let meta = observed.meta.iter().chain(marks.iter()).map(shared);
             let node = Node {
                 address: observed.address.clone(),
-                meta: meta.map(shared).collect(),
+                meta: meta.collect(),
             };
             return Some(DesiredNode { node, check });
         }

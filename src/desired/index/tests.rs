@@ -120,6 +120,21 @@ fn holder(index: &Index, key: &InstanceKey) -> Option<String> {
     Some(first.owner.name.to_string())
 }
 
+/// Whether all that Consul shows as the object's is to be planned again.
+fn holds(touched: &Touched, owner: &Owner) -> bool {
+    touched
+        .holdings
+        .iter()
+        .any(|holding| holding.owner == *owner)
+}
+
+/// What the engine does with what Consul shows as the objects'.
+fn withdraw(index: &mut Index, touched: &Touched, key: &InstanceKey) {
+    if touched.holdings.iter().any(|holding| holding.gone) {
+        index.withdraw(key);
+    }
+}
+
 fn absence(resolved: &Resolved) -> Option<Absence> {
     match resolved {
         Resolved::Unclaimed(absence) => Some(*absence),
@@ -169,13 +184,19 @@ fn an_edit_or_an_end_is_seen() {
 }
 
 #[test]
-fn while_its_watch_is_broken_nothing_is_seen() {
-    let mut index = index();
-    apply(&mut index, pod("p").lictor("service", "web").facts());
-    index.watches.broken(Kind::Pod, "timeout".to_owned());
-    remove(&mut index, "p");
-    let resolved = index.resolve(&key("web", "p"), None);
-    assert_eq!(absence(&resolved), Some(Absence::Found));
+fn what_a_broken_watch_tells_is_not_seen_and_other_watches_do_not_matter() {
+    for (kind, expected) in [
+        (Kind::Pod, Absence::Found),
+        (Kind::Node, Absence::Seen),
+        (Kind::Registration, Absence::Seen),
+    ] {
+        let mut index = index();
+        apply(&mut index, pod("p").lictor("service", "web").facts());
+        index.watches.broken(kind, "timeout".to_owned());
+        remove(&mut index, "p");
+        let resolved = index.resolve(&key("web", "p"), None);
+        assert_eq!(absence(&resolved), Some(expected), "{kind:?}");
+    }
 }
 
 #[test]
@@ -281,6 +302,7 @@ fn the_end_of_a_pod_of_a_frozen_registration_is_seen() {
     );
     let touched = remove(&mut index, "p");
     assert!(holds(&touched, &pod_owner("p")));
+    withdraw(&mut index, &touched, &key("web", "p"));
     let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
     withdraw(&mut index, &touched, &key("web", "p"));
     let held = held(&owner, "web", Some(&name));

@@ -176,8 +176,13 @@ fn a_condition_changes_its_time_with_its_status_alone() {
 #[test]
 fn the_index_of_the_last_write_outlives_a_restart() {
     let mut board = board(&[(Some(Health::Passing), None)]);
-    let mut before = derived(&valid(), &board, None, 1);
-    before.consul.as_mut().unwrap().index = Some(3);
+    let before = ServiceRegistrationStatus {
+        consul: Some(ConsulState {
+            datacenter: None,
+            index: Some(3),
+        }),
+        ..ServiceRegistrationStatus::default()
+    };
     let index = |board: &Board| {
         let status = derived(&valid(), board, Some(&before), 1);
         status.consul.unwrap().index

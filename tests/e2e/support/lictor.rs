@@ -173,7 +173,14 @@ impl Drop for Lictor {
         self.end();
         let log = self.log();
         println!("--- {} ---\n{log}--- end of log ---", self.log.display());
-        // In every test: with the chart's rights nothing is refused.
+        // In every test: what is planned key by key and what is planned as a whole agree.
+        let missed = log.lines().find(|line| line.contains("missed before"));
+        if let Some(line) = missed
+            && !std::thread::panicking()
+        {
+            panic!("the total pass found more than the incremental ones: {line}");
+        }
+        // With the chart's rights nothing is refused.
         let refused = log
             .lines()
             .find(|line| line.to_lowercase().contains("forbidden"));
