@@ -234,7 +234,7 @@ fn a_node_is_written_where_it_or_its_check_differs() {
 #[test]
 fn a_batch_leaves_room_for_the_fence_and_takes_steps_whole() {
     let step = Bed::new().with(web("p")).decide(&key("p")).step;
-    let mut batch = Batch::<()>::default();
+    let mut batch = Batch::default();
     let mut pushed = 0;
     let full = loop {
         match batch.push(key(&format!("p{pushed}")), step.clone(), ()) {
@@ -268,7 +268,7 @@ fn a_step_that_no_transaction_holds_is_told_from_a_full_batch() {
         let (service, _) = write.service.as_mut().unwrap();
         service.tags = Box::new(["x".repeat(bytes).into()]);
     };
-    let mut batch = Batch::<()>::default();
+    let mut batch = Batch::default();
     large(300_000, &mut write);
     assert_eq!(batch.push(key("p"), Step::Put(write.clone()), ()), Ok(()));
     let second = batch.push(key("q"), Step::Put(write.clone()), ());
@@ -282,7 +282,7 @@ fn a_step_that_no_transaction_holds_is_told_from_a_full_batch() {
 
 #[test]
 fn steps_without_writes_take_no_room() {
-    let mut batch = Batch::<()>::default();
+    let mut batch = Batch::default();
     for step in [Step::Settled, Step::Waiting] {
         assert_eq!(batch.push(key("p"), step, ()), Ok(()));
     }

@@ -292,4 +292,14 @@ mod tests {
         assert_eq!(dirty.next_ripe(), None);
         assert_eq!(dirty.pending(), 0);
     }
+
+    #[test]
+    fn a_key_is_parked_from_its_failure_to_its_next_try() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        assert!(!dirty.is_parked(&key("n")));
+        dirty.penalise(&key("n"), due(Cause::Read, now), now);
+        assert!(dirty.is_parked(&key("n")));
+        dirty.ripen(now + FIRST_WAIT);
+        assert!(!dirty.is_parked(&key("n")));
+    }
 }

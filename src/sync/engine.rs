@@ -521,7 +521,12 @@ impl Engine {
     fn add(&mut self, batch: &mut Batch<Due>, key: Key, due: Due, finding: Finding) -> bool {
         self.note(&key, &finding);
         let step = match finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => return false,
+            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => {
+                if let Key::Node(node) = &key {
+                    self.go_on(node);
+                }
+                return false;
+            }
             Step::Waiting => {
                 self.wait_for_node(key, due);
                 return false;
