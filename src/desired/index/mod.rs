@@ -149,7 +149,7 @@ impl Index {
         };
         let before = self.pods.put(name.clone(), row);
         let held = before.map(|row| {
-            if row.annotations.holds_unclaimed() {
+            if row.spoilt || row.annotations.holds_unclaimed() {
                 touched.holdings.extend(self.pod_holding(&row.facts, false));
             }
             row.keys

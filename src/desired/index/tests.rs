@@ -412,6 +412,29 @@ fn a_service_that_is_renamed_while_a_pod_is_invalid_keeps_that_pods_name() {
 }
 
 #[test]
+fn a_pod_that_kept_an_old_name_and_moved_is_looked_at_where_it_was() {
+    let mut index = index();
+    apply(
+        &mut index,
+        pod("p")
+            .lictor("service", "web")
+            .lictor("port", "0")
+            .facts(),
+    );
+    let moved = pod("p")
+        .lictor("service", "web")
+        .change(|pod| pod.node = Some("n2".into()));
+    let touched = apply(&mut index, moved.facts());
+    let old = key("web", "p").node;
+    assert!(
+        touched
+            .holdings
+            .iter()
+            .any(|held| held.node.as_ref() == Some(&old))
+    );
+}
+
+#[test]
 fn an_endpoint_is_claimed_on_the_external_node() {
     let mut index = index();
     let endpoint = |name: &str| Endpoint {
