@@ -413,6 +413,9 @@ fn instances_of(node: &NodeName, content: &NodeContent) -> BTreeMap<InstanceKey,
             instance.checks.push(ObservedCheck::of(check, Some(&id)));
         }
     }
+    for instance in instances.values_mut() {
+        instance.checks.sort_by(|a, b| a.id.cmp(&b.id));
+    }
     instances
 }
 
@@ -445,6 +448,7 @@ fn node_of(content: &NodeContent) -> Option<ObservedNode> {
     let own = content.checks.iter().filter(is_own);
     node.checks
         .extend(own.map(|check| ObservedCheck::of(check, None)));
+    node.checks.sort_by(|a, b| a.id.cmp(&b.id));
     Some(node)
 }
 

@@ -164,10 +164,18 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
     };
     match desired.resolve(key, held.as_ref()) {
         Resolved::Claimed(claim) => {
+            // Nothing is written to a node that is another's, whatever stands on it.
+            let foreign_node = observed
+                .node(&key.node)
+                .filter(|node| !observed.is_our_node(&key.node, node))
+                .map(|node| node_holder(desired, node));
             let step = match (there, standing) {
                 (Some(_), Some(Standing::Foreign(holder))) => Step::OwnedByAnother { holder },
+                _ if foreign_node.is_some() => Step::OwnedByAnother {
+                    holder: foreign_node.unwrap_or_default(),
+                },
                 (Some(there), _) => update(key, &claim, there),
-                (None, _) => create(key, &claim, desired, observed),
+                (None, _) => create(&claim),
             };
             let Claim {
                 owner,
@@ -220,14 +228,7 @@ fn held<'a>(owner: &Owner, there: &'a ObservedInstance) -> Held<'a> {
     }
 }
 
-fn create(key: &InstanceKey, claim: &Claim, desired: &Index, observed: &Mirror) -> Step {
-    if let Some(node) = observed.node(&key.node)
-        && !observed.is_our_node(&key.node, node)
-    {
-        return Step::OwnedByAnother {
-            holder: node_holder(desired, node),
-        };
-    }
+fn create(claim: &Claim) -> Step {
     match &claim.shape {
         // Nothing is registered from invalid input.
         Shape::Frozen(_) => Step::Settled,

@@ -278,11 +278,11 @@ impl Engine {
     }
 }
 
-/// Puts a check in the place of the one of the same id.
+/// Puts a check in the place of the one of the same id; they are sorted by it.
 fn replace(checks: &mut Vec<ObservedCheck>, check: ObservedCheck) {
-    match checks.iter_mut().find(|known| known.id == check.id) {
-        Some(known) => *known = check,
-        None => checks.push(check),
+    match checks.binary_search_by(|known| known.id.cmp(&check.id)) {
+        Ok(at) => checks[at] = check,
+        Err(at) => checks.insert(at, check),
     }
 }
 
