@@ -8,7 +8,6 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use futures::Stream;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Client, ConsulError, Observed, Request, Response};
@@ -211,14 +210,6 @@ impl<T> Watch<T> {
                 }
             }
         }
-    }
-
-    /// The same as a stream without end.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Change<T>, ConsulError>> {
-        futures::stream::unfold(self, async |mut watch| {
-            let item = watch.next().await;
-            Some((item, watch))
-        })
     }
 
     async fn pause(&mut self) {

@@ -53,23 +53,6 @@ impl ErrorClass {
     pub const fn may_be_applied(self) -> bool {
         matches!(self, Self::Ambiguous | Self::Malformed)
     }
-
-    /// Whether the same request may succeed later without anyone changing anything about it.
-    #[must_use]
-    pub const fn is_transient(self) -> bool {
-        match self {
-            Self::Unreachable
-            | Self::Ambiguous
-            | Self::SlowDown
-            | Self::NoLeader
-            | Self::Malformed => true,
-            Self::AccessDenied
-            | Self::TokenUnknown
-            | Self::Conflict
-            | Self::NotFound
-            | Self::Refused => false,
-        }
-    }
 }
 
 impl fmt::Display for ErrorClass {
