@@ -1,5 +1,8 @@
 //! The bed itself.
 
+mod consul;
+mod state;
+
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -19,10 +22,10 @@ use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::{
-    ConsulApi, Server,
+    Server,
     pki::Pki,
     ports::Port,
-    servers::{Numbers, Plan},
+    servers::{ConsulNumbers, Numbers, Plan},
     tools::{self, Progress, Tools},
 };
 
@@ -35,7 +38,7 @@ const KEEP: &str = "LICTOR_TESTBED_KEEP";
 const ATTEMPTS: u32 = 3;
 
 /// How a bed is made. The default is what tests want.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct BedOptions {
     /// Where its state goes; it is kept at the end. By default a temporary folder that goes with
     /// the bed.
@@ -44,8 +47,25 @@ pub struct BedOptions {
     pub progress: Progress,
     /// More arguments of kube-apiserver; they win over the bed's own.
     pub apiserver_args: Vec<String>,
-    /// More configuration of Consul, laid over the bed's own.
+    /// How many Consul servers there are: one, or three for tests of elections and of the quorum.
+    pub consul_servers: usize,
+    /// Consul denies what no token allows. [`Bed::consul`] has a token that may do everything.
+    pub consul_acls: bool,
+    /// More configuration of Consul, laid over the bed's own, that of each server.
     pub consul_config: Value,
+}
+
+impl Default for BedOptions {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            progress: Progress::default(),
+            apiserver_args: Vec::new(),
+            consul_servers: 1,
+            consul_acls: false,
+            consul_config: Value::Null,
+        }
+    }
 }
 
 /// A running Kubernetes API and a running Consul.
@@ -60,8 +80,10 @@ pub struct Bed {
     pub apiserver: Server,
     /// Deletes namespaces and what has lost its owner.
     pub controller_manager: Server,
-    /// One Consul server, the leader of `dc1`.
+    /// The first Consul server of `dc1`, and its leader if it is the only one.
     pub consul_server: Server,
+    more_consul_servers: Vec<Server>,
+    consul_acls: bool,
     tools: Tools,
     pki: Pki,
     numbers: Numbers,
@@ -95,24 +117,31 @@ impl Bed {
         };
         let path = folder.path();
         let pki = Pki::generate(&path.join("pki"))?;
-        let (numbers, ports) = reserve_ports()?;
+        let (numbers, ports) = reserve_ports(options.consul_servers)?;
         let admin_token = String::from("lictor-test-bed-admin");
         let kubeconfig = path.join("kubeconfig");
-        write_kubeconfig(&kubeconfig, &pki, numbers, &admin_token)?;
+        let kube_addr = kube_addr(&numbers);
+        write_kubeconfig(&kubeconfig, &pki, &kube_addr, &admin_token)?;
         let plan = Plan {
             folder: path,
             tools,
             pki: &pki,
-            ports: numbers,
+            ports: &numbers,
             options,
             admin_token: &admin_token,
             kubeconfig: &kubeconfig,
         };
+        let mut consul = plan.consul()?;
+        if consul.is_empty() {
+            bail!("a bed has at least one Consul server");
+        }
         let bed = Self {
             etcd: plan.etcd()?,
             apiserver: plan.apiserver()?,
             controller_manager: plan.controller_manager()?,
-            consul_server: plan.consul()?,
+            consul_server: consul.remove(0),
+            more_consul_servers: consul,
+            consul_acls: options.consul_acls,
             tools: tools.clone(),
             numbers,
             admin_token,
@@ -121,12 +150,7 @@ impl Bed {
             folder,
             _ports: ports,
         };
-        let kubernetes = async {
-            bed.etcd.start().await?;
-            bed.apiserver.start().await?;
-            bed.controller_manager.start().await
-        };
-        tokio::try_join!(kubernetes, bed.consul_server.start())?;
+        tokio::try_join!(bed.start_kubernetes(), bed.start_consul())?;
         Ok(bed)
     }
 
@@ -141,18 +165,15 @@ impl Bed {
     }
 
     /// Its servers, in the order of their start.
-    pub fn servers(&self) -> [&Server; 4] {
-        [
-            &self.etcd,
-            &self.apiserver,
-            &self.controller_manager,
-            &self.consul_server,
-        ]
+    pub fn servers(&self) -> Vec<&Server> {
+        let mut servers = self.kubernetes().to_vec();
+        servers.extend(self.consul_servers());
+        servers
     }
 
     /// The address of the Kubernetes API, such as `https://127.0.0.1:21234`.
     pub fn kube_addr(&self) -> String {
-        format!("https://127.0.0.1:{}", self.numbers.apiserver)
+        kube_addr(&self.numbers)
     }
 
     /// The configuration of a client that may do everything. It ignores the environment's proxies,
@@ -181,23 +202,22 @@ impl Bed {
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.service_account_token(namespace, name).await?;
         let path = self.dir().join(format!("kubeconfig-{namespace}-{name}"));
-        write_kubeconfig(&path, &self.pki, self.numbers, &token)?;
+        write_kubeconfig(&path, &self.pki, &self.kube_addr(), &token)?;
         Ok(path)
     }
 
-    /// The address of Consul's HTTP API, such as `http://127.0.0.1:21235`.
-    pub fn consul_addr(&self) -> String {
-        format!("http://127.0.0.1:{}", self.numbers.consul_http)
-    }
-
-    /// The address of Consul's DNS, such as `127.0.0.1:21236`, for TCP and UDP.
-    pub fn consul_dns_addr(&self) -> String {
-        format!("127.0.0.1:{}", self.numbers.consul_dns)
-    }
-
-    /// Calls of Consul's API that do not depend on the code under test.
-    pub fn consul(&self) -> Result<ConsulApi> {
-        ConsulApi::new(&self.consul_addr())
+    /// Writes a copy of a kubeconfig of this bed that finds the API at another address, which is
+    /// that of a proxy on 127.0.0.1: the certificate of the API is good for it.
+    pub fn kubeconfig_through(&self, kubeconfig: &Path, addr: &str) -> Result<PathBuf> {
+        let text = fs::read_to_string(kubeconfig)
+            .with_context(|| format!("cannot read {}", kubeconfig.display()))?;
+        let mut config: Value = serde_json::from_str(&text).context("not a bed's kubeconfig")?;
+        config["clusters"][0]["cluster"]["server"] = addr.into();
+        let (_, port) = addr.rsplit_once(':').context("an address without a port")?;
+        let name = kubeconfig.file_name().unwrap_or_default().to_string_lossy();
+        let path = self.dir().join(format!("{name}-through-{port}"));
+        write_config(&path, &config)?;
+        Ok(path)
     }
 
     /// Runs kubectl as administrator and gives its standard output; fails with its standard error.
@@ -342,7 +362,11 @@ fn client(config: Config) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-fn reserve_ports() -> Result<(Numbers, Vec<Port>)> {
+fn kube_addr(numbers: &Numbers) -> String {
+    format!("https://127.0.0.1:{}", numbers.apiserver)
+}
+
+fn reserve_ports(consul_servers: usize) -> Result<(Numbers, Vec<Port>)> {
     let folder = tools::cache_folder()?.join("ports");
     let mut ports = Vec::new();
     let mut next = || -> Result<u16> {
@@ -356,28 +380,38 @@ fn reserve_ports() -> Result<(Numbers, Vec<Port>)> {
         etcd_peer: next()?,
         apiserver: next()?,
         controller_manager: next()?,
-        consul_http: next()?,
-        consul_dns: next()?,
-        consul_rpc: next()?,
-        consul_serf_lan: next()?,
-        consul_serf_wan: next()?,
+        consul: (0..consul_servers)
+            .map(|_| {
+                anyhow::Ok(ConsulNumbers {
+                    http: next()?,
+                    dns: next()?,
+                    rpc: next()?,
+                    serf_lan: next()?,
+                    serf_wan: next()?,
+                })
+            })
+            .collect::<Result<_>>()?,
     };
     Ok((numbers, ports))
 }
 
-fn write_kubeconfig(path: &Path, pki: &Pki, numbers: Numbers, token: &str) -> Result<()> {
+fn write_kubeconfig(path: &Path, pki: &Pki, server: &str, token: &str) -> Result<()> {
     // JSON is YAML, and needs no writer of its own.
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "bed", "cluster": {
-            "server": format!("https://127.0.0.1:{}", numbers.apiserver),
+            "server": server,
             "certificate-authority": pki.ca_file,
         }}],
         "users": [{"name": "user", "user": {"token": token}}],
         "contexts": [{"name": "bed", "context": {"cluster": "bed", "user": "user"}}],
         "current-context": "bed",
     });
+    write_config(path, &config)
+}
+
+fn write_config(path: &Path, config: &Value) -> Result<()> {
     fs::write(path, format!("{config:#}\n"))
         .with_context(|| format!("cannot write {}", path.display()))
 }

@@ -1,8 +1,9 @@
 //! Real servers on loopback, for tests, demos and benchmarks.
 //!
 //! A [`Bed`] is an etcd, a kube-apiserver (RBAC on), a kube-controller-manager (only the namespace
-//! and garbage-collector controllers) and a Consul server, each on free ports of 127.0.0.1 with its
-//! state in a temporary folder. Nothing of it outlives the [`Bed`], nor the process that holds it.
+//! and garbage-collector controllers) and a Consul, one server or three, each on free ports of
+//! 127.0.0.1 with its state in a temporary folder. Nothing of it outlives the [`Bed`], nor the
+//! process that holds it.
 //!
 //! ```text
 //!  tools::ensure ──▶ binaries (built once, cached)
@@ -13,8 +14,9 @@
 //! ```
 //!
 //! There is no kubelet and no scheduler: a pod is an object whose status [`kubelet::TestPod`]
-//! writes. Each server is a [`Server`] that can be stopped, killed, paused and restarted on the same
-//! ports and data, which is how faults are made.
+//! writes. Faults are made in two ways: each server is a [`Server`] that can be stopped, killed,
+//! paused and restarted on the same ports, with its data, without it or with older data; and a
+//! [`proxy::Proxy`] before a server does to connections what networks do.
 //!
 //! Environment: `LICTOR_TESTBED_BIN`, a folder with all binaries, which skips their build;
 //! `LICTOR_TESTBED_CACHE`, where they are built ([`tools`]); `LICTOR_TESTBED_KEEP`, set to anything,
@@ -26,15 +28,18 @@
 )]
 
 mod bed;
+mod consul_acl;
 mod consul_api;
 pub mod kubelet;
 mod pki;
 mod ports;
+pub mod proxy;
 mod server;
 mod servers;
 pub mod tools;
 pub mod wait;
 
 pub use bed::{Bed, BedOptions};
+pub use consul_acl::{CONSUL_MANAGEMENT_TOKEN, ConsulToken};
 pub use consul_api::ConsulApi;
 pub use server::Server;

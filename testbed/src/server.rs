@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-use crate::{pki::Pki, wait};
+use crate::{consul_api::CONSUL_TOKEN, pki::Pki, wait};
 
 /// How long a server may take until it answers its readiness probe.
 const READY_DEADLINE: Duration = Duration::from_mins(1);
@@ -31,9 +31,23 @@ const LEASH: &str = r#"exec 3<&0; { read -r _ <&3 || kill -9 $$; } & exec "$@" 3
 /// How to see that a server works.
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
-    pub url: String,
+    /// Where its API is.
+    pub base: String,
+    pub path: &'static str,
     /// What the body of a good answer contains.
     pub expect: &'static str,
+    pub consul_token: Option<&'static str>,
+}
+
+impl Probe {
+    pub fn new(base: String, path: &'static str, expect: &'static str) -> Self {
+        Self {
+            base,
+            path,
+            expect,
+            consul_token: None,
+        }
+    }
 }
 
 /// A server of a bed. All methods may be called from several tasks; each call sees the effect of
@@ -113,6 +127,11 @@ impl Server {
     /// The name of its program, such as `kube-apiserver`.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Where its API is, such as `http://127.0.0.1:21235`.
+    pub fn addr(&self) -> &str {
+        &self.probe.base
     }
 
     /// Where it logs, over all its starts.
@@ -234,15 +253,30 @@ impl Server {
     /// Removes its data, as a lost disk does, so that it starts anew the next time; what has no data
     /// of its own (only etcd and Consul have) is left alone. Fails while it runs.
     pub fn wipe(&self) -> Result<()> {
-        if self.pid().is_some() {
-            bail!("{} runs: end it before its data is removed", self.name);
-        }
-        let data = self.folder.join(DATA);
+        let data = self.data_at_rest()?;
         if data.exists() {
             fs::remove_dir_all(&data)
                 .with_context(|| format!("cannot remove {}", data.display()))?;
         }
         Ok(())
+    }
+
+    /// Copies its data to a folder, which must not exist. Fails while it runs.
+    pub fn save(&self, to: &Path) -> Result<()> {
+        copy(&self.data_at_rest()?, to)
+    }
+
+    /// Puts what was saved in the place of its data. Fails while it runs.
+    pub fn restore(&self, from: &Path) -> Result<()> {
+        self.wipe()?;
+        copy(from, &self.data_at_rest()?)
+    }
+
+    fn data_at_rest(&self) -> Result<PathBuf> {
+        if self.pid().is_some() {
+            bail!("{} runs: end it before its data is touched", self.name);
+        }
+        Ok(self.folder.join(DATA))
     }
 
     /// The end of its log, for an error.
@@ -277,10 +311,14 @@ impl Server {
     }
 
     async fn probe(&self, client: &reqwest::Client) -> Result<()> {
-        let request = client.get(&self.probe.url).timeout(Duration::from_secs(5));
+        let url = format!("{}{}", self.probe.base, self.probe.path);
+        let mut request = client.get(&url).timeout(Duration::from_secs(5));
+        if let Some(token) = self.probe.consul_token {
+            request = request.header(CONSUL_TOKEN, token);
+        }
         let body = request.send().await?.error_for_status()?.text().await?;
         if !body.contains(self.probe.expect) {
-            bail!("{} answers {body:?}", self.probe.url);
+            bail!("{url} answers {body:?}");
         }
         Ok(())
     }
@@ -289,6 +327,22 @@ impl Server {
         // What a panicking holder leaves behind is whole: every change is one assignment.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Copies a folder of files and folders.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let what = || format!("cannot copy {} to {}", from.display(), to.display());
+    fs::create_dir(to).with_context(what)?;
+    for entry in fs::read_dir(from).with_context(what)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target).with_context(what)?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Server {

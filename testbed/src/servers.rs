@@ -9,24 +9,31 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    BedOptions, Server,
+    BedOptions, CONSUL_MANAGEMENT_TOKEN, Server,
     pki::Pki,
     server::{DATA, Probe},
     tools::Tools,
 };
 
 /// The numbers of the ports of one bed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Numbers {
     pub etcd_client: u16,
     pub etcd_peer: u16,
     pub apiserver: u16,
     pub controller_manager: u16,
-    pub consul_http: u16,
-    pub consul_dns: u16,
-    pub consul_rpc: u16,
-    pub consul_serf_lan: u16,
-    pub consul_serf_wan: u16,
+    /// One for each Consul server.
+    pub consul: Vec<ConsulNumbers>,
+}
+
+/// The numbers of the ports of one Consul server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConsulNumbers {
+    pub http: u16,
+    pub dns: u16,
+    pub rpc: u16,
+    pub serf_lan: u16,
+    pub serf_wan: u16,
 }
 
 /// What all servers of one bed are made from.
@@ -34,7 +41,7 @@ pub(crate) struct Plan<'a> {
     pub folder: &'a Path,
     pub tools: &'a Tools,
     pub pki: &'a Pki,
-    pub ports: Numbers,
+    pub ports: &'a Numbers,
     pub options: &'a BedOptions,
     /// The bearer token of the administrator.
     pub admin_token: &'a str,
@@ -62,10 +69,7 @@ impl Plan<'_> {
             "--election-timeout=100".to_owned(),
             "--log-level=warn".to_owned(),
         ];
-        let probe = Probe {
-            url: format!("{client}/health"),
-            expect: "\"true\"",
-        };
+        let probe = Probe::new(client, "/health", "\"true\"");
         Ok(Server::new(
             "etcd",
             &self.tools.etcd,
@@ -117,10 +121,7 @@ impl Plan<'_> {
             "--profiling=false".to_owned(),
         ];
         args.extend(self.options.apiserver_args.iter().cloned());
-        let probe = Probe {
-            url: format!("https://127.0.0.1:{port}/readyz"),
-            expect: "ok",
-        };
+        let probe = Probe::new(format!("https://127.0.0.1:{port}"), "/readyz", "ok");
         let program = &self.tools.kube_apiserver;
         Ok(Server::new(
             "kube-apiserver",
@@ -149,10 +150,7 @@ impl Plan<'_> {
             "--kube-api-burst=400".to_owned(),
             "--profiling=false".to_owned(),
         ];
-        let probe = Probe {
-            url: format!("https://127.0.0.1:{port}/healthz"),
-            expect: "ok",
-        };
+        let probe = Probe::new(format!("https://127.0.0.1:{port}"), "/healthz", "ok");
         let program = &self.tools.kube_controller_manager;
         Ok(Server::new(
             "kube-controller-manager",
@@ -164,23 +162,36 @@ impl Plan<'_> {
         ))
     }
 
-    pub fn consul(&self) -> Result<Server> {
-        let folder = self.folder("consul")?;
-        let http = self.ports.consul_http;
+    /// All Consul servers; the first one has the names that a single one has.
+    pub fn consul(&self) -> Result<Vec<Server>> {
+        let mut servers = Vec::new();
+        for number in 0..self.ports.consul.len() {
+            servers.push(self.consul_server(number)?);
+        }
+        Ok(servers)
+    }
+
+    fn consul_server(&self, number: usize) -> Result<Server> {
+        let suffix = match number {
+            0 => String::new(),
+            other => format!("-{}", other + 1),
+        };
+        let folder = self.folder(&format!("consul{suffix}"))?;
+        let ports = self.ports.consul[number];
         let mut config = json!({
-            "node_name": "consul-server",
+            "node_name": format!("consul-server{suffix}"),
             "datacenter": "dc1",
             "data_dir": folder.join(DATA),
             "server": true,
-            "bootstrap_expect": 1,
+            "bootstrap_expect": self.ports.consul.len(),
             "bind_addr": "127.0.0.1",
             "client_addr": "127.0.0.1",
             "ports": {
-                "http": http,
-                "dns": self.ports.consul_dns,
-                "server": self.ports.consul_rpc,
-                "serf_lan": self.ports.consul_serf_lan,
-                "serf_wan": self.ports.consul_serf_wan,
+                "http": ports.http,
+                "dns": ports.dns,
+                "server": ports.rpc,
+                "serf_lan": ports.serf_lan,
+                "serf_wan": ports.serf_wan,
                 "https": -1,
                 "grpc": -1,
                 "grpc_tls": -1,
@@ -189,6 +200,36 @@ impl Plan<'_> {
             "disable_update_check": true,
             "log_level": "warn",
         });
+        if self.ports.consul.len() > 1 {
+            // Itself left out: a join that reaches only the one who asks counts as done.
+            let others = self.ports.consul.iter().enumerate();
+            let others = others.filter(|(other, _)| *other != number);
+            let join: Vec<_> = others
+                .map(|(_, ports)| format!("127.0.0.1:{}", ports.serf_lan))
+                .collect();
+            let three = json!({
+                "retry_join": join,
+                "retry_interval": "500ms",
+                // A dead server must go on to count, or the quorum depends on how long it is dead.
+                "autopilot": {
+                    "cleanup_dead_servers": false,
+                    "server_stabilization_time": "200ms",
+                },
+            });
+            merge(&mut config, &three);
+        }
+        if self.options.consul_acls {
+            let acl = json!({
+                "enabled": true,
+                "default_policy": "deny",
+                "tokens": {
+                    "initial_management": CONSUL_MANAGEMENT_TOKEN,
+                    // For what a server writes about its own node.
+                    "agent": CONSUL_MANAGEMENT_TOKEN,
+                },
+            });
+            merge(&mut config, &json!({ "acl": acl }));
+        }
         merge(&mut config, &self.options.consul_config);
         let file = folder.join("consul.json");
         fs::write(&file, config.to_string())
@@ -197,11 +238,15 @@ impl Plan<'_> {
             "agent".to_owned(),
             format!("-config-file={}", file.display()),
         ];
-        let probe = Probe {
-            // It shows itself once it leads and takes writes.
-            url: format!("http://127.0.0.1:{http}/v1/catalog/service/consul?consistent"),
-            expect: "ServiceID",
-        };
+        // It shows itself once there is a leader that takes writes.
+        let mut probe = Probe::new(
+            format!("http://127.0.0.1:{}", ports.http),
+            "/v1/catalog/service/consul?consistent",
+            "ServiceID",
+        );
+        if self.options.consul_acls {
+            probe.consul_token = Some(CONSUL_MANAGEMENT_TOKEN);
+        }
         Ok(Server::new(
             "consul",
             &self.tools.consul,

@@ -1,5 +1,8 @@
 //! The bed, on real servers.
 
+mod consul;
+mod proxy;
+
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};

@@ -1,0 +1,63 @@
+//! Tokens of Consul, each with rights of its own.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::ConsulApi;
+
+/// The token that may do everything where ACLs are on
+/// ([`BedOptions::consul_acls`](crate::BedOptions::consul_acls)).
+pub const CONSUL_MANAGEMENT_TOKEN: &str = "7c1a3f3e-51b5-4c5b-9d5e-0c7e5a1b9e55";
+
+/// A token with a policy of its own.
+#[derive(Debug, Clone)]
+pub struct ConsulToken {
+    /// Its public name.
+    pub accessor: String,
+    /// What is sent with a request.
+    pub secret: String,
+    policy: String,
+    policy_name: String,
+}
+
+/// For these calls it needs a token that may write ACLs.
+impl ConsulApi {
+    /// Creates a token that may do what the rules say, in Consul's own language, and no more.
+    pub async fn create_token(&self, rules: &str) -> Result<ConsulToken> {
+        // A name is taken once, also on a bed that several processes use.
+        let policy_name = format!("bed-{:016x}", RandomState::new().build_hasher().finish());
+        let policy = json!({"Name": policy_name, "Rules": rules});
+        let policy = self.put("/v1/acl/policy", &policy).await?;
+        let policy = text(&policy, "ID")?;
+        let token = json!({"Policies": [{"ID": policy}]});
+        let token = self.put("/v1/acl/token", &token).await?;
+        Ok(ConsulToken {
+            accessor: text(&token, "AccessorID")?,
+            secret: text(&token, "SecretID")?,
+            policy,
+            policy_name,
+        })
+    }
+
+    /// Gives a token other rights.
+    pub async fn change_rules(&self, token: &ConsulToken, rules: &str) -> Result<()> {
+        let path = format!("/v1/acl/policy/{}", token.policy);
+        let policy = json!({"Name": token.policy_name, "Rules": rules});
+        self.put(&path, &policy).await.map(drop)
+    }
+
+    /// Revokes a token.
+    pub async fn delete_token(&self, token: &ConsulToken) -> Result<()> {
+        let path = format!("/v1/acl/token/{}", token.accessor);
+        self.delete(&path).await.map(drop)
+    }
+}
+
+fn text(value: &Value, field: &str) -> Result<String> {
+    let text = value[field].as_str();
+    Ok(text
+        .with_context(|| format!("no {field} in {value}"))?
+        .to_owned())
+}
