@@ -6,20 +6,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use globset::GlobSet;
+use k8s_openapi::api::core::v1::Namespace;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::consul::{self, ConsulConfig, TokenStanding};
+use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
 use crate::desired::index::Index;
 use crate::k8s;
+use crate::k8s::Regarding;
 use crate::k8s::client::ClientOptions;
 use crate::metrics::Metrics;
+use crate::model::epoch::{Epoch, EpochKind};
+use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::server::{self, Shown};
-use crate::sync::engine::Engine;
+use crate::sync::engine::{Engine, Options};
 use crate::sync::report::Report;
 use crate::sync::signals;
 
@@ -32,6 +36,11 @@ const TOKEN_INTERVAL: Duration = Duration::from_mins(3);
 /// How often the token is checked while it is not, or Consul does not answer.
 const TOKEN_RETRY: Duration = Duration::from_secs(2);
 
+/// How long the API server may take to show a namespace.
+const KUBE_SYSTEM_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is asked again.
+const KUBE_SYSTEM_RETRY: Duration = Duration::from_secs(2);
+
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
 pub struct Settings {
@@ -41,8 +50,10 @@ pub struct Settings {
     pub excluded: GlobSet,
     /// `--listen`.
     pub listen: SocketAddr,
-    /// `--drift-interval`.
-    pub drift_interval: Duration,
+    /// `--consistency`.
+    pub consistency: Consistency,
+    /// How the engine works.
+    pub engine: Options,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -55,7 +66,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         cluster,
         excluded,
         listen,
-        drift_interval,
+        consistency,
+        engine: options,
         kubernetes,
         consul,
     } = settings;
@@ -74,17 +86,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
     let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
-    let report = Report::new(events, statuses, metrics.clone());
-    let index = Index::new(cluster, excluded);
-    let (engine, readiness) = Engine::new(consul.clone(), index, report, drift_interval);
+    let mut report = Report::new(events, statuses, metrics.clone());
+    report.own_pod = own_pod();
+    let index = Index::new(cluster.clone(), excluded);
+    let (engine, readiness) = Engine::new(consul.clone(), index, report, options);
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
-    // Nobody else writes yet: leadership comes with more than one replica.
-    metrics.leader.set(1);
-
     let mut parts = JoinSet::new();
-    for kind in k8s::Kind::ALL {
-        let watch = kind.watch(kube.clone(), None, event_sender.clone());
+    for kind in Kind::ALL {
+        let watch = k8s::watch(
+            kind,
+            kube.clone(),
+            None,
+            event_sender.clone(),
+            engine.relists(),
+        );
         parts.spawn(async move {
             watch.await;
             Ok("a watch of Kubernetes")
@@ -98,8 +114,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         "the check of the token",
         check_token(consul.clone(), token_sender),
     ));
-    let signals = signals::watch(consul.clone(), signal_sender, stop.clone());
+    let signals = signals::watch(
+        consul.clone(),
+        cluster,
+        consistency,
+        signal_sender,
+        stop.clone(),
+    );
     parts.spawn(ending("the watch of Consul", signals));
+    let (epoch_sender, epoch_receiver) = oneshot::channel();
+    tokio::spawn(tell_epoch(kube, epoch_sender));
     let shown = Shown {
         readiness,
         registry: Arc::new(registry),
@@ -115,7 +139,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             .map(|()| "the server")
             .context("the server failed")
     });
-    let engine = engine.run(event_receiver, signal_receiver, stop.clone());
+    let engine = engine.run(
+        event_receiver,
+        signal_receiver,
+        epoch_receiver,
+        stop.clone(),
+    );
 
     let engine = async { engine.await.context("the engine ended") };
     tokio::pin!(engine);
@@ -134,6 +163,62 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 async fn ending(part: &'static str, run: impl Future<Output = ()>) -> anyhow::Result<&'static str> {
     run.await;
     Ok(part)
+}
+
+/// The UID of the namespace `kube-system`, which tells Kubernetes clusters apart.
+pub async fn kube_system_uid(kube: &kube::Client) -> Result<String, String> {
+    let namespaces = kube::Api::<Namespace>::all(kube.clone());
+    let found = k8s::client::within(KUBE_SYSTEM_DEADLINE, namespaces.get("kube-system")).await;
+    let found = found.map_err(|error| error.to_string())?;
+    found.metadata.uid.ok_or_else(|| "it has no UID".to_owned())
+}
+
+/// Finds out which Kubernetes cluster this is, for the epoch.
+async fn tell_epoch(kube: kube::Client, epoch: oneshot::Sender<Epoch>) {
+    let mut told = None;
+    let uid = loop {
+        match kube_system_uid(&kube).await {
+            Ok(uid) => break uid,
+            Err(error) => {
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(
+                        "cannot read the namespace kube-system, whose UID tells clusters apart: \
+                         {error}"
+                    );
+                }
+                told = Some(error);
+            }
+        }
+        tokio::time::sleep(KUBE_SYSTEM_RETRY).await;
+    };
+    // Nobody waits for it any more only where the engine ended.
+    let _ = epoch.send(epoch_of(uid, EpochKind::Run));
+}
+
+/// The first epoch of this process.
+#[must_use]
+pub fn epoch_of(uid: String, kind: EpochKind) -> Epoch {
+    Epoch {
+        holder: holder(),
+        uid,
+        scope: Vec::new(),
+        kind,
+        term: 1,
+        other: serde_json::Map::new(),
+    }
+}
+
+/// A name for this process that no other has.
+#[must_use]
+pub fn holder() -> String {
+    format!("{}/{:08x}", identity(), rand::random::<u32>())
+}
+
+/// The pod that this process runs as, if it was told.
+fn own_pod() -> Option<Regarding> {
+    let told = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let (namespace, name, uid) = (told("POD_NAMESPACE")?, told("POD_NAME")?, told("POD_UID")?);
+    Some(Regarding::pod(namespace.into(), name.into(), uid.into()))
 }
 
 /// Who reports Events: the pod, or the host that the process runs on.
@@ -168,11 +253,13 @@ async fn check_token(consul: consul::Client, problem: watch::Sender<Option<Strin
             *known = found;
             changed
         });
-        // Looking at what is known costs nothing; a changed token file makes it unknown.
+        // Looking at what is known costs nothing; a changed token file makes it unknown, and so does
+        // a refusal. Others look too: what they found good must not be told as bad any longer.
         let again = Instant::now() + TOKEN_INTERVAL;
         loop {
             tokio::time::sleep(TOKEN_RETRY).await;
-            if Instant::now() >= again || !consul.is_token_verified() {
+            let told = problem.borrow().is_some();
+            if Instant::now() >= again || told || !consul.is_token_verified() {
                 break;
             }
         }

@@ -25,9 +25,11 @@
 
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod consul;
 pub mod desired;
+pub mod gc;
 pub mod k8s;
 pub mod metrics;
 pub mod model;

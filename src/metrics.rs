@@ -57,6 +57,8 @@ pub struct Metrics {
     pub drift: Family<KindLabel, Counter>,
     /// `lictor_held_deletes`: removals that wait until they are safe.
     pub held_deletes: Gauge,
+    /// `lictor_held_nodes`: nodes that are not Ready and whose checks are held, because too many are.
+    pub held_nodes: Gauge,
     /// `lictor_conflicts`: keys that someone else holds.
     pub conflicts: Gauge,
     /// `lictor_rejections`: objects and instances with invalid input, or that Consul refuses.
@@ -90,6 +92,7 @@ impl Metrics {
             propagation: histogram(),
             drift: Family::default(),
             held_deletes: Gauge::default(),
+            held_nodes: Gauge::default(),
             conflicts: Gauge::default(),
             rejections: Gauge::default(),
             requests: Family::default(),
@@ -114,6 +117,7 @@ impl Metrics {
             propagation,
             drift,
             held_deletes,
+            held_nodes,
             conflicts,
             rejections,
             requests,
@@ -135,6 +139,8 @@ impl Metrics {
             "Removals that wait until they are safe",
             held_deletes,
         );
+        let help = "Nodes that are not Ready and whose checks are held";
+        registry.register("held_nodes", help, held_nodes);
         registry.register("conflicts", "Keys that someone else holds", conflicts);
         let help = "Objects and instances with invalid input, or that Consul refuses";
         registry.register("rejections", help, rejections);

@@ -1,6 +1,7 @@
 //! Logs.
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// What was removed and why can be answered later, whatever the level.
@@ -22,8 +23,8 @@ pub enum LogFormat {
 ///
 /// `level` is a level (`info`) or a filter by target (`info,lictor::sync=debug`).
 pub fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level)
-        .map_err(|error| anyhow::anyhow!("--log-level {level}: {error}"))?;
+    let filter =
+        filter(level).map_err(|error| anyhow::anyhow!("--log-level {level:?}: {error}"))?;
     let mut filter = filter.add_directive(AUDIT.parse()?);
     if !level.contains(KUBE_CONNECTIONS) {
         filter = filter.add_directive(format!("{KUBE_CONNECTIONS}=off").parse()?);
@@ -44,4 +45,52 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
             .try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}
+
+/// Reads a filter. A word alone must be a level: taken for a target, as `EnvFilter` does, a misspelt
+/// level would silence everything else.
+fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let is_misspelt = |part: &&str| match part.rsplit_once('=') {
+        Some((_, level)) => !is_level(level),
+        None => !is_level(part),
+    };
+    if let Some(part) = text.split(',').find(is_misspelt) {
+        anyhow::bail!(
+            "{part:?} is neither a level (error, warn, info, debug, trace, off) nor TARGET=LEVEL"
+        );
+    }
+    Ok(EnvFilter::try_new(text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_targets_are_understood_and_misspelt_levels_refused() {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,lictor::sync=debug",
+            "info,audit=trace",
+            "info,lictor[span{kind=1}]=debug",
+        ] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "warning",
+            "loud",
+            "info,",
+            "lictor::sync",
+            "lictor=",
+            "lictor=loud",
+        ] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+        let error = filter("info,warning").unwrap_err().to_string();
+        assert!(error.starts_with("\"warning\" is neither"), "{error}");
+    }
 }

@@ -16,8 +16,6 @@ pub struct RegistrationObject {
     pub created: i64,
     /// `metadata.generation`.
     pub generation: i64,
-    /// Whether `metadata.deletionTimestamp` is set.
-    pub deleting: bool,
     /// `metadata.annotations` of the domain `lictor.io`.
     pub annotations: Pairs,
     /// The spec, or why it cannot be decoded.

@@ -20,6 +20,25 @@ pub(super) fn dns_label(what: &str) -> Rule {
     Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message(message.as_str())
 }
 
+/// Keys that a label of a pod can have: with any other a selector would choose nothing, or everything.
+/// `rule` says where they are, with `{}` for the test.
+pub(super) fn label_keys(rule: &str) -> Rule {
+    let key = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$";
+    Rule::new(rule.replace("{}", &format!("matches('{key}')"))).message(
+        "a label's key is a name, at most 63 of A-Z, a-z, 0-9, '-', '_' and '.' with a letter or digit at \
+         both ends, or a lower-case domain, '/' and a name",
+    )
+}
+
+/// Values that a label of a pod can have; for `rule` see [`label_keys`].
+pub(super) fn label_values(rule: &str) -> Rule {
+    let value = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
+    Rule::new(rule.replace("{}", &format!("matches('{value}')"))).message(
+        "a label's value is empty or made of A-Z, a-z, 0-9, '-', '_' and '.' with a letter or digit at both \
+         ends",
+    )
+}
+
 /// No separator of the annotation form, nothing that breaks a line of a log or of a DNS answer.
 pub(super) fn tags_without_comma() -> Rule {
     Rule::new("self.all(tag, !tag.contains(','))")

@@ -7,6 +7,7 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::schema;
 use crate::model::text::Pairs;
 
 /// Chooses pods by their labels. All requirements must hold; an empty selector chooses every pod of
@@ -16,6 +17,8 @@ use crate::model::text::Pairs;
 pub struct LabelSelector {
     /// Labels that the pod must have with exactly these values.
     #[schemars(schema_with = "labels")]
+    #[x_kube(validation = schema::label_keys("self.all(key, key.{})"))]
+    #[x_kube(validation = schema::label_values("self.all(key, self[key].{})"))]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub match_labels: BTreeMap<String, String>,
     /// Further requirements.
@@ -35,11 +38,13 @@ pub struct LabelSelector {
 pub struct Requirement {
     /// The label's key.
     #[schemars(length(min = 1, max = 317))]
+    #[x_kube(validation = schema::label_keys("self.{}"))]
     pub key: String,
     /// How the key and the values are compared.
     pub operator: Operator,
     /// The values, for `In` and `NotIn`; none for `Exists` and `DoesNotExist`.
     #[schemars(length(max = 64), inner(length(max = 63)))]
+    #[x_kube(validation = schema::label_values("self.all(value, value.{})"))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
 }

@@ -149,6 +149,10 @@ pub struct ServiceRegistrationSpec {
     /// Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable_tag_override: Option<bool>,
+    /// Whether an entry that stands in Consul under the id of an instance and has no owner's mark of
+    /// any kind, such as one that was made by hand, is taken over. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopt: Option<bool>,
     /// How the state of a pod becomes the health of its instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,

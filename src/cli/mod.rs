@@ -2,6 +2,8 @@
 
 mod consul;
 mod crds;
+mod gc;
+mod kubernetes;
 mod run;
 
 use std::process::ExitCode;
@@ -24,6 +26,9 @@ struct Cli {
 enum Command {
     /// Watches Kubernetes and keeps Consul equal to it, until stopped
     Run(Box<run::Run>),
+    /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
+    /// it
+    Gc(Box<gc::Gc>),
     /// Prints the custom resource definitions, ready for `kubectl apply -f -`
     Crds,
 }
@@ -41,6 +46,7 @@ pub fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Run(run) => run.execute(),
+        Command::Gc(gc) => gc.execute(),
         Command::Crds => crds::execute(),
     };
     match done {

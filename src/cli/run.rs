@@ -1,7 +1,7 @@
 //! `lictor run`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,9 +12,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::consul::ConsulFlags;
+use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
-use crate::k8s::client::ClientOptions;
+use crate::consul::Consistency;
 use crate::model::names::{ClusterName, InvalidName};
+use crate::plan::guard::{Guard, Limits};
+use crate::plan::panic::{self, NodePanic};
+use crate::plan::vacancy::Vacancies;
+use crate::plan::{DriftMode, Mode, Rules};
+use crate::sync::engine::Options;
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Args, Debug)]
@@ -40,6 +46,18 @@ pub(super) struct Run {
         value_name = "DURATION"
     )]
     drift_interval: Duration,
+    /// Which servers of Consul may tell that something changed; what is there is always read from the
+    /// leader before anything is decided
+    #[arg(
+        long,
+        env = "LICTOR_CONSISTENCY",
+        default_value = "default",
+        value_name = "MODE"
+    )]
+    consistency: Consistency,
+    /// Most entries written to Consul in a second; by default as many as it takes
+    #[arg(long, env = "LICTOR_CONSUL_WRITE_RATE", value_name = "ENTRIES")]
+    consul_write_rate: Option<NonZeroU32>,
     /// Address for `/livez`, `/readyz` and `/metrics`
     #[arg(
         long,
@@ -64,12 +82,74 @@ pub(super) struct Run {
         value_name = "LEVEL"
     )]
     log_level: String,
-    /// Kubeconfig file; without it `KUBECONFIG`, `~/.kube/config`, or the service account of the pod
-    #[arg(long, env = "LICTOR_KUBECONFIG", value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig
-    #[arg(long, env = "LICTOR_CONTEXT", value_name = "NAME")]
-    context: Option<String>,
+    /// What may be written to Consul
+    #[arg(
+        long,
+        env = "LICTOR_POLICY",
+        default_value = "sync",
+        value_name = "POLICY"
+    )]
+    policy: Mode,
+    /// What is done about a change that another hand made in Consul
+    #[arg(
+        long,
+        env = "LICTOR_DRIFT",
+        default_value = "repair",
+        value_name = "MODE"
+    )]
+    drift: DriftMode,
+    /// Largest share of all entries, in percent, that may be removed within ten minutes without
+    /// anybody having been seen to delete what they were for
+    #[arg(
+        long,
+        env = "LICTOR_MAX_DELETE_PERCENT",
+        default_value_t = Limits::default().percent,
+        value_parser = clap::value_parser!(u8).range(0..=100),
+        value_name = "PERCENT"
+    )]
+    max_delete_percent: u8,
+    /// So many entries may be removed that way whatever their share
+    #[arg(
+        long,
+        env = "LICTOR_MAX_DELETE_FLOOR",
+        default_value_t = Limits::default().floor,
+        value_name = "COUNT"
+    )]
+    max_delete_floor: usize,
+    /// Complete lists, 30 s apart, that must agree before something is removed that way
+    #[arg(
+        long,
+        env = "LICTOR_DELETE_CONFIRM",
+        default_value_t = Limits::default().confirm,
+        value_parser = clap::value_parser!(u32).range(1..=100),
+        value_name = "LISTS"
+    )]
+    delete_confirm: u32,
+    /// If more than this share of the nodes, in percent, turns not Ready within a minute, their
+    /// checks in Consul stay as they are until it is less; 100 is off
+    #[arg(
+        long,
+        env = "LICTOR_NODE_PANIC",
+        default_value_t = panic::DEFAULT_PERCENT,
+        value_parser = clap::value_parser!(u8).range(0..=100),
+        value_name = "PERCENT"
+    )]
+    node_panic: u8,
+    /// How long a node in Consul stays when it is empty and its Kubernetes node is gone
+    #[arg(
+        long,
+        env = "LICTOR_NODE_GRACE",
+        default_value = "10m",
+        value_parser = duration,
+        value_name = "DURATION"
+    )]
+    node_grace: Duration,
+    /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
+    /// cluster name
+    #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
+    take_over: Option<String>,
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
     #[command(flatten)]
     consul: ConsulFlags,
 }
@@ -82,11 +162,24 @@ impl Run {
             cluster: self.cluster,
             excluded: globs(&self.exclude_namespace)?,
             listen: self.listen,
-            drift_interval: self.drift_interval,
-            kubernetes: ClientOptions {
-                kubeconfig: self.kubeconfig,
-                context: self.context,
+            consistency: self.consistency,
+            engine: Options {
+                drift_interval: self.drift_interval,
+                write_rate: self.consul_write_rate,
+                take_over: self.take_over,
+                rules: Rules {
+                    mode: self.policy,
+                    drift: self.drift,
+                    guard: Guard::new(Limits {
+                        percent: self.max_delete_percent,
+                        floor: self.max_delete_floor,
+                        confirm: self.delete_confirm,
+                    }),
+                    nodes: NodePanic::new(self.node_panic),
+                    vacancies: Vacancies::new(self.node_grace),
+                },
             },
+            kubernetes: self.kubernetes.options(),
             consul: self.consul.config()?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -107,14 +200,14 @@ impl Run {
                 tracing::info!("stopping; Consul stays as it is");
                 stopping.cancel();
             });
-            app::run(settings, stop).await
+            Box::pin(app::run(settings, stop)).await
         })?;
         runtime.shutdown_timeout(Duration::from_secs(1));
         Ok(())
     }
 }
 
-fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
+pub(super) fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
     name.parse()
 }
 
@@ -130,7 +223,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(parsed)
 }
 
-fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {
+pub(super) fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         let glob = GlobBuilder::new(pattern)

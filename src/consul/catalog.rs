@@ -137,25 +137,25 @@ impl Client {
     /// a key that gets a new value. The index of the nodes takes in that of the services: a service that is written
     /// between two queries makes this one return once, too.
     #[must_use]
-    pub fn watch_any_node(&self) -> Watch<()> {
+    pub fn watch_any_node(&self, consistency: Consistency) -> Watch<()> {
         let request = Request::get("catalog/nodes").query("filter", r#"Node == """#);
-        Watch::new(self.clone(), request, signal)
+        Watch::new(self.clone(), request.consistency(consistency), signal)
     }
 
     /// Tells that some service changed, appeared or went, without saying which, in a few bytes.
     #[must_use]
-    pub fn watch_any_service(&self) -> Watch<()> {
+    pub fn watch_any_service(&self, consistency: Consistency) -> Watch<()> {
         let request = Request::get("catalog/services").query("filter", r#"ServiceName == """#);
-        Watch::new(self.clone(), request, signal)
+        Watch::new(self.clone(), request.consistency(consistency), signal)
     }
 
     /// Tells that some check changed, appeared or went, without saying which, in a few bytes.
     #[must_use]
-    pub fn watch_any_check(&self) -> Watch<()> {
+    pub fn watch_any_check(&self, consistency: Consistency) -> Watch<()> {
         let request = Request::get("health/state")
             .segment("any")
             .query("filter", r#"CheckID == """#);
-        Watch::new(self.clone(), request, signal)
+        Watch::new(self.clone(), request.consistency(consistency), signal)
     }
 
     /// Writes a registration as one.

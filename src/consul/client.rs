@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use tokio::time::timeout_at;
 
 use super::config::{ConfigError, ConsulConfig, Tenancy};
+use super::error::classify;
 use super::request::{Method, RequestToken};
 use super::token::{FileStamp, LOOK, Token, token_header};
 use super::transport::{Endpoint, Transport, chain};
@@ -224,6 +225,9 @@ impl Client {
         if status < 500 {
             *lock(&inner.last_contact) = Some(Instant::now());
         }
+        if status == 403 && matches!(request.token, RequestToken::OfClient) {
+            self.doubt_standing(generation, &body);
+        }
         let headers = answer.headers();
         let acls_on = headers
             .get(DEFAULT_ACL_POLICY)
@@ -285,6 +289,16 @@ impl Client {
             standing,
         };
         *lock(&self.inner.standing) = Some(known);
+    }
+
+    /// A refusal that says that the token is none any more ends what was known of it, until
+    /// [`check_token`](Self::check_token) was asked again.
+    fn doubt_standing(&self, generation: u64, body: &[u8]) {
+        if classify(403, &String::from_utf8_lossy(body)) == ErrorClass::TokenUnknown {
+            let mut standing = lock(&self.inner.standing);
+            let is_of = |known: &mut Known| known.generation == generation;
+            drop(standing.take_if(is_of));
+        }
     }
 
     /// Whether a token is sent, and its generation.

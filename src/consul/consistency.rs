@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 /// Which server may answer a read, and from what it knows.
 ///
 /// Source: <https://developer.hashicorp.com/consul/api-docs/features/consistency>
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Consistency {
     /// The leader, from its lease: for a moment after a change of leaders it may be out of date.
     #[default]

@@ -76,7 +76,7 @@ pub struct ConsulError {
 }
 
 /// A text of anyone's as part of one log line.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
@@ -164,7 +164,7 @@ fn cut(text: &str) -> &str {
 }
 
 /// The class of an answer that is not a success.
-fn classify(status: u16, text: &str) -> ErrorClass {
+pub(super) fn classify(status: u16, text: &str) -> ErrorClass {
     let by_text = || {
         TEXTS
             .iter()

@@ -1,9 +1,9 @@
 //! The annotations `lictor.io/*` of a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::problems::Problems;
-use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
+use super::spec::{AddressChoice, InstanceSpec, MAX_SERVICES, PortChoice, Terminating};
 use crate::model::entry::Health;
 use crate::model::facts::PodFacts;
 use crate::model::names::ServiceName;
@@ -62,6 +62,8 @@ pub struct Annotations {
     pub paused: bool,
     /// What is wrong beside the list and the settings of services, for people.
     pub remarks: Vec<String>,
+    /// Services that only settings name.
+    mentioned: BTreeSet<Text>,
     plain: BTreeMap<Setting, Value>,
     of_service: BTreeMap<(Text, Setting), Value>,
 }
@@ -98,21 +100,24 @@ impl Annotations {
     /// Sorts out the annotations of a pod. Never fails: what is wrong is part of the result.
     #[must_use]
     pub fn of(pod: &PodFacts) -> Self {
-        let mut found = Self::default();
+        let (mut found, mut remarks) = (Self::default(), Problems::default());
         for (key, value) in pod.annotations.iter() {
             let Some(key) = key.strip_prefix(DOMAIN) else {
                 continue;
             };
-            found.take(key, value);
+            found.take(key, value, &mut remarks);
         }
+        found.remarks = remarks.into_vec();
+        let listed: BTreeSet<&Text> = found.services.iter().map(ServiceName::text).collect();
+        let named = found.of_service.keys().map(|(service, _)| service);
+        let mentioned = named.filter(|service| !listed.contains(service));
+        found.mentioned = mentioned.cloned().collect();
         found
     }
 
     /// Services that only a `lictor.io/KEY.SERVICE` names, not the list.
     pub fn mentioned(&self) -> impl Iterator<Item = &Text> {
-        let listed = |name: &Text| self.services.iter().any(|service| service.text() == name);
-        let named = self.of_service.keys().map(|(service, _)| service);
-        named.filter(move |service| !listed(service))
+        self.mentioned.iter()
     }
 
     /// Whether the pod can hold what it does not claim: what it had is then kept as it was.
@@ -165,7 +170,7 @@ impl Annotations {
         base
     }
 
-    fn take(&mut self, key: &str, value: &Text) {
+    fn take(&mut self, key: &str, value: &Text, remarks: &mut Problems) {
         match key {
             "service" if value.len() >= PodFacts::ANNOTATION_BYTES => {
                 self.list_problem = Some(format!("{DOMAIN}service: {}", too_long()));
@@ -176,24 +181,32 @@ impl Annotations {
                 "false" => {}
                 other => {
                     self.paused = true;
-                    self.remarks.push(format!(
+                    remarks.push(format!(
                         "{DOMAIN}paused: {other:?} is neither \"true\" nor \"false\"; the pod is \
                          held as if paused"
                     ));
                 }
             },
-            _ => self.take_setting(key, value),
+            _ => self.take_setting(key, value, remarks),
         }
     }
 
     fn take_services(&mut self, list: &str) {
         let mut problems = Problems::default();
+        let mut too_many = 0;
         for name in items(list) {
             match name.parse::<ServiceName>() {
                 Ok(service) if self.services.contains(&service) => {}
+                // Anyone who can create a pod could have all others wait.
+                Ok(_) if self.services.len() == MAX_SERVICES => too_many += 1,
                 Ok(service) => self.services.push(service),
                 Err(error) => problems.push(error.to_string()),
             }
+        }
+        if too_many > 0 {
+            problems.push(format!(
+                "a pod has at most {MAX_SERVICES} services: the last {too_many} are left out"
+            ));
         }
         if self.services.is_empty() && problems.is_empty() {
             problems.push("names no service: name one, or remove the annotation".to_owned());
@@ -204,7 +217,7 @@ impl Annotations {
         }
     }
 
-    fn take_setting(&mut self, key: &str, value: &Text) {
+    fn take_setting(&mut self, key: &str, value: &Text, remarks: &mut Problems) {
         let (name, service) = match key.split_once('.') {
             Some((name, service)) => (name, Some(service)),
             None => (key, None),
@@ -219,7 +232,7 @@ impl Annotations {
             }
             (None, _) => {
                 let known: Vec<_> = Setting::ALL.iter().map(|(name, _)| *name).collect();
-                self.remarks.push(format!(
+                remarks.push(format!(
                     "{DOMAIN}{key}: is not an annotation that Lictor knows, and is ignored; there \
                      are service, paused, {}",
                     known.join(", ")
@@ -351,6 +364,21 @@ mod tests {
         assert!(found.list_problem.unwrap().contains("\"Bad_Name\""));
         let empty = Annotations::of(&pod("p").lictor("service", " ,").facts());
         assert!(empty.list_problem.unwrap().contains("names no service"));
+    }
+
+    #[test]
+    fn what_a_pod_can_ask_for_is_bounded() {
+        let names: Vec<_> = (0..=MAX_SERVICES).map(|n| format!("s{n}")).collect();
+        let mut many = pod("p").lictor("service", &names.join(","));
+        for n in 0..100 {
+            many = many.lictor(&format!("unknown{n}"), "");
+        }
+        let found = Annotations::of(&many.facts());
+        assert_eq!(found.services.len(), MAX_SERVICES);
+        assert!(found.list_problem.unwrap().contains("at most 64 services"));
+        assert!(found.remarks.len() < 10, "{}", found.remarks.len());
+        let all = Annotations::of(&pod("p").lictor("service", &names[1..].join(",")).facts());
+        assert_eq!((all.services.len(), all.list_problem), (MAX_SERVICES, None));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Claim {
     pub shape: Shape,
     /// What follows the pod even while the shape is frozen.
     pub live: Live,
+    /// Whether an entry without an owner that stands there is taken over.
+    pub adopt: bool,
 }
 
 /// The service entry of a claim.

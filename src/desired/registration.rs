@@ -48,6 +48,8 @@ pub struct Claims {
     pub spec: InstanceSpec,
     /// What is registered.
     pub source: Source,
+    /// Whether entries without an owner that stand there are taken over.
+    pub adopt: bool,
 }
 
 /// Where the instances come from.
@@ -127,7 +129,7 @@ fn paused(object: &RegistrationObject) -> Result<bool, String> {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
         Some(other) => Err(format!(
-            "{DOMAIN}{PAUSED}: \"{other}\" is neither \"true\" nor \"false\""
+            "{DOMAIN}{PAUSED}: {other:?} is neither \"true\" nor \"false\""
         )),
     }
 }
@@ -145,6 +147,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         meta,
         weights,
         enable_tag_override,
+        adopt,
         health,
     } = spec;
     let service = match service {
@@ -193,6 +196,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         service,
         spec,
         source,
+        adopt: adopt.unwrap_or_default(),
     })
 }
 
@@ -241,7 +245,6 @@ mod tests {
             uid: "uid".into(),
             created: 100,
             generation: 1,
-            deleting: false,
             annotations: annotations.iter().map(pair).collect(),
             spec: Ok(serde_json::from_value(spec).unwrap()),
             status: None,

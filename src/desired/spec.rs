@@ -3,6 +3,8 @@
 use crate::model::entry::{Health, Weights};
 use crate::model::text::Text;
 
+/// Most services that the annotations of a pod may name.
+pub const MAX_SERVICES: usize = 64;
 /// Most tags of one instance.
 pub const MAX_TAGS: usize = 64;
 /// Longest tag, in bytes.

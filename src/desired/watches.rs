@@ -1,30 +1,6 @@
 //! How complete the view of Kubernetes is.
 
-/// The kinds of objects that can claim something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Pods.
-    Pod,
-    /// Nodes.
-    Node,
-    /// `ServiceRegistration`s.
-    Registration,
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Pod, Self::Node, Self::Registration];
-
-    /// The name of the resource, as the API server's URLs and our metrics have it.
-    #[must_use]
-    pub fn resource(self) -> &'static str {
-        match self {
-            Self::Pod => "pods",
-            Self::Node => "nodes",
-            Self::Registration => "serviceregistrations",
-        }
-    }
-}
+use crate::model::kind::Kind;
 
 /// The state of one watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -55,6 +55,12 @@ pub enum EventReason {
     InvalidAnnotation,
     /// Consul refused a write.
     ConsulRefused,
+    /// Another hand keeps changing an entry: repairs are slowed down.
+    DriftContested,
+    /// Too much was found missing at once: nothing of it is removed.
+    DeletesHeld,
+    /// Too many nodes turned not Ready at once: their checks stay as they are.
+    NodesHeld,
 }
 
 impl EventReason {
@@ -69,6 +75,9 @@ impl EventReason {
             Self::Conflict => "Conflict",
             Self::InvalidAnnotation => "InvalidAnnotation",
             Self::ConsulRefused => "ConsulRefused",
+            Self::DriftContested => "DriftContested",
+            Self::DeletesHeld => "DeletesHeld",
+            Self::NodesHeld => "NodesHeld",
         }
     }
 
@@ -81,7 +90,10 @@ impl EventReason {
             | Self::OwnedByAnother
             | Self::Conflict
             | Self::InvalidAnnotation
-            | Self::ConsulRefused => true,
+            | Self::ConsulRefused
+            | Self::DriftContested
+            | Self::DeletesHeld
+            | Self::NodesHeld => true,
         }
     }
 
@@ -91,8 +103,9 @@ impl EventReason {
             Self::Registered | Self::OwnedByAnother | Self::Conflict | Self::ConsulRefused => {
                 "Register"
             }
-            Self::Deregistered => "Deregister",
-            Self::DriftRepaired => "Repair",
+            Self::Deregistered | Self::DeletesHeld => "Deregister",
+            Self::DriftRepaired | Self::DriftContested => "Repair",
+            Self::NodesHeld => "Update",
             Self::InvalidAnnotation => "Read",
         }
     }

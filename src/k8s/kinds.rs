@@ -7,9 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::trim::Trim;
-use super::watch;
 use crate::api::RegistrationObject;
 use crate::model::facts::{NodeFacts, PodFacts};
+use crate::model::kind::Kind;
 use crate::model::text::Text;
 
 /// What one watch has to say, in order.
@@ -32,7 +32,13 @@ pub enum WatchEvent<T> {
     /// An object was added or changed.
     Applied(T),
     /// An object was deleted; its last state.
-    Deleted(T),
+    Deleted {
+        /// The object.
+        object: T,
+        /// Whether it was deleted itself. Not so, as far as is known, where its CRD is being deleted,
+        /// which the API server shows as a deletion of each object.
+        by_itself: bool,
+    },
     /// The API server cannot be read: what is known may be old. Sent once for each reason.
     Broken(Broken),
     /// The API server can be read again, and nothing was missed.
@@ -73,10 +79,16 @@ pub struct KubeEvent {
     pub change: Change,
 }
 
+/// Asks a watch to list everything anew.
+pub type Relist = tokio::sync::watch::Receiver<()>;
+
 /// A kind that is watched.
 pub(super) trait Watched: Trim {
     /// Its name.
     const KIND: Kind;
+
+    /// The name of its CRD, if it is ours.
+    const CRD: Option<&'static str> = Self::KIND.crd();
 
     /// Its event among those of all kinds.
     fn change(event: WatchEvent<Self>) -> Change;
@@ -84,35 +96,19 @@ pub(super) trait Watched: Trim {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident($object:ty)),+ $(,)?) => {
-        /// The kinds that are watched.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Kind {
-            $($(#[$doc])* $kind,)+
-        }
-
-        impl Kind {
-            /// All kinds.
-            pub const ALL: &[Self] = &[$(Self::$kind),+];
-
-            /// The name, for logs and metrics.
-            #[must_use]
-            pub fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$kind => stringify!($kind),)+
-                }
-            }
-
-            /// Watches the kind, in the whole cluster or in the namespace `scope`, until the receiver
-            /// is gone. A full channel slows the watch down, and loses nothing.
-            pub fn watch(
-                self,
-                client: Client,
-                scope: Option<Text>,
-                events: mpsc::Sender<KubeEvent>,
-            ) -> BoxFuture<'static, ()> {
-                match self {
-                    $(Self::$kind => watch::watch::<$object>(client, scope, events).boxed(),)+
-                }
+        /// Watches a kind, in the whole cluster or in the namespace `scope`, until the receiver is
+        /// gone. A full channel slows the watch down, and loses nothing. Each value that `relist` gets
+        /// makes it list everything anew.
+        #[must_use]
+        pub fn watch(
+            kind: Kind,
+            client: Client,
+            scope: Option<Text>,
+            events: mpsc::Sender<KubeEvent>,
+            relist: Relist,
+        ) -> BoxFuture<'static, ()> {
+            match kind {
+                $(Kind::$kind => super::watch::watch::<$object>(client, scope, events, relist).boxed(),)+
             }
         }
 
@@ -129,24 +125,14 @@ macro_rules! kinds {
         pub enum Change {
             $($(#[$doc])* $kind(WatchEvent<$object>),)+
         }
-
-        impl Change {
-            /// The kind.
-            #[must_use]
-            pub fn kind(&self) -> Kind {
-                match self {
-                    $(Self::$kind(_) => Kind::$kind,)+
-                }
-            }
-        }
     };
 }
 
 kinds! {
-    /// `v1` Pod.
+    /// To a pod.
     Pod(PodFacts),
-    /// `v1` Node.
+    /// To a node.
     Node(NodeFacts),
-    /// `lictor.io/v1alpha1` `ServiceRegistration`.
+    /// To a `ServiceRegistration`.
     Registration(RegistrationObject),
 }

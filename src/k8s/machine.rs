@@ -6,7 +6,8 @@
 //!   ──▶ List ── last page: Listed ──▶ Watch ─┤ ended by its timeout: Watch from the last version
 //!        ▲                              │    │ (List, if a full list is due)
 //!        ├── 410, undecodable, 404 ─────┘    │
-//!        └── any failure while listing ◀─────┘ other failures: Broken, pause, Watch; then Healthy
+//!        ├── any failure while listing ◀─────┘ other failures: Broken, pause, Watch; then Healthy
+//!        └── the store went back ◀── before that Watch
 //! ```
 
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub(super) enum Failure {
     Gone,
     /// What came cannot be decoded. To ask for it again would bring the same.
     Undecodable(Text),
+    /// The kind's CRD is being deleted: its objects go one by one, and nobody meant these.
+    Leaving(Text),
     /// Anything else.
     Other {
         why: Broken,
@@ -152,6 +155,13 @@ impl Machine {
         Some(Say::Listed(version.clone()))
     }
 
+    /// A full list is asked for.
+    pub(super) fn list_now(&mut self) {
+        self.opened_at = None;
+        self.pause = None;
+        self.next = Next::List(None);
+    }
+
     /// The watch is open. That alone heals nothing: the server tells only in the stream that a
     /// version is too old.
     pub(super) fn opened(&mut self, now: Instant) {
@@ -162,6 +172,23 @@ impl Machine {
     /// Whether the receiver believes the watch to be broken.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.is_some()
+    }
+
+    /// The store is at this version now. Returns whether it was taken back, as from a backup: a watch
+    /// from a version of the future would stay silent, and only a full list helps. Versions are
+    /// numbers that grow.
+    pub(super) fn went_back(&mut self, version: &str) -> bool {
+        let Next::Watch(from) = &self.next else {
+            return false;
+        };
+        let back = match (version.parse::<u64>(), from.parse::<u64>()) {
+            (Ok(version), Ok(from)) => version < from,
+            _ => false,
+        };
+        if back {
+            self.next = Next::List(None);
+        }
+        back
     }
 
     /// The open watch is good: something good came through, or nothing bad in [`PROBATION`].
@@ -210,7 +237,7 @@ impl Machine {
                 self.pause = again.then_some(pause);
                 None
             }
-            Failure::Undecodable(message) => {
+            Failure::Undecodable(message) | Failure::Leaving(message) => {
                 self.next = Next::List(None);
                 self.pause = Some(self.back_off(dice));
                 self.break_down(Broken {

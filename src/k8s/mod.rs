@@ -11,5 +11,5 @@ pub mod trim;
 mod watch;
 
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
-pub use kinds::{Broken, BrokenKind, Change, Kind, KubeEvent, WatchEvent};
+pub use kinds::{Broken, BrokenKind, Change, KubeEvent, Relist, WatchEvent, watch};
 pub use status::{StatusSender, StatusUpdate};

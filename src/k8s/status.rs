@@ -55,21 +55,9 @@ impl StatusSender {
         self.shared.changed.notify_one();
     }
 
-    /// The API server was seen to hold this status, so that a restart does not write what is there.
-    /// Counts only until this process writes the object itself: what is seen then may be older.
-    pub fn observed(&self, update: StatusUpdate) {
-        self.shared.desk().observed(update);
-    }
-
     /// The object is gone.
     pub fn forget(&self, namespace: &Text, name: &Text) {
         self.shared.desk().forget(namespace, name);
-    }
-
-    /// Drops what was not written yet: leadership is lost. Of what is known of the API server nothing
-    /// is believed any more, since others write there now.
-    pub fn clear(&self) {
-        self.shared.desk().clear();
     }
 }
 

@@ -18,17 +18,18 @@ use kube::{Client, Resource as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::kinds::{Broken, BrokenKind, KubeEvent, WatchEvent, Watched};
+use super::crd::{CrdState, crd_state};
+use super::kinds::{Broken, BrokenKind, KubeEvent, Relist, WatchEvent, Watched};
 use super::machine::{Failure, Machine, PROBATION, Say, Step};
-use super::trim::{self, Line, Texts};
+use super::trim::{self, Line, Page, Texts};
 use crate::model::text::Text;
 
 /// Objects in a page: large enough for few round trips, small enough to be decoded between two events
 /// of another kind.
 const PAGE: u32 = 500;
-/// How long to wait for the API server.
+/// What is borne with from the API server.
 #[derive(Clone, Copy, Debug)]
-struct Deadlines {
+struct Limits {
     /// For a whole page.
     page: Duration,
     /// For a watch to open.
@@ -36,12 +37,19 @@ struct Deadlines {
     /// For a line of an open watch. The server ends each watch after a minute at the latest, so that
     /// one that is silent for longer hangs.
     line: Duration,
+    /// Bytes of a page. The API server stores no object of more than 3 MiB, and [`PAGE`] of a usual
+    /// size come to some 10 MiB; what is longer than this does not end by itself.
+    page_bytes: u64,
+    /// Bytes of a line of a watch, which holds one object.
+    line_bytes: u64,
 }
 
-const DEADLINES: Deadlines = Deadlines {
+const LIMITS: Limits = Limits {
     page: Duration::from_secs(30),
     open: Duration::from_secs(10),
     line: Duration::from_secs(65),
+    page_bytes: 512 << 20,
+    line_bytes: 16 << 20,
 };
 
 const SILENT: &str = "the watch is open, and silent for longer than the API server would keep it";
@@ -55,20 +63,22 @@ pub(super) async fn watch<T: Watched>(
     client: Client,
     scope: Option<Text>,
     events: mpsc::Sender<KubeEvent>,
+    relist: Relist,
 ) {
-    watch_within::<T>(client, scope, events, DEADLINES).await;
+    watch_within::<T>(client, scope, events, relist, LIMITS).await;
 }
 
 async fn watch_within<T: Watched>(
     client: Client,
     scope: Option<Text>,
     events: mpsc::Sender<KubeEvent>,
-    deadlines: Deadlines,
+    relist: Relist,
+    limits: Limits,
 ) {
     let watch = Watch::<T> {
         path: T::Resource::url_path(&(), scope.as_deref()),
         client,
-        deadlines,
+        limits,
         machine: Machine::new(),
         texts: Texts::default(),
         out: Out {
@@ -78,7 +88,7 @@ async fn watch_within<T: Watched>(
         },
     };
     tokio::select! {
-        Err(Unheard) = watch.run() => {}
+        Err(Unheard) = watch.run(relist) => {}
         () = events.closed() => {}
     }
 }
@@ -86,7 +96,7 @@ async fn watch_within<T: Watched>(
 struct Watch<T> {
     path: String,
     client: Client,
-    deadlines: Deadlines,
+    limits: Limits,
     machine: Machine,
     texts: Texts,
     out: Out<T>,
@@ -116,11 +126,11 @@ impl<T: Watched> Out<T> {
                 self.send(WatchEvent::Listed { resource_version }).await
             }
             Some(Say::Broken(why)) => {
-                tracing::warn!(kind = T::KIND.as_str(), reason = ?why.kind, "watch is broken: {}", why.message);
+                tracing::warn!(kind = T::KIND.resource(), reason = ?why.kind, "watch is broken: {}", why.message);
                 self.send(WatchEvent::Broken(why)).await
             }
             Some(Say::Healthy) => {
-                tracing::info!(kind = T::KIND.as_str(), "watch is healthy again");
+                tracing::info!(kind = T::KIND.resource(), "watch is healthy again");
                 self.send(WatchEvent::Healthy).await
             }
         }
@@ -128,15 +138,25 @@ impl<T: Watched> Out<T> {
 }
 
 impl<T: Watched> Watch<T> {
-    async fn run(mut self) -> Result<(), Unheard> {
+    async fn run(mut self, mut relist: Relist) -> Result<(), Unheard> {
         loop {
             let (say, step) = self.machine.step(&mut rand::random);
             self.out.say(say).await?;
-            match step {
-                Step::Pause(pause) => sleep(pause).await,
-                Step::List { token } => self.list(token).await?,
-                Step::Watch { from, seconds } => self.follow(&from, seconds).await?,
+            tokio::select! {
+                done = self.carry_out(step) => done?,
+                () = asked(&mut relist) => self.machine.list_now(),
             }
+        }
+    }
+
+    async fn carry_out(&mut self, step: Step) -> Result<(), Unheard> {
+        match step {
+            Step::Pause(pause) => {
+                sleep(pause).await;
+                Ok(())
+            }
+            Step::List { token } => self.list(token).await,
+            Step::Watch { from, seconds } => self.follow(&from, seconds).await,
         }
     }
 
@@ -147,11 +167,12 @@ impl<T: Watched> Watch<T> {
             continue_token: token,
             ..ListParams::default()
         };
-        let page = match self.body(&params).await {
-            Ok(body) => {
-                trim::page::<T>(&body, &mut self.texts).map_err(|error| undecodable(&error))
+        let page = match self.page(&params).await {
+            // What is no longer in the list may have gone with the CRD.
+            Ok(page) if page.continue_token.is_none() && self.is_leaving().await == Some(true) => {
+                Err(leaving())
             }
-            Err(failure) => Err(failure),
+            page => page,
         };
         let say = match page {
             Ok(page) => {
@@ -171,6 +192,11 @@ impl<T: Watched> Watch<T> {
         self.out.say(say).await
     }
 
+    async fn page(&mut self, params: &ListParams) -> Result<Page<T>, Failure> {
+        let body = self.body(params).await?;
+        trim::page::<T>(&body, &mut self.texts).map_err(|error| undecodable(&error))
+    }
+
     async fn body(&self, params: &ListParams) -> Result<Vec<u8>, Failure> {
         let request = Request::new(&*self.path)
             .list(params)
@@ -183,29 +209,63 @@ impl<T: Watched> Watch<T> {
                     .map_err(unanswered)?
             );
             let mut body = Vec::new();
-            stream
+            (&mut stream)
+                .take(self.limits.page_bytes)
                 .read_to_end(&mut body)
                 .await
                 .map_err(|error| unreachable(&error))?;
+            if body.len() as u64 >= self.limits.page_bytes {
+                return Err(endless("a list"));
+            }
             Ok(body)
         };
-        let deadline = self.deadlines.page;
+        let deadline = self.limits.page;
         timeout(deadline, read)
             .await
             .unwrap_or_else(|_| Err(overdue("a list", deadline)))
     }
 
+    /// Looks whether the store was taken back while it could not be watched.
+    async fn look(&mut self) -> Result<bool, Failure> {
+        let params = ListParams {
+            limit: Some(1),
+            ..ListParams::default()
+        };
+        let version = self.page(&params).await?.resource_version;
+        let back = self.machine.went_back(&version);
+        if back {
+            tracing::warn!(
+                kind = T::KIND.resource(),
+                version = &*version,
+                "resource versions went back: everything is listed anew"
+            );
+        }
+        Ok(back)
+    }
+
     async fn follow(&mut self, from: &str, seconds: u32) -> Result<(), Unheard> {
+        if self.machine.is_broken() {
+            match self.look().await {
+                Ok(false) => {}
+                Ok(true) => return Ok(()),
+                Err(failure) => {
+                    let say = self
+                        .machine
+                        .failed(failure, Instant::now(), &mut rand::random);
+                    return self.out.say(say).await;
+                }
+            }
+        }
         let params = WatchParams {
             bookmarks: true,
             timeout: Some(seconds),
             ..WatchParams::default()
         };
         let stream = match Request::new(&*self.path).watch(&params, from) {
-            Ok(request) => timeout(self.deadlines.open, self.client.request_stream(request))
+            Ok(request) => timeout(self.limits.open, self.client.request_stream(request))
                 .await
                 .map_or_else(
-                    |_| Err(overdue("a watch", self.deadlines.open)),
+                    |_| Err(overdue("a watch", self.limits.open)),
                     |answer| answer.map_err(unanswered),
                 ),
             Err(error) => Err(failed(&error)),
@@ -227,14 +287,30 @@ impl<T: Watched> Watch<T> {
         self.out.say(say).await
     }
 
+    /// Whether the kind has a CRD that is being deleted, or is gone already; `None` if that is not
+    /// known.
+    async fn is_leaving(&self) -> Option<bool> {
+        let Some(name) = T::CRD else {
+            return Some(false);
+        };
+        match crd_state(&self.client, name).await {
+            Ok(state) => Some(state != CrdState::Present),
+            Err(error) => {
+                tracing::debug!("cannot read the CRD {name}: {error}");
+                None
+            }
+        }
+    }
+
     /// Reads to the end of a watch.
     async fn read(&mut self, stream: impl AsyncBufRead) -> Result<Result<(), Failure>, Unheard> {
         let mut stream = std::pin::pin!(stream);
         let mut line = Vec::new();
-        let idle = self.deadlines.line;
+        let idle = self.limits.line;
         loop {
             line.clear();
-            let reading = std::pin::pin!(stream.read_until(b'\n', &mut line));
+            let mut limited = (&mut stream).take(self.limits.line_bytes);
+            let reading = std::pin::pin!(limited.read_until(b'\n', &mut line));
             let read = if self.machine.is_broken() {
                 let probation = std::pin::pin!(sleep(PROBATION));
                 match select(reading, probation).await {
@@ -250,6 +326,9 @@ impl<T: Watched> Watch<T> {
             match read {
                 Err(_) => return Ok(Err(other(BrokenKind::Unreachable, SILENT))),
                 Ok(Err(error)) => return Ok(Err(unreachable(&error))),
+                Ok(Ok(_)) if line.len() as u64 >= self.limits.line_bytes => {
+                    return Ok(Err(endless("a watch")));
+                }
                 // A line without an end is what was left when the connection broke.
                 Ok(Ok(_)) if line.last() != Some(&b'\n') => return Ok(Ok(())),
                 Ok(Ok(_)) => {}
@@ -263,13 +342,27 @@ impl<T: Watched> Watch<T> {
                     }
                     match event {
                         Line::Applied(object) => self.out.send(WatchEvent::Applied(object)).await?,
-                        Line::Deleted(object) => self.out.send(WatchEvent::Deleted(object)).await?,
+                        Line::Deleted(object) => {
+                            let by_itself = match self.is_leaving().await {
+                                Some(true) => return Ok(Err(leaving())),
+                                leaving => leaving.is_some(),
+                            };
+                            let event = WatchEvent::Deleted { object, by_itself };
+                            self.out.send(event).await?;
+                        }
                         Line::Bookmark | Line::Error(_) => {}
                     }
                 }
                 Err(error) => return Ok(Err(undecodable(&error))),
             }
         }
+    }
+}
+
+/// Ends when a full list is asked for.
+async fn asked(relist: &mut Relist) {
+    if relist.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -327,12 +420,23 @@ fn overdue(what: &str, deadline: Duration) -> Failure {
     )
 }
 
+fn endless(what: &str) -> Failure {
+    other(
+        BrokenKind::Failed,
+        format!("the answer to {what} is longer than any that the API server gives"),
+    )
+}
+
 fn unreachable(error: &(dyn std::error::Error + 'static)) -> Failure {
     other(BrokenKind::Unreachable, chain(error))
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
     other(BrokenKind::Failed, chain(error))
+}
+
+fn leaving() -> Failure {
+    Failure::Leaving("its CRD is being deleted: what it had is kept".into())
 }
 
 fn undecodable(error: &serde_json::Error) -> Failure {

@@ -45,6 +45,38 @@ pub fn is_reserved(key: &str) -> bool {
         || key.starts_with("consul-")
 }
 
+/// Our keys that this release writes.
+const KNOWN: [&str; 4] = [CLUSTER, NODE, OWNER, UID];
+/// Most pairs of meta that Consul takes.
+const MAX_PAIRS: usize = 64;
+
+/// Adds to what is wanted the keys of ours that are there and that this release does not know: a newer
+/// one wrote them and may come back, so that they are no drift.
+pub fn keep_unknown(there: &Pairs, wanted: &mut Pairs) {
+    let unknown =
+        |(key, _): &(&Text, &Text)| key.starts_with("lictor-") && !KNOWN.contains(&key.as_ref());
+    if !there.iter().any(|pair| unknown(&pair)) {
+        return;
+    }
+    let room = MAX_PAIRS.saturating_sub(wanted.iter().count());
+    let kept = there.iter().filter(unknown).take(room);
+    let all = kept.chain(wanted.iter());
+    *wanted = all
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+}
+
+/// Whether meta carries no owner's mark of any kind: not ours, not another cluster's, not another
+/// tool's.
+#[must_use]
+pub fn is_unmarked(meta: &Pairs) -> bool {
+    let is_mark = |key: &str| {
+        matches!(key, CLUSTER | OWNER | EXTERNAL_SOURCE | MANAGED_BY)
+            || key.starts_with("consul.hashicorp.com/")
+    };
+    !meta.iter().any(|(key, _)| is_mark(key))
+}
+
 /// What the marks of a service entry say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -147,6 +179,21 @@ mod tests {
                 "without {missing}"
             );
         }
+    }
+
+    #[test]
+    fn keys_of_a_newer_release_are_kept_while_there_is_room() {
+        let there = pairs(&[("lictor-later", "1"), ("lictor-owner", "x"), ("user", "y")]);
+        let mut wanted = pairs(&[("lictor-owner", "Pod/shop/web-0")]);
+        keep_unknown(&there, &mut wanted);
+        let kept = [("lictor-later", "1"), ("lictor-owner", "Pod/shop/web-0")];
+        assert_eq!(wanted, pairs(&kept));
+        let mut full: Pairs = (0..MAX_PAIRS)
+            .map(|n| (Text::from(format!("k{n}")), Text::from("")))
+            .collect();
+        let before = full.clone();
+        keep_unknown(&there, &mut full);
+        assert_eq!(full, before);
     }
 
     #[test]

@@ -2,8 +2,11 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod entry;
+pub mod epoch;
 pub mod facts;
+pub mod gc;
 pub mod key;
+pub mod kind;
 pub mod marks;
 pub mod names;
 pub mod owner;

@@ -16,6 +16,18 @@ pub fn is_dns_label(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
+/// Whether `name` has only the characters of names of Kubernetes objects.
+///
+/// Anyone who may write to Consul can put any text into an id or a mark. What is no name of an
+/// object cannot be ours, and never gets as far as a log line.
+#[must_use]
+pub(super) fn is_object_name(name: &str) -> bool {
+    let allowed = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
+    };
+    !name.is_empty() && name.bytes().all(allowed)
+}
+
 /// Why a text is not the name that it was meant to be; says what is allowed instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {given:?} must be {rule}")]
@@ -101,7 +113,7 @@ impl NodeName {
         let rest = name
             .strip_prefix("lictor-")?
             .strip_prefix(cluster.as_ref())?;
-        let ours = rest == "-external" || rest.strip_prefix("--").is_some_and(|n| !n.is_empty());
+        let ours = rest == "-external" || rest.strip_prefix("--").is_some_and(is_object_name);
         ours.then(|| Self(name.into()))
     }
 
@@ -173,7 +185,7 @@ impl InstanceId {
             .and_then(|rest| rest.strip_prefix('.'))
             .and_then(|rest| rest.strip_prefix(service))
             .and_then(|rest| rest.strip_prefix('.'));
-        rest.is_some_and(|last| !last.is_empty())
+        rest.is_some_and(is_object_name)
     }
 
     /// The id as a shared text.
@@ -228,6 +240,7 @@ mod tests {
             "lictor-ab--n1",
             "lictor-a-b--n1",
             "lictor-a--",
+            "lictor-a--n1\u{1b}[2J",
             "n1",
             "lictor-a-virtual",
         ] {
@@ -251,6 +264,8 @@ mod tests {
         assert_eq!(id.as_ref(), "a.shop.web.web.0");
         assert!(id.has_form(&a, "shop", "web"));
         assert!(!id.has_form(&a, "shop", "web.web.0"));
+        let broken = InstanceId::observed("a.shop.web.web-0\nINFO audit: removed");
+        assert!(!broken.has_form(&a, "shop", "web"));
         assert!(!id.has_form(&cluster("b"), "shop", "web"));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::names::is_object_name;
 use super::text::Text;
 
 /// The kinds of Kubernetes objects that can own an entry.
@@ -66,7 +67,7 @@ impl Owner {
             _ => return None,
         };
         let (namespace, name) = (parts.next()?, parts.next()?);
-        let whole = parts.next().is_none() && !namespace.is_empty() && !name.is_empty();
+        let whole = parts.next().is_none() && is_object_name(namespace) && is_object_name(name);
         whole.then(|| Self {
             kind,
             namespace: namespace.into(),
@@ -78,5 +79,27 @@ impl Owner {
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.kind.as_str(), self.namespace, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_that_names_no_object_is_none() {
+        let owner = Owner::pod(&"shop".into(), &"web.0".into());
+        assert_eq!(Owner::parse(&owner.to_string()), Some(owner));
+        for bad in [
+            "Pod/shop",
+            "Pod/shop/a/b",
+            "Pod//a",
+            "Pod/shop/",
+            "Job/shop/a",
+            "Pod/shop/a\nINFO audit: removed",
+            "Pod/shop/\u{1b}[2J",
+        ] {
+            assert_eq!(Owner::parse(bad), None, "{bad:?}");
+        }
     }
 }

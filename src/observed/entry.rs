@@ -27,6 +27,10 @@ pub struct ObservedCheck {
 pub struct ObservedInstance {
     /// The entry.
     pub service: Service,
+    /// `CreateIndex`: the same for as long as the entry was not removed.
+    pub create_index: u64,
+    /// Whether this very entry was seen with our marks by this process, then or now.
+    pub was_ours: bool,
     /// Whether it has something that Lictor never gives to an instance of this kind.
     pub embellished: bool,
     /// `ModifyIndex`, for compare-and-set.
@@ -55,6 +59,8 @@ impl ObservedInstance {
         let embellished = service.needs_register() || !service.kind.is_empty();
         Self {
             service: service_of(service),
+            create_index: service.create_index,
+            was_ours: false,
             embellished,
             modify_index: service.modify_index,
             checks: Vec::new(),

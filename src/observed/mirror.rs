@@ -56,6 +56,8 @@ pub struct Mirror {
     /// Nodes of which it is not known whether a write arrived: nothing is planned on them.
     unsure: BTreeMap<NodeName, Tick>,
     clock: Tick,
+    /// Reads that began before are void.
+    since: Tick,
     reading: BTreeSet<Tick>,
     /// When the newest complete reads of nodes began, for as long as an older one is under way.
     read: HashMap<NodeName, Tick>,
@@ -76,6 +78,7 @@ impl Mirror {
             marked: HashMap::new(),
             unsure: BTreeMap::new(),
             clock: Tick(0),
+            since: Tick(0),
             reading: BTreeSet::new(),
             read: HashMap::new(),
             written: HashMap::new(),
@@ -114,6 +117,13 @@ impl Mirror {
             &instance.service.name,
             &instance.service.meta,
         )
+    }
+
+    /// Whether an entry without any owner's marks is ours all the same: this process saw it marked, and
+    /// it was not removed since. The usual hand edit, a register without meta, makes such entries.
+    #[must_use]
+    pub fn lost_marks(instance: &ObservedInstance) -> bool {
+        instance.was_ours && marks::is_unmarked(&instance.service.meta)
     }
 
     /// Whether a node is ours: by its mark; or without any cluster's mark, by having had ours, or by
@@ -193,6 +203,23 @@ impl Mirror {
 
     // === sureness ===
 
+    /// Consul lost what it held, or was given other contents: all that is known of it is void, and so
+    /// are the reads that are under way.
+    pub fn start_over(&mut self) {
+        let since = self.advance();
+        *self = Self {
+            clock: since,
+            since,
+            ..Self::new(self.cluster.clone())
+        };
+    }
+
+    /// Whether a read that began with this ticket is void.
+    #[must_use]
+    pub fn is_void(&self, Ticket(began): &Ticket) -> bool {
+        *began < self.since
+    }
+
     /// Whether it is not known what stands on the node.
     #[must_use]
     pub fn is_unsure(&self, node: &NodeName) -> bool {
@@ -237,22 +264,26 @@ impl Mirror {
             busy.contains(key) || this.written.get(key).is_some_and(|at| *at > began)
         };
         let mut changed = Vec::new();
+        let node_key = Key::Node(name.clone());
+        // What was written to a node that is gone, and was not written anew, went with it.
+        let node_is_gone = content.node.is_none() && !current(self, &node_key);
         let mut incoming = instances_of(name, content);
         let known: Vec<InstanceKey> = self.on_node(name).map(|(key, _)| key.clone()).collect();
         for key in known {
-            if !incoming.contains_key(&key) && !current(self, &Key::Instance(key.clone())) {
+            let is_current = !node_is_gone && current(self, &Key::Instance(key.clone()));
+            if !incoming.contains_key(&key) && !is_current {
                 self.take_instance(&key);
                 changed.push(Key::Instance(key));
             }
         }
         for (key, instance) in std::mem::take(&mut incoming) {
             let full_key = Key::Instance(key.clone());
+            let instance = self.recognised(&key, instance);
             if !current(self, &full_key) && self.instances.get(&key) != Some(&instance) {
                 self.put_instance(key, instance);
                 changed.push(full_key);
             }
         }
-        let node_key = Key::Node(name.clone());
         let node = node_of(content);
         if !current(self, &node_key) && self.nodes.get(name) != node.as_ref() {
             self.set_node(name, node);
@@ -327,6 +358,12 @@ impl Mirror {
         self.set_node(name, Some(node));
     }
 
+    /// The removal of a node was acknowledged.
+    pub fn removed_node(&mut self, name: &NodeName) {
+        self.note_write(Key::Node(name.clone()));
+        let _ = self.forget_node(name);
+    }
+
     fn note_write(&mut self, key: Key) {
         if !self.reading.is_empty() {
             let tick = self.advance();
@@ -353,7 +390,20 @@ impl Mirror {
         }
     }
 
+    /// An entry, with what is known of its past.
+    fn recognised(&self, key: &InstanceKey, instance: ObservedInstance) -> ObservedInstance {
+        let same = |known: &&ObservedInstance| known.create_index == instance.create_index;
+        let known = self.instances.get(key).filter(same);
+        let was_ours = known.is_some_and(|known| known.was_ours)
+            || matches!(self.standing(key, &instance), Standing::Ours(_));
+        ObservedInstance {
+            was_ours,
+            ..instance
+        }
+    }
+
     fn put_instance(&mut self, key: InstanceKey, instance: ObservedInstance) {
+        let instance = self.recognised(&key, instance);
         self.take_instance(&key);
         if matches!(self.standing(&key, &instance), Standing::Ours(_)) {
             self.owned += 1;

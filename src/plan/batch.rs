@@ -60,6 +60,12 @@ impl<T> Batch<T> {
         self.steps.is_empty()
     }
 
+    /// How many steps it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
     /// The transaction and what it stands for.
     #[must_use]
     pub fn into_parts(self) -> (Txn, Vec<BatchedStep<T>>) {
@@ -101,6 +107,10 @@ impl<T> Batch<T> {
 fn ops<'a>(key: &'a Key, step: &'a Step) -> Vec<TxnOp<'a>> {
     match (key, step) {
         (Key::Node(name), Step::PutNode(write)) => node_ops(name, write),
+        (Key::Node(name), Step::RemoveNode(index)) => vec![TxnOp::NodeDeleteCas {
+            name: name.as_ref(),
+            index: *index,
+        }],
         (Key::Instance(key), Step::Put(write)) => instance_ops(key, write),
         (Key::Instance(key), Step::Remove(Removal { name, index, .. })) => {
             vec![TxnOp::ServiceDeleteCas {

@@ -4,12 +4,17 @@
 //! before; here it is judged whether that finding can be relied on. Consul's own side of it (the node
 //! was read whole, with a token that sees everything) is the condition for the mirror to be complete.
 
+use super::{Mode, Rules};
 use crate::desired::claim::Absence;
-use crate::desired::watches::{Kind, Watch, Watches};
+use crate::desired::watches::{Watch, Watches};
+use crate::model::key::Key;
+use crate::model::kind::Kind;
 
 /// An entry of ours that nothing claims.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
+    /// Its key.
+    pub key: &'a Key,
     /// How it is known that nothing does.
     pub absence: Absence,
     /// How complete the view of Kubernetes is.
@@ -36,10 +41,47 @@ pub enum Hold {
         /// What is wrong with its watch.
         reason: String,
     },
+    /// `--policy` lets nothing be removed.
+    #[error("kept, because --policy is {0}")]
+    Policy(Mode),
+    /// Whether it may go is judged together with what else is found missing.
+    #[error("kept until all that nothing claims is known")]
+    Unjudged,
+    /// Not enough lists agree yet.
+    #[error("kept until {needed} lists agree that nothing claims it; {lists} did")]
+    Unconfirmed {
+        /// Lists that agree.
+        lists: u32,
+        /// Lists that must.
+        needed: u32,
+    },
+    /// Too much would go at once.
+    #[error(
+        "kept, because {would_go} of {of} entries would go that nobody was seen deleting, which is \
+         more than --max-delete-percent and --max-delete-floor allow: if that is right, release them \
+         with: lictor gc --yes"
+    )]
+    TooMany {
+        /// How many would have gone within ten minutes.
+        would_go: usize,
+        /// Of how many.
+        of: usize,
+    },
+}
+
+impl Hold {
+    /// Whether the guard holds it.
+    #[must_use]
+    pub fn is_guards(&self) -> bool {
+        matches!(
+            self,
+            Self::Unjudged | Self::Unconfirmed { .. } | Self::TooMany { .. }
+        )
+    }
 }
 
 /// Whether an entry of ours that nothing claims may be removed now.
-pub fn may_remove(candidate: &Candidate<'_>) -> Result<Why, Hold> {
+pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold> {
     for kind in Kind::ALL {
         let reason = match candidate.watches.state(kind) {
             Watch::Complete => continue,
@@ -55,15 +97,19 @@ pub fn may_remove(candidate: &Candidate<'_>) -> Result<Why, Hold> {
         let resource = kind.resource();
         return Err(Hold::Incomplete { resource, reason });
     }
-    Ok(match candidate.absence {
-        Absence::Seen => Why::Seen,
-        Absence::Found => Why::Found,
-    })
+    if rules.mode == Mode::UpsertOnly {
+        return Err(Hold::Policy(rules.mode));
+    }
+    match candidate.absence {
+        Absence::Seen => Ok(Why::Seen),
+        Absence::Found => rules.guard.admits(candidate.key).map(|()| Why::Found),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::names::NodeName;
 
     fn complete() -> Watches {
         let mut watches = Watches::default();
@@ -74,8 +120,46 @@ mod tests {
         watches
     }
 
+    fn key() -> Key {
+        Key::Node(NodeName::external(&"a".parse().unwrap()))
+    }
+
+    /// With a guard that lets everything go.
     fn judged(absence: Absence, watches: &Watches) -> Result<Why, Hold> {
-        may_remove(&Candidate { absence, watches })
+        let mut rules = Rules::default();
+        rules.guard.found(&key());
+        rules.guard.release();
+        judged_by(&rules, absence, watches)
+    }
+
+    fn judged_by(rules: &Rules, absence: Absence, watches: &Watches) -> Result<Why, Hold> {
+        let candidate = Candidate {
+            key: &key(),
+            absence,
+            watches,
+        };
+        may_remove(&candidate, rules)
+    }
+
+    #[test]
+    fn only_what_is_found_asks_the_guard() {
+        let rules = Rules::default();
+        let watches = complete();
+        let seen = judged_by(&rules, Absence::Seen, &watches);
+        assert_eq!(seen, Ok(Why::Seen));
+        let found = judged_by(&rules, Absence::Found, &watches);
+        assert_eq!(found, Err(Hold::Unjudged));
+    }
+
+    #[test]
+    fn a_policy_without_removals_lets_none_through() {
+        let mode = Mode::UpsertOnly;
+        let rules = Rules {
+            mode,
+            ..Rules::default()
+        };
+        let seen = judged_by(&rules, Absence::Seen, &complete());
+        assert_eq!(seen, Err(Hold::Policy(mode)));
     }
 
     #[test]

@@ -2,15 +2,18 @@
 //!
 //! [`decide`] is asked for one key at a time, after a change for the few keys that it touched and
 //! after a start or a re-list for all: the two cannot disagree, because they are one function.
-#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+#![cfg_attr(not(test), deny(clippy::disallowed_types, clippy::disallowed_methods))]
 
 pub mod batch;
 pub mod diff;
 pub mod gate;
+pub mod guard;
+pub mod panic;
+pub mod vacancy;
 
 use crate::desired::claim::{Claim, DesiredNode, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
-use crate::model::entry::{Check, Node, Service, readiness_check_id};
+use crate::model::entry::{Check, Health, Node, Service, readiness_check_id};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::names::NodeName;
@@ -19,6 +22,68 @@ use crate::model::text::Text;
 use crate::observed::entry::{ObservedInstance, ObservedNode};
 use crate::observed::mirror::{Completeness, Mirror};
 use gate::Hold;
+use guard::{Guard, Limits};
+use panic::NodePanic;
+use vacancy::Vacancies;
+
+/// What may be written (`--policy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// Everything that differs.
+    #[default]
+    Sync,
+    /// Everything but removals.
+    UpsertOnly,
+    /// Nothing, anywhere: what would be written is logged.
+    DryRun,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sync => "sync",
+            Self::UpsertOnly => "upsert-only",
+            Self::DryRun => "dry-run",
+        })
+    }
+}
+
+/// What is done about a change by another hand (`--drift`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DriftMode {
+    /// It is undone.
+    #[default]
+    Repair,
+    /// It is told, and left until Kubernetes changes what is wanted.
+    Report,
+}
+
+/// What holds for all keys together.
+#[derive(Debug)]
+pub struct Rules {
+    /// What may be written.
+    pub mode: Mode,
+    /// What is done about changes by other hands.
+    pub drift: DriftMode,
+    /// What may be removed of all that is found missing.
+    pub guard: Guard,
+    /// Whether the checks of nodes are held.
+    pub nodes: NodePanic,
+    /// Nodes that are empty.
+    pub vacancies: Vacancies,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            mode: Mode::default(),
+            drift: DriftMode::default(),
+            guard: Guard::new(Limits::default()),
+            nodes: NodePanic::default(),
+            vacancies: Vacancies::default(),
+        }
+    }
+}
 
 /// What is found under a key and what is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +94,8 @@ pub struct Finding {
     pub losers: Vec<Owner>,
     /// Why the shape is kept as it is, if it is.
     pub freeze: Option<Freeze>,
+    /// Why what nothing claims may not be removed, where something else is to be done with it first.
+    pub hold: Option<Hold>,
     /// What to do.
     pub step: Step,
 }
@@ -53,6 +120,30 @@ pub enum Step {
     Put(InstanceWrite),
     /// Remove an instance.
     Remove(Removal),
+    /// Nothing for now: an empty node, whose Kubernetes node is gone, which goes after a while.
+    Lingering,
+    /// Remove an empty node, which must have this `ModifyIndex`.
+    RemoveNode(u64),
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Settled => f.write_str("nothing to do"),
+            Self::Waiting => f.write_str("wait until it is known what Consul holds"),
+            Self::OwnedByAnother { holder } => write!(f, "leave alone, it is held by {holder}"),
+            Self::Held(hold) => write!(f, "{hold}"),
+            Self::PutNode(write) if matches!(write.node, Some((_, 0))) => {
+                f.write_str("create the node")
+            }
+            Self::PutNode(_) => f.write_str("update the node"),
+            Self::Put(write) if write.creates() => write!(f, "register {}", write.name),
+            Self::Put(write) => write!(f, "update {}", write.fields.join(", ")),
+            Self::Remove(removal) => write!(f, "remove {}", removal.name),
+            Self::Lingering => f.write_str("remove the node later, because it is empty"),
+            Self::RemoveNode(_) => f.write_str("remove the node, which is empty"),
+        }
+    }
 }
 
 /// A write of a node; the parts that are equal are left out.
@@ -106,24 +197,34 @@ impl Finding {
             owner: None,
             losers: Vec::new(),
             freeze: None,
+            hold: None,
             step,
+        }
+    }
+
+    /// Why what nothing claims may not be removed, if it would be.
+    #[must_use]
+    pub fn held(&self) -> Option<&Hold> {
+        match &self.step {
+            Step::Held(hold) => Some(hold),
+            _ => self.hold.as_ref(),
         }
     }
 }
 
 /// Decides what to do under a key.
 #[must_use]
-pub fn decide(key: &Key, desired: &Index, observed: &Mirror) -> Finding {
+pub fn decide(key: &Key, desired: &Index, observed: &Mirror, rules: &Rules) -> Finding {
     if observed.completeness() == Completeness::Unknown || observed.is_unsure(key.node()) {
         return Finding::nothing(Step::Waiting);
     }
     match key {
-        Key::Node(name) => Finding::nothing(decide_node(name, desired, observed)),
-        Key::Instance(key) => decide_instance(key, desired, observed),
+        Key::Node(name) => Finding::nothing(decide_node(name, desired, observed, rules)),
+        Key::Instance(instance) => decide_instance(key, instance, desired, observed, rules),
     }
 }
 
-fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror) -> Step {
+fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rules) -> Step {
     let there = observed.node(name);
     let ours = there.filter(|node| observed.is_our_node(name, node));
     if let (Some(node), None) = (there, ours) {
@@ -131,10 +232,14 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror) -> Step {
             holder: node_holder(desired, node),
         };
     }
-    let Some(DesiredNode { node, check }) = desired.resolve_node(name, ours.map(|node| &node.node))
+    let Some(DesiredNode { mut node, check }) =
+        desired.resolve_node(name, ours.map(|node| &node.node))
     else {
         return Step::Settled;
     };
+    if let Some(ours) = ours {
+        marks::keep_unknown(&ours.node.meta, &mut node.meta);
+    }
     let index = ours.map_or(0, |ours| ours.modify_index);
     let node = ours
         .is_none_or(|ours| ours.node != node)
@@ -142,12 +247,32 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror) -> Step {
     let check = check.and_then(|check| {
         let there = ours.and_then(ObservedNode::own_check);
         let equal = there.is_some_and(|there| there.well_formed && there.check == check);
-        (!equal).then(|| (check, there.map_or(0, |there| there.modify_index)))
+        let worse = there.is_some_and(|there| check.status > there.check.status);
+        let settled = equal || (worse && rules.nodes.holds());
+        (!settled).then(|| (check, there.map_or(0, |there| there.modify_index)))
     });
     match (&node, &check) {
+        (None, None) if index > 0 && is_vacant(name, desired, observed, rules) => {
+            if rules.vacancies.is_ripe(name) {
+                Step::RemoveNode(index)
+            } else {
+                Step::Lingering
+            }
+        }
         (None, None) => Step::Settled,
         _ => Step::PutNode(NodeWrite { node, check }),
     }
+}
+
+/// Whether a node of ours is empty, and its Kubernetes node is gone, as far as everything is known.
+fn is_vacant(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rules) -> bool {
+    let gone = name
+        .kubernetes_node(desired.cluster())
+        .is_some_and(|node| !desired.has_node(&Text::from(node)));
+    gone && rules.mode != Mode::UpsertOnly
+        && desired.watches.all_complete()
+        && desired.claimed_on(name).next().is_none()
+        && observed.on_node(name).next().is_none()
 }
 
 fn node_holder(desired: &Index, node: &ObservedNode) -> Text {
@@ -155,7 +280,13 @@ fn node_holder(desired: &Index, node: &ObservedNode) -> Text {
     format!("{holder}, which has the Consul node").into()
 }
 
-fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Finding {
+fn decide_instance(
+    full_key: &Key,
+    key: &InstanceKey,
+    desired: &Index,
+    observed: &Mirror,
+    rules: &Rules,
+) -> Finding {
     let there = observed.instance(key);
     let standing = there.map(|there| observed.standing(key, there));
     let held = match (&standing, there) {
@@ -170,7 +301,11 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
                 .filter(|node| !observed.is_our_node(&key.node, node))
                 .map(|node| node_holder(desired, node));
             let step = match (there, standing) {
-                (Some(_), Some(Standing::Foreign(holder))) => Step::OwnedByAnother { holder },
+                (Some(there), Some(Standing::Foreign(holder)))
+                    if !Mirror::lost_marks(there) && !adopts(&claim, there) =>
+                {
+                    Step::OwnedByAnother { holder }
+                }
                 _ if foreign_node.is_some() => Step::OwnedByAnother {
                     holder: foreign_node.unwrap_or_default(),
                 },
@@ -182,6 +317,7 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
                 losers,
                 shape,
                 live: _,
+                adopt: _,
             } = *claim;
             let freeze = match shape {
                 Shape::Frozen(freeze) => Some(freeze),
@@ -191,28 +327,74 @@ fn decide_instance(key: &InstanceKey, desired: &Index, observed: &Mirror) -> Fin
                 owner: Some(owner),
                 losers,
                 freeze,
+                hold: None,
                 step,
             }
         }
         Resolved::Unclaimed(absence) => match (there, standing) {
             (Some(there), Some(Standing::Ours(owner))) => {
                 let candidate = gate::Candidate {
+                    key: full_key,
                     absence,
                     watches: &desired.watches,
                 };
-                Finding::nothing(match gate::may_remove(&candidate) {
-                    Ok(why) => Step::Remove(Removal {
+                match gate::may_remove(&candidate, rules) {
+                    Ok(why) => Finding::nothing(Step::Remove(Removal {
                         owner,
                         name: there.service.name.clone(),
                         index: there.modify_index,
                         why,
-                    }),
-                    Err(why_not) => Step::Held(why_not),
-                })
+                    })),
+                    Err(why_not) => match yield_address(key, desired, there, &owner) {
+                        Some(write) => Finding {
+                            hold: Some(why_not),
+                            ..Finding::nothing(Step::Put(write))
+                        },
+                        None => Finding::nothing(Step::Held(why_not)),
+                    },
+                }
             }
             _ => Finding::nothing(Step::Settled),
         },
     }
+}
+
+/// Whether an entry without any owner's mark is taken over (`spec.adopt`). Where the input is invalid
+/// nothing is.
+fn adopts(claim: &Claim, there: &ObservedInstance) -> bool {
+    let valid = matches!(claim.shape, Shape::Valid(_));
+    claim.adopt && valid && marks::is_unmarked(&there.service.meta)
+}
+
+/// Takes an instance that may not be removed out of service, where its address is another pod's now:
+/// nobody is to reach that pod under a name that is not its own.
+fn yield_address(
+    key: &InstanceKey,
+    desired: &Index,
+    there: &ObservedInstance,
+    owner: &Owner,
+) -> Option<InstanceWrite> {
+    let address = &there.service.address;
+    let pod = desired.pod_at(address)?;
+    let stood_for = held(owner, there).pod.cloned();
+    if pod.namespace == owner.namespace && Some(&pod.name) == stood_for.as_ref() {
+        return None;
+    }
+    let known = there.check(&readiness_check_id(&key.id));
+    if known.is_some_and(|known| known.check.status == Health::Critical) {
+        return None;
+    }
+    let check = Check {
+        status: Health::Critical,
+        output: format!("the address {address} belongs to {pod} now").into(),
+    };
+    Some(InstanceWrite {
+        owner: owner.clone(),
+        name: there.service.name.clone(),
+        service: None,
+        check: Some((check, known.map_or(0, |known| known.modify_index))),
+        fields: vec!["check"],
+    })
 }
 
 fn held<'a>(owner: &Owner, there: &'a ObservedInstance) -> Held<'a> {
@@ -251,6 +433,7 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
         // Tags are written at creation only: whoever overrides them may.
         wanted.tags.clone_from(&there.service.tags);
     }
+    marks::keep_unknown(&there.service.meta, &mut wanted.meta);
     let frozen = matches!(claim.shape, Shape::Frozen(_));
     let mut fields = diff::fields(&there.service, &wanted);
     if there.embellished && !frozen {

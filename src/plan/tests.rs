@@ -1,10 +1,14 @@
 use globset::GlobSet;
 
 use super::*;
+use crate::api::LabelSelector;
 use crate::consul::wire;
 use crate::desired::fixtures::{PodFixture, node, pod};
 use crate::desired::index::Touched;
-use crate::desired::watches::Kind;
+use crate::desired::registration::{Claims, Content, Registration, Source};
+use crate::desired::spec::InstanceSpec;
+use crate::model::facts::{NodeFacts, Tristate};
+use crate::model::kind::Kind;
 use crate::model::names::InstanceId;
 use crate::model::text::Pairs;
 use crate::observed::entry::{ObservedCheck, wire_node_check, wire_readiness, wire_service};
@@ -13,6 +17,7 @@ use crate::plan::batch::{Batch, MAX_STEP_OPS, Overflow};
 struct Bed {
     index: Index,
     mirror: Mirror,
+    rules: Rules,
 }
 
 fn instance_key(pod: &str) -> InstanceKey {
@@ -41,7 +46,11 @@ impl Bed {
         index.apply_node(node("n1"), &mut Touched::default());
         let mut mirror = Mirror::new("a".parse().unwrap());
         mirror.complete();
-        Self { index, mirror }
+        Self {
+            index,
+            mirror,
+            rules: Rules::default(),
+        }
     }
 
     fn with(mut self, pod: PodFixture) -> Self {
@@ -50,20 +59,24 @@ impl Bed {
     }
 
     fn decide(&self, key: &Key) -> Finding {
-        decide(key, &self.index, &self.mirror)
+        decide(key, &self.index, &self.mirror, &self.rules)
     }
 
     /// Carries out what is planned under a key, at this index.
     fn carry_out(mut self, key: &Key, index: u64) -> Self {
         match (key, self.decide(key).step) {
             (Key::Node(name), Step::PutNode(write)) => {
-                let (node, _) = write.node.unwrap();
-                let mut observed = ObservedNode::of(&wire::Node {
-                    address: node.address,
-                    meta: node.meta,
-                    modify_index: index,
-                    ..wire::Node::default()
+                let before = self.mirror.node(name).cloned();
+                let written = write.node.map(|(node, _)| {
+                    ObservedNode::of(&wire::Node {
+                        address: node.address,
+                        meta: node.meta,
+                        modify_index: index,
+                        ..wire::Node::default()
+                    })
                 });
+                let mut observed = written.or(before).unwrap();
+                observed.modify_index = index;
                 let check = wire_node_check(name.text(), &write.check.unwrap().0);
                 observed.checks = vec![ObservedCheck::of(&at(check, index), None)];
                 self.mirror.wrote_node(name, observed);
@@ -161,9 +174,34 @@ fn a_check_or_a_kind_by_another_hand_is_drift() {
 }
 
 #[test]
+fn marks_of_a_newer_release_are_no_drift_and_stay() {
+    let later = |meta: &Pairs| -> Pairs {
+        let more = [("lictor-later".into(), "1".into())];
+        let there = meta.iter().map(|(k, v)| (k.clone(), v.clone()));
+        there.chain(more).collect()
+    };
+    let name = instance_key("p").node;
+    let mut bed =
+        Bed::registered().change(|instance| instance.service.meta = later(&instance.service.meta));
+    let mut node = bed.mirror.node(&name).unwrap().clone();
+    node.node.meta = later(&node.node.meta);
+    bed.mirror.wrote_node(&name, node);
+    assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+    assert_eq!(bed.decide(&Key::Node(name)).step, Step::Settled);
+
+    let bed = bed.with(web("p").lictor("meta", "a=b"));
+    let (service, _) = put(bed.decide(&key("p")).step).service.unwrap();
+    assert_eq!(service.meta.get("lictor-later").unwrap().as_ref(), "1");
+    assert_eq!(service.meta.get("a").unwrap().as_ref(), "b");
+}
+
+#[test]
 fn another_hands_entry_is_left_alone() {
-    let unmarked = |instance: &mut ObservedInstance| instance.service.meta = Pairs::default();
-    let bed = Bed::registered().change(unmarked);
+    let bed = Bed::registered().change(|instance| {
+        instance.service.meta = Pairs::default();
+        // It was removed and made anew.
+        instance.create_index = 77;
+    });
     let finding = bed.decide(&key("p"));
     assert!(matches!(finding.step, Step::OwnedByAnother { .. }));
     assert!(finding.owner.is_some(), "whom to tell");
@@ -173,6 +211,124 @@ fn another_hands_entry_is_left_alone() {
     bed.index
         .remove_pod(&"shop".into(), &"p".into(), &mut touched);
     assert_eq!(bed.decide(&key("p")), Finding::nothing(Step::Settled));
+}
+
+#[test]
+fn an_entry_that_lost_its_marks_is_repaired() {
+    let unmarked = |instance: &mut ObservedInstance| instance.service.meta = Pairs::default();
+    let bed = Bed::registered().change(unmarked);
+    assert_eq!(put(bed.decide(&key("p")).step).fields, ["meta"]);
+    // Another owner's mark is no loss.
+    let bed = bed.change(|instance| {
+        let mark = (Text::from("managed-by"), Text::from("nomad"));
+        instance.service.meta = [mark].into_iter().collect();
+    });
+    let step = bed.decide(&key("p")).step;
+    assert!(matches!(step, Step::OwnedByAnother { .. }));
+}
+
+#[test]
+fn an_entry_without_an_owner_is_adopted_where_that_is_asked_for() {
+    let registration = |adopt| Registration {
+        namespace: "shop".into(),
+        name: "web".into(),
+        uid: "uid".into(),
+        created: 1,
+        generation: 1,
+        content: Content::Valid(Claims {
+            service: "web".parse().unwrap(),
+            spec: InstanceSpec::default(),
+            source: Source::Pods(LabelSelector::default()),
+            adopt,
+        }),
+    };
+    let mut bed = Bed::registered().change(|instance| {
+        instance.service.meta = Pairs::default();
+        instance.create_index = 77;
+    });
+    for (adopt, adopted) in [(false, false), (true, true)] {
+        let registration = registration(adopt);
+        bed.index
+            .apply_registration(registration, &mut Touched::default());
+        let step = bed.decide(&key("p")).step;
+        assert_eq!(matches!(step, Step::Put(_)), adopted, "{step:?}");
+    }
+    let bed = bed.change(|instance| {
+        let mark = (Text::from("external-source"), Text::from("nomad"));
+        instance.service.meta = [mark].into_iter().collect();
+    });
+    let step = bed.decide(&key("p")).step;
+    assert!(matches!(step, Step::OwnedByAnother { .. }));
+}
+
+#[test]
+fn what_may_not_go_is_taken_out_of_service_when_its_address_is_anothers() {
+    let mut bed = Bed::registered();
+    bed.index
+        .remove_pod(&"shop".into(), &"p".into(), &mut Touched::default());
+    bed.index.watches.broken(Kind::Node, "timeout".to_owned());
+    assert!(matches!(bed.decide(&key("p")).step, Step::Held(_)));
+    let bed = bed.with(pod("other"));
+    let finding = bed.decide(&key("p"));
+    assert!(finding.held().is_some(), "it is still held");
+    let write = put(finding.step);
+    let (check, _) = write.check.as_ref().unwrap();
+    assert_eq!((check.status, &write.service), (Health::Critical, &None));
+    assert!(check.output.contains("Pod/shop/other"), "{}", check.output);
+    let bed = bed.change(|instance| instance.checks[0].check.status = Health::Critical);
+    assert!(matches!(bed.decide(&key("p")).step, Step::Held(_)));
+}
+
+#[test]
+fn while_most_nodes_seem_lost_no_node_turns_critical() {
+    let name = Key::Node(instance_key("p").node);
+    let ready = |ready| NodeFacts {
+        ready,
+        ..node("n1")
+    };
+    let mut bed = Bed::registered();
+    let now = tokio::time::Instant::now();
+    for n in 0..3 {
+        bed.rules.nodes.observe(&format!("n{n}").into(), false, now);
+    }
+    assert!(bed.rules.nodes.judge(now));
+    let mut touched = Touched::default();
+    bed.index.apply_node(ready(Tristate::Unknown), &mut touched);
+    assert_eq!(bed.decide(&name).step, Step::Settled);
+    bed.rules.nodes.retain(|_| false);
+    assert!(bed.rules.nodes.judge(now));
+    let Step::PutNode(write) = bed.decide(&name).step else {
+        panic!("it stays");
+    };
+    assert_eq!(write.check.unwrap().0.status, Health::Critical);
+}
+
+#[test]
+fn an_empty_node_goes_some_time_after_its_kubernetes_node() {
+    let mut bed = Bed::registered();
+    let name = instance_key("p").node;
+    let node = Key::Node(name.clone());
+    let mut touched = Touched::default();
+    bed.index.remove_node(&"n1".into(), &mut touched);
+    let mut bed = bed.carry_out(&node, 20);
+    // A pod that is claimed, or anybody's entry, keeps it.
+    assert_eq!(bed.decide(&node).step, Step::Settled);
+    bed.index
+        .remove_pod(&"shop".into(), &"p".into(), &mut touched);
+    assert_eq!(bed.decide(&node).step, Step::Settled);
+    bed.mirror.wrote_instance(&instance_key("p"), None);
+    assert_eq!(bed.decide(&node).step, Step::Lingering);
+    bed.index.watches.broken(Kind::Pod, "timeout".to_owned());
+    assert_eq!(bed.decide(&node).step, Step::Settled);
+    bed.index.watches.healthy(Kind::Pod);
+
+    let now = tokio::time::Instant::now();
+    bed.rules.vacancies.found(&name, now);
+    bed.rules.vacancies.ripen(now + vacancy::DEFAULT_GRACE);
+    assert_eq!(bed.decide(&node).step, Step::RemoveNode(20));
+    bed.index
+        .apply_node(crate::desired::fixtures::node("n1"), &mut touched);
+    assert!(matches!(bed.decide(&node).step, Step::PutNode(_)));
 }
 
 #[test]
@@ -207,6 +363,60 @@ fn what_nobody_claims_goes_once_all_is_known() {
     };
     assert_eq!((removal.index, removal.why), (10, gate::Why::Seen));
     assert_eq!(removal.owner.to_string(), "Pod/shop/p");
+}
+
+#[test]
+fn a_claim_that_goes_while_another_list_is_under_way_waits_for_it() {
+    for kind in [Kind::Pod, Kind::Registration] {
+        // The pod lives on, and what claims it from now on may be in the list.
+        let mut bed = Bed::registered().with(pod("p"));
+        bed.index.begin_list(kind);
+        assert!(
+            matches!(bed.decide(&key("p")).step, Step::Held(_)),
+            "{kind:?}"
+        );
+        let mut back = Touched::default();
+        bed.index.apply_pod(web("p").facts(), &mut back);
+        assert_eq!(bed.decide(&key("p")).step, Step::Settled, "{kind:?}");
+
+        let mut bed = Bed::registered().with(pod("p"));
+        bed.index.begin_list(kind);
+        if kind == Kind::Pod {
+            bed.index.apply_pod(pod("p").facts(), &mut back);
+        }
+        bed.index.end_list(kind, &mut back);
+        let Step::Remove(removal) = bed.decide(&key("p")).step else {
+            panic!("it stays after the list of {kind:?}");
+        };
+        assert_eq!(removal.why, gate::Why::Seen);
+    }
+}
+
+#[test]
+fn what_ended_goes_whatever_list_is_under_way() {
+    let ended = |pod: PodFixture| pod.phase(crate::model::facts::Phase::Failed);
+    let leaves = |pod: PodFixture| {
+        pod.lictor("terminating", "Deregister")
+            .change(|pod| pod.deleting = true)
+    };
+    for kind in Kind::ALL {
+        let mut gone = Bed::registered();
+        let mut touched = Touched::default();
+        gone.index
+            .remove_pod(&"shop".into(), &"p".into(), &mut touched);
+        let beds = [
+            gone,
+            Bed::registered().with(ended(web("p"))),
+            Bed::registered().with(leaves(web("p"))),
+        ];
+        for mut bed in beds {
+            bed.index.begin_list(kind);
+            assert!(
+                matches!(bed.decide(&key("p")).step, Step::Remove(_)),
+                "{kind:?}"
+            );
+        }
+    }
 }
 
 #[test]

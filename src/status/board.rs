@@ -44,6 +44,10 @@ pub enum Reason {
     AccessDenied,
     /// `lictor.io/paused`.
     Paused,
+    /// Another hand keeps changing it.
+    DriftContested,
+    /// Another hand changed it, and `--drift` is `report`.
+    Drifted,
     /// A removal waits until it is safe.
     Held,
     /// Consul did not take the write yet.
@@ -63,6 +67,8 @@ impl Reason {
             Self::ConsulRefused => "ConsulRefused",
             Self::AccessDenied => "AccessDenied",
             Self::Paused => "Paused",
+            Self::DriftContested => "DriftContested",
+            Self::Drifted => "Drifted",
             Self::Held => "Held",
             Self::ConsulUnavailable => "ConsulUnavailable",
             Self::Writing => "Writing",
@@ -72,7 +78,10 @@ impl Reason {
     /// Whether it passes without anybody doing anything.
     #[must_use]
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Held | Self::ConsulUnavailable | Self::Writing)
+        matches!(
+            self,
+            Self::DriftContested | Self::Held | Self::ConsulUnavailable | Self::Writing
+        )
     }
 }
 

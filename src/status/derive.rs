@@ -6,7 +6,7 @@ use super::board::{Reason, Tally, Trouble};
 use crate::api::ServiceRegistrationStatus;
 use crate::api::conditions::{self, ConditionType, Verdict, cut};
 use crate::api::service_registration::{ConsulState, Instances};
-use crate::desired::registration::{Content, Registration};
+use crate::desired::registration::{Content, Registration, Source};
 
 /// Longest `lastError`, in bytes: the CRD's `maxLength`.
 const LAST_ERROR_BYTES: usize = 4096;
@@ -67,7 +67,7 @@ pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRe
             .map(|worst| cut(text(worst), LAST_ERROR_BYTES)),
     };
     let ready = match &trouble {
-        None => verdict(true, REGISTERED, registered_message(tally)),
+        None => verdict(true, REGISTERED, registered_message(registration, tally)),
         Some(trouble) => verdict(false, trouble.reason.as_str(), text(trouble)),
     };
     let transient = trouble
@@ -99,8 +99,12 @@ fn verdict(status: bool, reason: &'static str, message: String) -> Verdict {
     }
 }
 
-fn registered_message(tally: &Tally) -> String {
+fn registered_message(registration: &Registration, tally: &Tally) -> String {
+    let source = registration.claims().map(|claims| &claims.source);
     match tally.desired {
+        0 if matches!(source, Some(Source::Endpoints(_))) => {
+            "nothing to register: spec.endpoints is empty".to_owned()
+        }
         0 => "nothing to register: no running pod is selected".to_owned(),
         1 => "Consul holds the instance as claimed".to_owned(),
         many => format!("Consul holds all {many} instances as claimed"),

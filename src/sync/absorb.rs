@@ -6,8 +6,11 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::apply::{Done, Nodes, ReadError};
+use super::claim::{ClaimError, Claimed};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::fence::Fence;
+use crate::consul::ErrorClass;
 use crate::model::key::Key;
 use crate::model::names::NodeName;
 use crate::observed::mirror::{Completeness, NodeContent, Ticket};
@@ -17,13 +20,16 @@ impl Engine {
         match done {
             Done::Wrote {
                 id,
+                epoch,
                 steps,
                 outcome,
                 at,
             } => {
-                self.absorb_write(steps, outcome, at);
+                self.absorb_write(epoch, steps, outcome, at);
                 self.own.finish(id);
             }
+            Done::Claimed(claimed) => self.absorb_claim(claimed),
+            Done::Answered => {}
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
             Done::Read {
                 ticket,
@@ -33,11 +39,59 @@ impl Engine {
         }
     }
 
+    // === the epoch ===
+
+    fn absorb_claim(&mut self, claimed: Result<Claimed, ClaimError>) {
+        let now = Instant::now();
+        match claimed {
+            Ok(Claimed { index, kept }) => {
+                let again = self.fence.was_held();
+                self.fence = Fence::Held(index);
+                self.answered();
+                if kept {
+                    return;
+                }
+                tracing::info!(index, "epoch taken");
+                if again {
+                    self.start_over();
+                }
+            }
+            Err(ClaimError::Refused(why)) => {
+                if self.fence.stands_by() != Some(&why.to_string()) {
+                    tracing::error!("{why}");
+                }
+                self.fence.refused(&why);
+            }
+            Err(error) => {
+                self.fence.claim_failed(now);
+                self.failed(&format!("cannot take the epoch: {error}"));
+            }
+        }
+    }
+
+    /// Consul lost the epoch, or someone else had it meanwhile: what Consul holds is read anew before
+    /// anything is written.
+    fn start_over(&mut self) {
+        tracing::warn!("the epoch was lost: what Consul holds is read anew");
+        self.mirror.start_over();
+        self.loading = None;
+        self.unread.clear();
+        self.own.forget();
+        self.drifted.clear();
+        for node in std::mem::take(&mut self.on_node).into_keys() {
+            // What waited is planned with everything else once Consul is known.
+            self.node_troubles.remove(&node);
+        }
+    }
+
     // === reads ===
 
     fn absorb_list(&mut self, ticket: Ticket, nodes: Result<Nodes, ReadError>) {
         self.reads -= 1;
         self.listing = false;
+        if self.mirror.is_void(&ticket) {
+            return;
+        }
         let nodes = match nodes {
             Ok(nodes) => nodes,
             Err(error) => {
@@ -74,9 +128,13 @@ impl Engine {
         content: Result<NodeContent, ReadError>,
     ) {
         self.reads -= 1;
+        if self.mirror.is_void(&ticket) {
+            return;
+        }
         match content {
             Ok(content) => {
                 self.readable();
+                self.garbled.remove(&name);
                 let datacenter = content.node.as_ref().map(|node| &*node.datacenter);
                 if let Some(datacenter) = datacenter.filter(|name| !name.is_empty())
                     && self.report.datacenter.is_none()
@@ -95,8 +153,12 @@ impl Engine {
             }
             Err(error) => {
                 self.mirror.abandon_read(ticket);
-                self.unread.insert(name);
-                self.read_failed(&error);
+                self.unread.insert(name.clone());
+                if error.is_garbled() {
+                    self.garbled(name, &error);
+                } else {
+                    self.read_failed(&error);
+                }
             }
         }
     }
@@ -125,9 +187,12 @@ impl Engine {
             since: Instant::now(),
         };
         for key in keys {
-            if let Key::Node(node) = &key {
-                self.look_again_on(node);
-                self.try_again_on(node);
+            match &key {
+                Key::Node(node) => {
+                    self.look_again_on(node);
+                    self.try_again_on(node);
+                }
+                Key::Instance(instance) => self.vacated(&instance.node, due.since),
             }
             self.dirty.touch(key, due);
         }
@@ -162,10 +227,22 @@ impl Engine {
         }
     }
 
+    /// Consul answers. What it answers to a read says nothing about writes, unless nothing was
+    /// answered before.
     pub(super) fn answered(&mut self) {
         if self.outage.reason().is_some() {
             tracing::info!("Consul answers again");
             self.outage.over();
+            self.unwritable.over();
+        }
+    }
+
+    /// A write was answered, even if with a no.
+    pub(super) fn writable(&mut self) {
+        self.answered();
+        if self.unwritable.reason().is_some() {
+            tracing::info!("Consul takes writes again");
+            self.unwritable.over();
         }
     }
 
@@ -178,7 +255,23 @@ impl Engine {
         }
     }
 
+    /// What is on a node cannot be understood: that is no outage, and holds no other node up.
+    fn garbled(&mut self, name: NodeName, error: &ReadError) {
+        let reason = format!("cannot read the Consul node {name}: {error}");
+        let outage = self.garbled.entry(name).or_default();
+        if outage.reason() != Some(&*reason) {
+            tracing::warn!("{reason}");
+        }
+        let chance = rand::rng().random::<f64>();
+        outage.failed(reason, Instant::now(), chance);
+    }
+
     fn read_failed(&mut self, error: &ReadError) {
+        if let ReadError::Failed(error) = error
+            && error.class() == ErrorClass::SlowDown
+        {
+            self.pace.slow_down(Instant::now());
+        }
         let reason = format!("cannot read Consul: {error}");
         match error {
             ReadError::Failed(_) => self.failed(&reason),
@@ -190,6 +283,16 @@ impl Engine {
                 self.unreadable.failed(reason, Instant::now(), chance);
             }
         }
+    }
+
+    /// A write failed, and not for what it was to write.
+    pub(super) fn write_failed_for(&mut self, reason: &str) {
+        if self.unwritable.reason() != Some(reason) {
+            tracing::warn!("{reason}");
+        }
+        let chance = rand::rng().random::<f64>();
+        self.unwritable
+            .failed(reason.to_owned(), Instant::now(), chance);
     }
 
     pub(super) fn failed(&mut self, reason: &str) {

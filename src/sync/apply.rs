@@ -4,9 +4,18 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use crate::consul::{Client, Consistency, ConsulError, Quality, Txn, TxnOutcome};
+use super::claim::{ClaimError, Claimant, Claimed};
+use super::fence::Last;
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnError, TxnFailure, TxnOp,
+    TxnOutcome,
+};
+use crate::model::gc::{self, Exchange};
+use crate::model::key::Key;
 use crate::model::names::{ClusterName, NodeName};
+use crate::model::text::Text;
 use crate::observed::mirror::{NodeContent, Ticket};
+use crate::plan::Step;
 use crate::plan::batch::BatchedStep;
 use crate::sync::dirty::Due;
 
@@ -17,6 +26,8 @@ pub enum Done {
     Wrote {
         /// Which one.
         id: u64,
+        /// The index of the epoch that it was fenced with.
+        epoch: u64,
         /// What it was to do.
         steps: Vec<BatchedStep<Due>>,
         /// What became of it.
@@ -24,6 +35,10 @@ pub enum Done {
         /// When.
         at: Instant,
     },
+    /// `lictor gc` was answered, or not.
+    Answered,
+    /// The epoch was claimed.
+    Claimed(Result<Claimed, ClaimError>),
     /// The list of our nodes was read.
     Listed {
         /// The read.
@@ -53,13 +68,21 @@ pub enum ReadError {
     NotAuthoritative(Quality),
 }
 
+impl ReadError {
+    /// Whether Consul answered, but not with what was asked for.
+    #[must_use]
+    pub fn is_garbled(&self) -> bool {
+        matches!(self, Self::Failed(error) if error.class() == ErrorClass::Malformed)
+    }
+}
+
 fn quality(quality: Quality) -> &'static str {
     match quality {
         Quality::Authoritative => "the answer is authoritative",
         Quality::Leased | Quality::Stale => "the answer may be stale",
         Quality::Unverified => {
-            "Consul has ACLs and the token is anonymous or not known to be valid: reads would be \
-             silently empty; set CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
+            "it is not known that Consul takes the token, or has no ACLs: reads could be silently \
+             empty; with ACLs on, set CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
         }
         Quality::Filtered => {
             "Consul left entries out for want of rights: give the token node:read and service:read \
@@ -68,16 +91,84 @@ fn quality(quality: Quality) -> &'static str {
     }
 }
 
-/// Carries out a transaction.
-pub async fn write(client: Client, id: u64, txn: Txn, steps: Vec<BatchedStep<Due>>) -> Done {
-    let outcome = client.apply(&txn).await;
+/// Claims the epoch.
+pub async fn claim(client: Client, claimant: Claimant, last: Option<Last>) -> Done {
+    Done::Claimed(claimant.claim(&client, last).await)
+}
+
+/// Answers `lictor gc`. Whoever does not get an answer asks again.
+pub async fn answer(
+    client: Client,
+    (key, index): (Text, u64),
+    cluster: ClusterName,
+    exchange: Exchange,
+    asked_at: u64,
+) -> Done {
+    let Ok(value) = serde_json::to_vec(&exchange) else {
+        return Done::Answered;
+    };
+    let mut txn = Txn::new();
+    let pushed = txn.push(&TxnOp::KvCas {
+        key: &gc::key(&cluster),
+        value: &value,
+        index: asked_at,
+    });
+    if pushed.is_ok() {
+        let fence = Fence { key: &key, index };
+        if let Err(error) = client.apply_fenced(fence, &txn).await {
+            tracing::warn!("cannot answer lictor gc: {error}");
+        }
+    }
+    Done::Answered
+}
+
+/// Carries out a transaction behind the fence of the epoch with this index.
+pub async fn write(
+    client: Client,
+    id: u64,
+    (key, index): (Text, u64),
+    txn: Txn,
+    steps: Vec<BatchedStep<Due>>,
+) -> Done {
+    let fence = Fence { key: &key, index };
+    let outcome = match still_empty(&client, &steps).await {
+        Ok(()) => client.apply_fenced(fence, &txn).await,
+        Err(outcome) => outcome,
+    };
     let at = Instant::now();
     Done::Wrote {
         id,
+        epoch: index,
         steps,
         outcome,
         at,
     }
+}
+
+/// The removal of a node takes everything with it that is on it by then, and its index does not tell
+/// whether something is: so that is read directly before.
+async fn still_empty(
+    client: &Client,
+    steps: &[BatchedStep<Due>],
+) -> Result<(), Result<TxnOutcome, ConsulError>> {
+    for step in steps {
+        let (Key::Node(name), Step::RemoveNode(_)) = (&step.key, &step.step) else {
+            continue;
+        };
+        let read = client.node_services(name.as_ref(), Consistency::Consistent);
+        let empty = match read.await.map_err(Err)?.authoritative() {
+            Some(Some((_, services))) => services.is_empty(),
+            Some(None) | None => false,
+        };
+        if !empty {
+            return Err(Ok(TxnOutcome::RolledBack(vec![TxnError {
+                op_index: step.ops.start,
+                what: "the node is not empty any more, or not known to be".into(),
+                reason: TxnFailure::StaleIndex,
+            }])));
+        }
+    }
+    Ok(())
 }
 
 /// Our nodes, and the datacenter that they are in, where that was asked for and told.
@@ -94,6 +185,10 @@ async fn list_nodes(
     cluster: &ClusterName,
     locate: bool,
 ) -> Result<Nodes, ReadError> {
+    // Whoever looks at it regularly may not have come to it yet, and the answer would be worth nothing.
+    if !client.is_token_verified() {
+        client.check_token().await?;
+    }
     let filter = node_filter(cluster);
     let answer = client.nodes(Some(&filter), Consistency::Consistent).await?;
     let quality = answer.quality;
@@ -145,5 +240,39 @@ async fn read_node(client: &Client, name: &NodeName) -> Result<NodeContent, Read
         }),
         (Some(None), Some(_)) => Ok(NodeContent::default()),
         _ => Err(ReadError::NotAuthoritative(quality)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wiremock::matchers::path;
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    use super::*;
+    use crate::consul::{ConsulConfig, ConsulSettings};
+
+    #[tokio::test]
+    async fn the_first_read_is_worth_something_even_if_nobody_looked_at_the_token_yet() {
+        let server = MockServer::start().await;
+        let off = ResponseTemplate::new(401).set_body_string("ACL support disabled");
+        let none = ResponseTemplate::new(200)
+            .insert_header("X-Consul-Index", "7")
+            .insert_header("X-Consul-KnownLeader", "true")
+            .insert_header("X-Consul-LastContact", "0")
+            .insert_header("X-Consul-Effective-Consistency", "consistent")
+            .set_body_string("[]");
+        for (at, answer) in [("/v1/acl/token/self", off), ("/v1/catalog/nodes", none)] {
+            Mock::given(path(at))
+                .respond_with(answer)
+                .mount(&server)
+                .await;
+        }
+        let settings = ConsulSettings {
+            addresses: server.uri(),
+            ..ConsulSettings::default()
+        };
+        let client = Client::new(ConsulConfig::new(settings).unwrap()).unwrap();
+        let nodes = list_nodes(&client, &"a".parse().unwrap(), false).await;
+        assert_eq!(nodes.unwrap(), (BTreeSet::new(), None));
     }
 }

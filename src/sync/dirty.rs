@@ -3,6 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -61,6 +62,8 @@ const LONGEST_WAIT: Duration = Duration::from_mins(5);
 #[derive(Debug, Default)]
 pub struct Dirty {
     ready: BTreeMap<Key, Due>,
+    /// Where the next key is taken from: each has its turn, however often others come back.
+    turn: Option<Bound<Key>>,
     /// Keys that are being written: one write in flight a key. What is due meanwhile waits here.
     again: HashMap<Key, Due>,
     busy: HashSet<Key>,
@@ -109,9 +112,21 @@ impl Dirty {
         if self.ready.contains_key(key) {
             return;
         }
-        let until = now + wait;
+        self.park(key, due, now + wait);
+        if let Some(penalty) = self.penalties.get_mut(key) {
+            penalty.failures = failures + 1;
+        }
+    }
+
+    /// A key is left alone until then, unless Kubernetes changes first.
+    pub fn park(&mut self, key: &Key, due: Due, until: Instant) {
+        let failures = self
+            .penalties
+            .get(key)
+            .map_or(0, |penalty| penalty.failures);
+        self.absolve(key);
         let penalty = Penalty {
-            failures: failures + 1,
+            failures,
             parked: Some((until, due)),
         };
         self.penalties.insert(key.clone(), penalty);
@@ -172,9 +187,20 @@ impl Dirty {
         self.ripening.first().map(|(until, _)| *until)
     }
 
-    /// Takes the first key that can be planned.
+    /// Takes the next key that can be planned, in turn.
     pub fn take(&mut self) -> Option<(Key, Due)> {
-        self.ready.pop_first()
+        let from = self.turn.take().unwrap_or(Bound::Unbounded);
+        let next = self.ready.range((from, Bound::Unbounded)).next();
+        let (key, _) = next.or_else(|| self.ready.first_key_value())?;
+        let taken = self.ready.remove_entry(&key.clone());
+        self.turn = taken.as_ref().map(|(key, _)| Bound::Excluded(key.clone()));
+        taken
+    }
+
+    /// Puts back a key that was taken and not looked at: it is the next one again.
+    pub fn put_back(&mut self, key: Key, due: Due) {
+        self.turn = Some(Bound::Included(key.clone()));
+        self.touch(key, due);
     }
 
     /// Takes this key, whether it was due or not.
@@ -234,6 +260,26 @@ mod tests {
         dirty.touch(key("n"), due(Cause::Read, now));
         assert_eq!(dirty.take(), Some((key("n"), due(Cause::Kubernetes, now))));
         assert_eq!(dirty.take(), None);
+    }
+
+    #[test]
+    fn a_key_has_its_turn_however_often_others_come_back() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let due = due(Cause::Kubernetes, now);
+        for name in ["a", "b", "c"] {
+            dirty.touch(key(name), due);
+        }
+        let mut taken = Vec::new();
+        for _ in 0..6 {
+            let (next, due) = dirty.take().unwrap();
+            taken.push(next.clone());
+            // It flaps.
+            dirty.touch(next, due);
+        }
+        assert_eq!(taken, ["a", "b", "c", "a", "b", "c"].map(key));
+        let (next, due) = dirty.take().unwrap();
+        dirty.put_back(next, due);
+        assert_eq!(dirty.take(), Some((key("a"), due)));
     }
 
     #[test]

@@ -2,38 +2,45 @@
 //! writes and reads of which there is a bounded number at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Done};
-use super::dirty::{Cause, Dirty, Due};
+use super::claim::Claimant;
+use super::contest::Contests;
+use super::dirty::{Dirty, Due};
+use super::fence::Fence;
 use super::outage::Outage;
 use super::own::OwnWrites;
+use super::pace::Pace;
 use super::report::Report;
+use super::rounds::Rounds;
 use super::signals::{Signal, Table};
 use super::sweep::Sweeper;
 use crate::consul::Client;
 use crate::desired::index::Index;
-use crate::desired::watches::Kind;
-use crate::k8s::KubeEvent;
+use crate::desired::watches::Watch;
+use crate::k8s::{KubeEvent, Relist};
 use crate::metrics::KindLabel;
-use crate::model::key::Key;
+use crate::model::epoch::{self, Epoch};
+use crate::model::key::{InstanceKey, Key};
+use crate::model::kind::Kind;
 use crate::model::names::NodeName;
+use crate::model::text::Text;
 use crate::observed::mirror::{Completeness, Mirror};
-use crate::plan::batch::{Batch, BatchedStep, Overflow};
-use crate::plan::{self, Finding, Step};
-use crate::status::board::{Reason, Trouble};
+use crate::plan::batch::BatchedStep;
+use crate::plan::{Mode, Removal, Rules};
+use crate::status::board::Trouble;
 
 /// Transactions under way at once.
 const WRITES: usize = 8;
 /// Reads under way at once.
 const READS: usize = 8;
-/// Keys planned in a row before events are looked at again.
-const PLANNED_IN_A_ROW: usize = 512;
 /// Events taken in a row.
 const EVENTS_IN_A_ROW: usize = 256;
 /// How long writes that are under way may take at the end.
@@ -46,6 +53,19 @@ pub struct Readiness {
     pub ready: bool,
     /// What is missing or broken at this moment, for people.
     pub remarks: Vec<String>,
+}
+
+/// Settings of the engine.
+#[derive(Debug)]
+pub struct Options {
+    /// `--drift-interval`.
+    pub drift_interval: Duration,
+    /// `--consul-write-rate`: entries a second.
+    pub write_rate: Option<NonZeroU32>,
+    /// `--take-over`: UID of the Kubernetes cluster that this one replaces.
+    pub take_over: Option<String>,
+    /// `--policy`, `--drift` and the limits of removals.
+    pub rules: Rules,
 }
 
 /// Why the engine ended by itself.
@@ -70,6 +90,9 @@ pub struct Engine {
     /// Why Consul's answers to reads say nothing, if they do not: a write that is answered is no end
     /// of that.
     pub(super) unreadable: Outage,
+    /// Why Consul takes no writes, if it does not: an answer to a read is no end of that.
+    pub(super) unwritable: Outage,
+    pub(super) pace: Pace,
     /// Why nodes could not be written, for the instances that wait for them.
     pub(super) node_troubles: BTreeMap<NodeName, Trouble>,
     pub(super) sweeper: Sweeper,
@@ -85,13 +108,31 @@ pub struct Engine {
     pub(super) unwatched: BTreeSet<Table>,
     /// Keys that wait for their node, which is being written or read.
     pub(super) on_node: BTreeMap<NodeName, BTreeMap<Key, Due>>,
+    /// What holds for all keys together.
+    pub(super) rules: Rules,
+    /// Lists that are to confirm what is found missing.
+    pub(super) rounds: Rounds,
+    pub(super) relist: watch::Sender<()>,
     /// Keys that would be removed, were it safe.
     pub(super) held: BTreeSet<Key>,
+    /// Keys that another hand changed, where that is only told.
+    pub(super) drifted: BTreeSet<Key>,
+    pub(super) contests: Contests,
     /// Keys that go into a transaction of their own, because Consul refused one that they were in.
     pub(super) alone: HashSet<Key>,
+    /// Removals whose answer was lost: whether they were carried out is told once that is read.
+    pub(super) lost_removals: BTreeMap<InstanceKey, Removal>,
+    /// Nodes whose content could not be understood, and until when they are left alone.
+    pub(super) garbled: BTreeMap<NodeName, Outage>,
     pub(super) own: OwnWrites,
+    pub(super) fence: Fence,
+    pub(super) fence_key: Text,
+    /// What the epoch is claimed with; not known before the cluster's UID is.
+    pub(super) claimant: Option<Claimant>,
+    /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
+    take_over: Option<String>,
     pub(super) reads: usize,
-    jobs: JoinSet<Done>,
+    pub(super) jobs: JoinSet<Done>,
     pub(super) audit_at: Option<Instant>,
     /// Whether everything was known once.
     pub(super) known_once: bool,
@@ -104,11 +145,19 @@ impl Engine {
     pub fn new(
         consul: Client,
         index: Index,
-        report: Report,
-        drift_interval: Duration,
+        mut report: Report,
+        options: Options,
     ) -> (Self, watch::Receiver<Readiness>) {
+        let Options {
+            drift_interval,
+            write_rate,
+            take_over,
+            rules,
+        } = options;
         let (readiness, ready) = watch::channel(Readiness::default());
         let mirror = Mirror::new(index.cluster().clone());
+        let fence_key = epoch::key(index.cluster()).into();
+        report.mute = rules.mode == Mode::DryRun;
         let engine = Self {
             consul,
             index,
@@ -117,6 +166,8 @@ impl Engine {
             report,
             outage: Outage::default(),
             unreadable: Outage::default(),
+            unwritable: Outage::default(),
+            pace: Pace::new(WRITES, write_rate),
             node_troubles: BTreeMap::new(),
             sweeper: Sweeper::new(drift_interval),
             unread: BTreeSet::new(),
@@ -125,9 +176,20 @@ impl Engine {
             missing: BTreeSet::new(),
             unwatched: Table::ALL.into(),
             on_node: BTreeMap::new(),
+            rules,
+            rounds: Rounds::default(),
+            relist: watch::Sender::new(()),
             held: BTreeSet::new(),
+            drifted: BTreeSet::new(),
+            contests: Contests::default(),
             alone: HashSet::new(),
+            lost_removals: BTreeMap::new(),
+            garbled: BTreeMap::new(),
             own: OwnWrites::default(),
+            fence: Fence::new(),
+            fence_key,
+            claimant: None,
+            take_over,
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -137,11 +199,18 @@ impl Engine {
         (engine, ready)
     }
 
+    /// Where the watches of Kubernetes hear that everything is to be listed anew.
+    #[must_use]
+    pub fn relists(&self) -> Relist {
+        self.relist.subscribe()
+    }
+
     /// Works until stopped; then waits a moment for the writes that are under way.
     pub async fn run(
         mut self,
         mut kubernetes: mpsc::Receiver<KubeEvent>,
         mut signals: mpsc::Receiver<Signal>,
+        mut epoch: oneshot::Receiver<Epoch>,
         stop: CancellationToken,
     ) -> Result<(), EngineError> {
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
@@ -167,6 +236,7 @@ impl Engine {
                         self.take(event);
                     }
                 }
+                Ok(known) = &mut epoch, if self.claimant.is_none() => self.introduce(known),
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 () = sleep_until(wake), if wake.is_some() => {}
             }
@@ -179,7 +249,8 @@ impl Engine {
 
     /// When there is something to do without an event.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
-        if self.may_write(now) && self.dirty.has_ready() {
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        if (rehearses || self.may_write(now)) && self.dirty.has_ready() {
             return Some(now);
         }
         // What is overdue waits for a job to end or for an outage to pass, and both wake the engine.
@@ -188,10 +259,16 @@ impl Engine {
             self.sweeper.wake_at(),
             self.outage.wake_at(),
             self.unreadable.wake_at(),
+            self.unwritable.wake_at(),
+            self.pace.wake_at(),
+            self.fence.wake_at(),
+            self.rounds.wake_at(),
+            self.rules.vacancies.wake_at(),
             self.report.wake_at(),
             self.audit_at,
         ]
         .into_iter()
+        .chain(self.garbled.values().map(Outage::wake_at))
         .flatten()
         .filter(|at| *at > now)
         .min()
@@ -200,19 +277,38 @@ impl Engine {
     /// Does all that can be done now.
     fn work(&mut self, now: Instant) {
         self.dirty.ripen(now);
+        self.pace.ripen(now);
         self.audit(now);
         if self.own.unexplained(now) {
             self.sweeper.signal(now);
         }
         self.start_reads(now);
-        self.start_writes(now);
-        let outage = self.outage.reason().or(self.unreadable.reason());
+        self.claim(now);
+        self.ripen_vacancies(now);
+        if self.rules.mode == Mode::DryRun {
+            self.rehearse();
+        } else {
+            self.start_writes(now);
+        }
+        self.judge(now);
         // Before Consul is known, only its absence is worth telling.
+        let outage = self.why_not().map(str::to_owned);
         let known = self.mirror.completeness() == Completeness::Complete || outage.is_some();
-        if self.index.watches.all_listed() && known {
+        let outage = outage.as_deref().or(self.fence.name_taken());
+        // Whoever replaced this process tells people from now on.
+        let tells = !self.fence.is_replaced() && self.rules.mode != Mode::DryRun;
+        if self.index.watches.all_listed() && known && tells {
             self.report.flush(&self.index, outage, now);
         }
         self.tell_readiness();
+    }
+
+    /// Why Consul is not known or not written to, if it is not.
+    fn why_not(&self) -> Option<&str> {
+        let unknown = self.mirror.completeness() == Completeness::Unknown;
+        let garbled = self.garbled.values().filter(|_| unknown);
+        let failures = [&self.outage, &self.unreadable, &self.unwritable];
+        failures.into_iter().chain(garbled).find_map(Outage::reason)
     }
 
     // === reads ===
@@ -221,14 +317,20 @@ impl Engine {
         let limit = self
             .outage
             .limit(now, READS)
-            .min(self.unreadable.limit(now, READS));
+            .min(self.unreadable.limit(now, READS))
+            .min(self.pace.allowed());
         let watched = self.unwatched.is_empty();
         if self.loading.is_none() && watched && !self.listing && self.reads < limit {
             self.start_list();
         }
-        while self.reads < limit
-            && let Some(node) = self.unread.pop_first()
-        {
+        let waiting = |node: &NodeName| {
+            let outage = self.garbled.get(node);
+            outage.is_some_and(|outage| outage.limit(now, 1) == 0)
+        };
+        let room = limit.saturating_sub(self.reads);
+        let due = self.unread.iter().filter(|node| !waiting(node)).take(room);
+        for node in due.cloned().collect::<Vec<_>>() {
+            self.unread.remove(&node);
             self.start_read(node);
         }
         if self.mirror.completeness() == Completeness::Unknown {
@@ -271,143 +373,72 @@ impl Engine {
         self.index.watches.all_listed() && self.mirror.completeness() == Completeness::Complete
     }
 
-    fn may_write(&self, now: Instant) -> bool {
-        self.is_ready() && self.own.under_way() < self.outage.limit(now, WRITES)
+    pub(super) fn may_write(&self, now: Instant) -> bool {
+        let limit = self
+            .outage
+            .limit(now, WRITES)
+            .min(self.unwritable.limit(now, WRITES))
+            .min(self.pace.allowed());
+        self.fence.index().is_some()
+            && self.is_ready()
+            && self.own.under_way() < limit
+            && self.pace.may_begin(now)
     }
 
-    fn start_writes(&mut self, now: Instant) {
-        let mut planned = 0;
-        while self.may_write(now) && self.dirty.has_ready() && planned < PLANNED_IN_A_ROW {
-            let mut batch = Batch::default();
-            while planned < PLANNED_IN_A_ROW
-                && let Some((key, due)) = self.dirty.take()
-            {
-                planned += 1;
-                let alone = self.alone.contains(&key);
-                if alone && !batch.is_empty() {
-                    self.dirty.touch(key, due);
-                    break;
-                }
-                let finding = plan::decide(&key, &self.index, &self.mirror);
-                let full = self.add(&mut batch, key, due, finding);
-                if full || (alone && !batch.is_empty()) {
-                    break;
-                }
-            }
-            if batch.is_empty() {
-                continue;
-            }
-            let (txn, steps) = batch.into_parts();
-            for step in &steps {
-                self.dirty.start(step.key.clone());
-            }
-            let id = self.own.start();
-            self.jobs
-                .spawn(apply::write(self.consul.clone(), id, txn, steps));
-        }
+    fn introduce(&mut self, epoch: Epoch) {
+        self.claimant = Some(Claimant {
+            cluster: self.index.cluster().clone(),
+            epoch,
+            take_over: self.take_over.take(),
+        });
     }
 
-    /// Adds what a finding asks for to the batch. Returns whether the batch is full.
-    fn add(&mut self, batch: &mut Batch<Due>, key: Key, due: Due, finding: Finding) -> bool {
-        self.note(&key, &finding);
-        let step = match finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => {
-                if let Key::Node(node) = &key {
-                    self.go_on(node);
-                }
-                return false;
-            }
-            Step::Waiting => {
-                self.wait_for_node(key, due);
-                return false;
-            }
-            step @ (Step::PutNode(_) | Step::Put(_) | Step::Remove(_)) => step,
+    /// Claims the epoch, once it is known what is to be written with it: a process that cannot work
+    /// takes it from nobody.
+    fn claim(&mut self, now: Instant) {
+        let Some(claimant) = self
+            .claimant
+            .as_ref()
+            .filter(|_| self.known_once || self.is_ready())
+        else {
+            return;
         };
-        if due.cause == Cause::Written {
-            self.contested(&key, due, &step);
-            return false;
-        }
-        if due.cause == Cause::Audit {
-            tracing::warn!(key = %key, "found by the total pass, missed before: {step:?}");
-            self.report.metrics.audit_findings.inc();
-        }
-        if let (Key::Instance(instance), Step::Put(write)) = (&key, &step)
-            && write.creates()
-            && self.mirror.node(&instance.node).is_none()
+        if self.rules.mode != Mode::DryRun
+            && self.outage.limit(now, 1) > 0
+            && let Some(last) = self.fence.begin(now)
         {
-            let node = Key::Node(instance.node.clone());
-            if self.dirty.busy().contains(&node) || self.dirty.is_parked(&node) {
-                if let Some(Trouble { reason, message }) = self.node_troubles.get(&instance.node) {
-                    self.trouble(&key, *reason, message.clone());
-                }
-                self.wait_for_node(key, due);
-                return false;
-            }
-            if !batch.contains(&node) {
-                let first = self.dirty.take_key(&node).unwrap_or(due);
-                let finding = plan::decide(&node, &self.index, &self.mirror);
-                if !matches!(finding.step, Step::PutNode(_)) {
-                    let message = format!(
-                        "the Kubernetes node of {instance} has no InternalIP, and the pod no host \
-                         IP, yet"
-                    );
-                    self.trouble(&key, Reason::Writing, message);
-                    self.wait_for_node(key, due);
-                    return false;
-                }
-                if batch.push(node.clone(), finding.step, first).is_err() {
-                    self.dirty.touch(node, first);
-                    self.dirty.touch(key, due);
-                    return true;
-                }
-            }
+            let claim = apply::claim(self.consul.clone(), claimant.clone(), last);
+            self.jobs.spawn(claim);
         }
-        let again = key.clone();
-        match batch.push(key, step, due) {
-            Ok(()) => return false,
-            Err(Overflow::Full) => self.dirty.touch(again, due),
-            Err(Overflow::TooLarge) => {
-                self.too_large(&again, due);
-                return false;
-            }
-        }
-        true
-    }
-
-    /// A key waits until its node is written, read, or known better.
-    fn wait_for_node(&mut self, key: Key, due: Due) {
-        let waiting = self.on_node.entry(key.node().clone()).or_default();
-        waiting
-            .entry(key)
-            .and_modify(|known| *known = due.merged(Some(*known)))
-            .or_insert(due);
-    }
-
-    fn too_large(&mut self, key: &Key, due: Due) {
-        let message = "the entry is larger than a transaction of Consul's may be: use fewer or \
-                       shorter tags and meta";
-        self.trouble(key, Reason::ConsulRefused, message.to_owned());
-        self.dirty.penalise(key, due, Instant::now());
     }
 
     fn tell_readiness(&mut self) {
         let mut remarks: Vec<String> = Vec::new();
         for kind in Kind::ALL {
-            use crate::desired::watches::Watch;
             match self.index.watches.state(kind) {
                 Watch::Complete => {}
                 Watch::Listing => remarks.push(format!("{}: being listed", kind.resource())),
                 Watch::Broken(why) => remarks.push(format!("{}: {why}", kind.resource())),
             }
         }
-        if let Some(why) = self.outage.reason().or(self.unreadable.reason()) {
+        if let Some(why) = self.why_not() {
             remarks.push(format!("consul: {why}"));
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
-        let ready = self.is_ready();
-        self.known_once |= ready;
-        let ready = self.known_once && self.missing.is_empty();
+        if let Some(why) = self.fence.stands_by() {
+            remarks.push(why.to_owned());
+        } else if self.rules.mode == Mode::DryRun {
+            remarks.push("nothing is written: --policy is dry-run".to_owned());
+        } else if self.fence.index().is_none() {
+            remarks.push("consul: the epoch is not taken yet".to_owned());
+        }
+        let rehearses = self.rules.mode == Mode::DryRun;
+        self.known_once |= self.is_ready() && (rehearses || self.fence.index().is_some());
+        let stands_by = self.fence.stands_by().is_some();
+        let leads = self.fence.index().is_some();
+        self.report.metrics.leader.set(leads.into());
+        let ready = self.known_once && self.missing.is_empty() && !stands_by;
         let now = Readiness { ready, remarks };
         self.readiness.send_if_modified(|known| {
             let changed = *known != now;
@@ -419,6 +450,10 @@ impl Engine {
         self.report.metrics.pending.set(pending);
         let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);
         self.report.metrics.held_deletes.set(held);
+        let nodes = &self.rules.nodes;
+        let held = if nodes.holds() { nodes.share().0 } else { 0 };
+        let held = i64::try_from(held).unwrap_or(i64::MAX);
+        self.report.metrics.held_nodes.set(held);
         let owned = |kind: &'static str, count: usize| {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.report

@@ -6,13 +6,15 @@ use tokio::time::Instant;
 
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::feed::feed;
 use super::signals::Signal;
-use crate::desired::index::{Index, Touched};
-use crate::desired::registration::Registration;
-use crate::desired::watches::Kind;
+use crate::desired::index::Touched;
 use crate::k8s::{BrokenKind, Change, EventReason, KubeEvent, WatchEvent};
 use crate::metrics::KindLabel;
+use crate::model::facts::{NodeFacts, Tristate};
 use crate::model::key::Key;
+use crate::model::kind::Kind;
+use crate::model::text::Text;
 use crate::observed::mirror::Completeness;
 
 /// How often all keys are planned, to find what incremental passes missed.
@@ -23,31 +25,15 @@ impl Engine {
         let at = event.at;
         let mut touched = Touched::default();
         let complete = self.index.watches.all_complete();
-        match event.change {
-            Change::Pod(event) => {
-                self.watched(
-                    Kind::Pod,
-                    event,
-                    &mut touched,
-                    |index, change, touched| match change {
-                        One::Applied(pod) => index.apply_pod(pod, touched),
-                        One::Deleted(pod) => index.remove_pod(&pod.namespace, &pod.name, touched),
-                    },
-                );
-            }
+        let nodes_listed = matches!(event.change, Change::Node(WatchEvent::Listed { .. }));
+        match &event.change {
+            Change::Pod(event) => self.watched(Kind::Pod, event),
             Change::Node(event) => {
-                self.watched(
-                    Kind::Node,
-                    event,
-                    &mut touched,
-                    |index, change, touched| match change {
-                        One::Applied(node) => index.apply_node(node, touched),
-                        One::Deleted(node) => index.remove_node(&node.name, touched),
-                    },
-                );
+                self.count_nodes(event, at);
+                self.watched(Kind::Node, event);
             }
             Change::Registration(event) => {
-                match &event {
+                match event {
                     WatchEvent::Applied(object) => self.report.observed(object),
                     WatchEvent::Page(page) => {
                         for object in page {
@@ -56,20 +42,14 @@ impl Engine {
                     }
                     _ => {}
                 }
-                self.watched(
-                    Kind::Registration,
-                    event,
-                    &mut touched,
-                    |index, change, touched| match change {
-                        One::Applied(object) => {
-                            index.apply_registration(Registration::of(&object), touched);
-                        }
-                        One::Deleted(object) => {
-                            index.remove_registration(&object.namespace, &object.name, touched);
-                        }
-                    },
-                );
+                self.watched(Kind::Registration, event);
             }
+        }
+        feed(&mut self.index, event.change, &mut touched);
+        if nodes_listed {
+            let index = &self.index;
+            self.rules.nodes.retain(|name| index.has_node(name));
+            self.judge_nodes(at);
         }
         self.touch(touched, at);
         if !complete && self.index.watches.all_complete() {
@@ -77,29 +57,64 @@ impl Engine {
         }
     }
 
-    fn watched<T>(
-        &mut self,
-        kind: Kind,
-        event: WatchEvent<T>,
-        touched: &mut Touched,
-        change: impl Fn(&mut Index, One<T>, &mut Touched),
-    ) {
-        let index = &mut self.index;
+    /// Counts the nodes that are not Ready, for the case that most are.
+    fn count_nodes(&mut self, event: &WatchEvent<NodeFacts>, at: Instant) {
+        let panic = &mut self.rules.nodes;
+        let mut observe = |node: &NodeFacts| {
+            panic.observe(&node.name, node.ready == Tristate::True, at);
+        };
         match event {
-            WatchEvent::Listing => index.begin_list(kind),
-            WatchEvent::Page(page) => {
-                for object in page {
-                    change(index, One::Applied(object), touched);
+            WatchEvent::Page(nodes) => nodes.iter().for_each(observe),
+            WatchEvent::Applied(node) => observe(node),
+            WatchEvent::Deleted { object, .. } => panic.remove(&object.name),
+            _ => {}
+        }
+        // A page is not all of them.
+        if matches!(event, WatchEvent::Applied(_) | WatchEvent::Deleted { .. }) {
+            self.judge_nodes(at);
+        }
+    }
+
+    fn judge_nodes(&mut self, now: Instant) {
+        if self.rules.nodes.judge(now) {
+            self.nodes_turned(now);
+        }
+    }
+
+    /// The checks of nodes are held from now on, or not any more.
+    fn nodes_turned(&mut self, now: Instant) {
+        let (down, of) = self.rules.nodes.share();
+        if self.rules.nodes.holds() {
+            let note = format!(
+                "{down} of {of} nodes turned not Ready at once: their checks in Consul stay as they \
+                 are until it is no more than --node-panic allows"
+            );
+            tracing::error!(reason = "NodesHeld", "{note}");
+            self.report.own_event(EventReason::NodesHeld, note);
+        } else {
+            tracing::warn!("{down} of {of} nodes are not Ready: their checks are no longer held");
+        }
+        let due = Due {
+            cause: Cause::Kubernetes,
+            since: now,
+        };
+        let nodes: Vec<Key> = self.mirror.node_names().cloned().map(Key::Node).collect();
+        for key in nodes {
+            self.dirty.touch(key, due);
+        }
+    }
+
+    /// What an event of a watch means beside its objects.
+    fn watched<T>(&mut self, kind: Kind, event: &WatchEvent<T>) {
+        match event {
+            WatchEvent::Listing => self.rounds.listing(kind),
+            WatchEvent::Listed { .. } => {
+                self.missing.remove(&kind);
+                if self.rounds.listed(kind) {
+                    self.rules.guard.listed();
                 }
             }
-            WatchEvent::Listed { .. } => {
-                index.end_list(kind, touched);
-                self.missing.remove(&kind);
-            }
-            WatchEvent::Applied(object) => change(index, One::Applied(object), touched),
-            WatchEvent::Deleted(object) => change(index, One::Deleted(object), touched),
             WatchEvent::Broken(broken) => {
-                index.watches.broken(kind, broken.message.to_string());
                 if broken.kind == BrokenKind::Missing {
                     self.missing.insert(kind);
                 }
@@ -109,7 +124,7 @@ impl Engine {
                 let restarts = &self.report.metrics.watch_restarts;
                 restarts.get_or_create(&label).inc();
             }
-            WatchEvent::Healthy => index.watches.healthy(kind),
+            _ => {}
         }
     }
 
@@ -123,6 +138,15 @@ impl Engine {
                     since: now,
                 },
             );
+        }
+        // Which nodes are gone could not be told.
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        let nodes: Vec<Key> = self.mirror.node_names().cloned().map(Key::Node).collect();
+        for key in nodes {
+            self.dirty.touch(key, due);
         }
         if self.mirror.completeness() == Completeness::Complete {
             // Before the first time, nothing was planned that could have been missed.
@@ -145,6 +169,7 @@ impl Engine {
             holdings,
             problems,
             registrations,
+            addresses,
         } = touched;
         let mut touched = keys;
         for holding in holdings {
@@ -156,6 +181,7 @@ impl Engine {
             }
             touched.extend(held);
         }
+        touched.extend(self.held_at(&addresses));
         for key in touched {
             match &key {
                 Key::Instance(instance) => self.report.expect(instance, &self.index),
@@ -175,6 +201,21 @@ impl Engine {
                     .event(&owner, uid, EventReason::InvalidAnnotation, problem.clone());
             }
         }
+    }
+
+    /// What may not be removed and has one of these addresses, which are others' now.
+    fn held_at(&self, addresses: &[Text]) -> Vec<Key> {
+        if addresses.is_empty() {
+            return Vec::new();
+        }
+        let is_at = |key: &&Key| match key {
+            Key::Instance(instance) => self
+                .mirror
+                .instance(instance)
+                .is_some_and(|there| addresses.contains(&there.service.address)),
+            Key::Node(_) => false,
+        };
+        self.held.iter().filter(is_at).cloned().collect()
     }
 
     /// Plans every key that is claimed or held.
@@ -206,6 +247,8 @@ impl Engine {
                 if *first {
                     self.unwatched.remove(table);
                 } else if *interrupted {
+                    // It was away, or is another one: what it did to writes before is over.
+                    self.unwritable.over();
                     self.own.forget();
                     self.sweeper.signal(now);
                 } else {
@@ -215,6 +258,8 @@ impl Engine {
                     self.sweeper.wrote(now);
                 }
             }
+            Signal::Asked { exchange, index } => self.asked(exchange, *index),
+            Signal::Epoch { index } => self.fence.seen(*index),
             Signal::Failed { table, error } if self.unwatched.contains(table) => {
                 self.failed(&format!("cannot watch Consul: {error}"));
             }
@@ -223,10 +268,4 @@ impl Engine {
             }
         }
     }
-}
-
-/// A change of one object.
-enum One<T> {
-    Applied(T),
-    Deleted(T),
 }

@@ -2,13 +2,25 @@
 
 mod absorb;
 pub mod apply;
+pub mod claim;
+pub mod contest;
 pub mod dirty;
+mod drift;
 pub mod engine;
+pub mod feed;
+pub mod fence;
+mod gc;
 mod heed;
 pub mod outage;
 pub mod own;
+pub mod pace;
+mod planning;
 pub mod report;
+pub mod rounds;
 pub mod signals;
 pub mod sweep;
 mod tell;
 mod wrote;
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,10 @@ pub struct Report {
     pub statuses: StatusSender,
     /// Counters.
     pub metrics: Metrics,
+    /// Whether no Events are sent (`--policy dry-run`).
+    pub mute: bool,
+    /// The pod that this process runs as, for what belongs to no object.
+    pub own_pod: Option<Regarding>,
     /// Consul's datacenter, once it is known.
     pub datacenter: Option<String>,
     board: Board,
@@ -48,6 +52,8 @@ impl Report {
             events,
             statuses,
             metrics,
+            mute: false,
+            own_pod: None,
             datacenter: None,
             board: Board::default(),
             changed: BTreeSet::new(),
@@ -150,7 +156,13 @@ impl Report {
             Reason::Conflict => EventReason::Conflict,
             Reason::OwnedByAnother => EventReason::OwnedByAnother,
             Reason::ConsulRefused | Reason::AccessDenied => EventReason::ConsulRefused,
-            Reason::Paused | Reason::Held | Reason::ConsulUnavailable | Reason::Writing => return,
+            Reason::DriftContested => EventReason::DriftContested,
+            // These are told where they arise.
+            Reason::Paused
+            | Reason::Drifted
+            | Reason::Held
+            | Reason::ConsulUnavailable
+            | Reason::Writing => return,
         };
         tracing::warn!(
             key = %key, owner = %owner, reason = trouble.reason.as_str(), "{}", trouble.message
@@ -164,7 +176,9 @@ impl Report {
 
     /// Sends an Event, unless the object is not known any more.
     pub fn event(&self, about: &Owner, uid: Option<&Text>, reason: EventReason, note: String) {
-        let Some(uid) = uid else { return };
+        let Some(uid) = uid.filter(|_| !self.mute) else {
+            return;
+        };
         let Owner {
             kind,
             namespace,
@@ -181,6 +195,17 @@ impl Report {
             reason,
             note,
         });
+    }
+
+    /// Sends an Event about this process itself, where it runs as a pod.
+    pub fn own_event(&self, reason: EventReason, note: String) {
+        if let Some(regarding) = self.own_pod.clone().filter(|_| !self.mute) {
+            self.events.send(EventRecord {
+                regarding,
+                reason,
+                note,
+            });
+        }
     }
 
     /// A write for an object was acknowledged.

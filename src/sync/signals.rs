@@ -6,7 +6,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::consul::{Cause, Client, ConsulError, Watch};
+use crate::consul::wire::KvPair;
+use crate::consul::{Cause, Client, Consistency, ConsulError, Quality, Watch};
+use crate::model::epoch;
+use crate::model::gc::{self, Exchange};
+use crate::model::names::ClusterName;
 
 /// A table of Consul's that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +42,18 @@ pub enum Signal {
         /// Whether the view is not continuous: after failures, or after the index went back.
         interrupted: bool,
     },
+    /// The key of the epoch was read: the index that it has, if it is there.
+    Epoch {
+        /// The key's `ModifyIndex`.
+        index: Option<u64>,
+    },
+    /// `lictor gc` asks something.
+    Asked {
+        /// What.
+        exchange: Exchange,
+        /// The `ModifyIndex` of the key that it is in.
+        index: u64,
+    },
     /// The query failed; it goes on with back-off.
     Failed {
         /// Which table.
@@ -47,14 +63,64 @@ pub enum Signal {
     },
 }
 
-/// Watches the tables until cancelled.
-pub async fn watch(client: Client, signals: mpsc::Sender<Signal>, stop: CancellationToken) {
-    let nodes = follow(Table::Nodes, client.watch_any_node(), &signals);
-    let services = follow(Table::Services, client.watch_any_service(), &signals);
-    let checks = follow(Table::Checks, client.watch_any_check(), &signals);
+/// Watches the tables with this consistency (nothing is concluded from them but that something is to be
+/// read), and the epoch of the cluster, until cancelled.
+pub async fn watch(
+    client: Client,
+    cluster: ClusterName,
+    consistency: Consistency,
+    signals: mpsc::Sender<Signal>,
+    stop: CancellationToken,
+) {
+    let epoch = client.watch_kv(&epoch::key(&cluster));
+    let epoch = follow_key(epoch, &signals, |pair| {
+        let index = pair.map(|pair| pair.modify_index);
+        Some(Signal::Epoch { index })
+    });
+    let asked = client.watch_kv(&gc::key(&cluster));
+    let asked = follow_key(asked, &signals, |pair| {
+        let pair = pair?;
+        // Whoever wrote something else there waits in vain, and asks again.
+        let exchange = serde_json::from_slice(&pair.value).ok()?;
+        let index = pair.modify_index;
+        Some(Signal::Asked { exchange, index })
+    });
+    let nodes = follow(Table::Nodes, client.watch_any_node(consistency), &signals);
+    let services = follow(
+        Table::Services,
+        client.watch_any_service(consistency),
+        &signals,
+    );
+    let checks = follow(Table::Checks, client.watch_any_check(consistency), &signals);
     tokio::select! {
         () = stop.cancelled() => {}
-        _ = futures::future::join3(nodes, services, checks) => {}
+        _ = futures::future::join5(nodes, services, checks, epoch, asked) => {}
+    }
+}
+
+async fn follow_key(
+    mut watch: Watch<Vec<KvPair>>,
+    signals: &mpsc::Sender<Signal>,
+    tell: impl Fn(Option<&KvPair>) -> Option<Signal>,
+) {
+    loop {
+        let signal = match watch.next().await {
+            // What may not be read is not missing. Nothing is concluded from what is read here
+            // without asking once more.
+            Ok(change) if change.observed.quality <= Quality::Leased => {
+                tell(change.observed.value.first())
+            }
+            Ok(_) => continue,
+            Err(error) => {
+                tracing::debug!("cannot watch a key: {error}");
+                continue;
+            }
+        };
+        if let Some(signal) = signal
+            && signals.send(signal).await.is_err()
+        {
+            return;
+        }
     }
 }
 

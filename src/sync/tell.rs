@@ -1,14 +1,20 @@
 //! What the engine tells people of what it finds, writes and removes.
 
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
 use super::engine::Engine;
 use super::report::subject;
+use crate::audit::{self, Removed};
 use crate::desired::claim::Freeze;
 use crate::k8s::EventReason;
 use crate::metrics::OperationLabels;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::Standing as Mark;
+use crate::model::names::NodeName;
 use crate::observed::entry::ObservedNode;
-use crate::plan::gate::Why;
+use crate::plan::gate::{Hold, Why};
 use crate::plan::{Finding, InstanceWrite, Removal, Step};
 use crate::status::board::{Reason, Standing, Trouble};
 
@@ -20,6 +26,7 @@ impl Engine {
             Step::Put(write) if write.creates() => ("instance", "create"),
             Step::Put(_) => ("instance", "update"),
             Step::Remove(_) => ("instance", "delete"),
+            Step::RemoveNode(_) => ("node", "delete"),
             _ => return,
         };
         let labels = OperationLabels {
@@ -85,10 +92,15 @@ impl Engine {
             Why::Seen => ("its claim was seen going", true),
             Why::Found => ("no object claims it", false),
         };
-        tracing::info!(
-            target: "audit", kind = "instance", key = %key, owner = %owner, why, seen, index,
-            "removed"
-        );
+        audit::removed(&Removed {
+            kind: "instance",
+            key: &key.to_string(),
+            owner: &owner.to_string(),
+            why,
+            seen,
+            epoch: self.fence.index().unwrap_or_default(),
+            index: *index,
+        });
         let note = format!("{key} is removed from Consul: {why}");
         self.report.event(
             owner,
@@ -98,21 +110,80 @@ impl Engine {
         );
     }
 
+    /// Tells of what the guard holds.
+    pub(super) fn tell_guarded(&mut self, would_go: usize, of: usize) {
+        let hold = Hold::TooMany { would_go, of };
+        tracing::error!(
+            reason = "DeletesHeld",
+            held = would_go,
+            "found missing: {hold}"
+        );
+        let mut owners = BTreeSet::new();
+        for key in self.rules.guard.waiting() {
+            if let Key::Instance(instance) = key
+                && let Some(there) = self.mirror.instance(instance)
+                && let Mark::Ours(owner) = self.mirror.standing(instance, there)
+            {
+                owners.insert(owner);
+            }
+        }
+        for owner in owners {
+            let uid = self.index.uid(&owner);
+            self.report
+                .event(&owner, uid, EventReason::DeletesHeld, hold.to_string());
+        }
+        self.report
+            .own_event(EventReason::DeletesHeld, hold.to_string());
+    }
+
+    pub(super) fn tell_node_removed(&self, name: &NodeName, index: u64) {
+        audit::removed(&Removed {
+            kind: "node",
+            key: name.as_ref(),
+            owner: "",
+            why: "it is empty, and its Kubernetes node is gone",
+            seen: false,
+            epoch: self.fence.index().unwrap_or_default(),
+            index,
+        });
+    }
+
     /// Notes what was found under a key, for status and Events.
     pub(super) fn note(&mut self, key: &Key, finding: &Finding) {
-        match &finding.step {
+        match (&finding.step, finding.held()) {
             // What stands there is not known: how it stands is what was told last.
-            Step::Waiting => return,
-            Step::Held(_) => {
+            (Step::Waiting, _) => return,
+            (_, Some(hold)) => {
                 self.held.insert(key.clone());
+                if hold.is_guards() {
+                    self.rules.guard.found(key);
+                }
             }
-            Step::Settled => {
+            (
+                Step::Remove(Removal {
+                    why: Why::Found, ..
+                }),
+                None,
+            ) => {
+                self.held.remove(key);
+            }
+            (Step::Settled, None) => {
                 self.dirty.absolve(key);
                 self.alone.remove(key);
                 self.held.remove(key);
+                self.drifted.remove(key);
+                self.rules.guard.dismiss(key);
             }
             _ => {
                 self.held.remove(key);
+                self.rules.guard.dismiss(key);
+            }
+        }
+        if let Key::Node(name) = key {
+            match finding.step {
+                Step::Lingering => self.rules.vacancies.found(name, Instant::now()),
+                Step::RemoveNode(_) => {}
+                _ => self.rules.vacancies.dismiss(name),
             }
         }
         let Key::Instance(key) = key else {
@@ -121,6 +192,11 @@ impl Engine {
             }
             return;
         };
+        if let Some(removal) = self.lost_removals.remove(key)
+            && self.mirror.instance(key).is_none()
+        {
+            self.tell_removed(key, &removal);
+        }
         let registered = self.registered(key);
         let mut standings = Vec::new();
         if let Some(owner) = &finding.owner {
@@ -133,10 +209,18 @@ impl Engine {
                     trouble,
                 },
             ));
+            // What a frozen object held stays its own, whoever is older.
+            let claimants = self.index.claimants(key);
+            let older = claimants.first().is_some_and(|first| first.owner == *owner);
+            let how = if older {
+                "which is older, holds"
+            } else {
+                "which is paused or invalid, keeps"
+            };
             for loser in &finding.losers {
                 let message = format!(
-                    "{owner}, which is older, holds {key}: give one of the two another service \
-                     name, or another selector"
+                    "{owner}, {how} {key}: give one of the two another service name, or another \
+                     selector"
                 );
                 let trouble = Some(Trouble {
                     reason: Reason::Conflict,
@@ -178,9 +262,9 @@ impl Engine {
             return None;
         };
         self.index.registration(&owner)?;
-        let (reason, message) = match &finding.step {
-            Step::Held(hold) => (Reason::Held, format!("{key}: {hold}")),
-            Step::Remove(_) => (
+        let (reason, message) = match (&finding.step, finding.held()) {
+            (_, Some(hold)) => (Reason::Held, format!("{key}: {hold}")),
+            (Step::Remove(_), None) => (
                 Reason::Writing,
                 format!("{key} is being removed from Consul"),
             ),
@@ -229,6 +313,7 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
         Step::Put(_) | Step::PutNode(_) | Step::Remove(_) | Step::Waiting => {
             trouble(Reason::Writing, format!("{key} is being written to Consul"))
         }
+        Step::Lingering | Step::RemoveNode(_) => None,
         Step::Settled => match &finding.freeze {
             None => None,
             Some(Freeze::Paused) => trouble(

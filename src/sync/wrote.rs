@@ -9,12 +9,14 @@ use crate::metrics::KindLabel;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::names::NodeName;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
+use crate::plan::gate::Why;
 use crate::plan::{InstanceWrite, NodeWrite, Step};
 use crate::status::board::{Reason, Trouble};
 
 impl Engine {
     pub(super) fn absorb_write(
         &mut self,
+        epoch: u64,
         steps: Vec<Written>,
         outcome: Result<TxnOutcome, ConsulError>,
         at: Instant,
@@ -23,8 +25,16 @@ impl Engine {
             self.dirty.finish(&step.key);
         }
         match outcome {
+            // It may have been undone since: by the restore of a snapshot, or by whoever took over.
+            Ok(TxnOutcome::Applied(_)) if self.fence.index() != Some(epoch) => {
+                for step in steps {
+                    self.count(&step.step, "ok");
+                    self.doubt(step.key.node().clone());
+                    self.again(step);
+                }
+            }
             Ok(TxnOutcome::Applied(results)) => {
-                self.answered();
+                self.writable();
                 self.sweeper.wrote(at);
                 for step in steps {
                     let results = &results[step.ops.clone()];
@@ -32,15 +42,19 @@ impl Engine {
                     self.applied(step.key, step.step, step.tag, results, at);
                 }
             }
-            Ok(TxnOutcome::Fenced { what, .. }) => {
-                self.failed(&format!("the transaction was fenced off: {what}"));
+            Ok(TxnOutcome::Fenced { what, reason }) => {
+                tracing::warn!(epoch, "the transaction was fenced off: {what}");
+                self.fence.failed(epoch, reason);
+                if self.fence.index() == Some(epoch) {
+                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
+                }
                 for step in steps {
                     self.count(&step.step, "fenced");
                     self.again(step);
                 }
             }
             Ok(TxnOutcome::RolledBack(errors)) => {
-                self.answered();
+                self.writable();
                 self.rolled_back(steps, &errors);
             }
             Err(error) => self.write_failed(steps, &error),
@@ -66,6 +80,7 @@ impl Engine {
         if drift {
             let label = KindLabel { kind: key.kind() };
             self.report.metrics.drift.get_or_create(&label).inc();
+            self.contests.repaired(&key, at);
             self.sweeper.found();
         }
         match (&key, step) {
@@ -83,7 +98,18 @@ impl Engine {
             (Key::Instance(key), Step::Remove(removal)) => {
                 self.mirror.wrote_instance(key, None);
                 self.own.removed(at);
+                self.lost_removals.remove(key);
+                if removal.why == Why::Found {
+                    self.rules.guard.removed(&Key::Instance(key.clone()), at);
+                }
                 self.tell_removed(key, &removal);
+                self.vacated(&key.node, at);
+            }
+            (Key::Node(name), Step::RemoveNode(index)) => {
+                self.mirror.removed_node(name);
+                self.own.removed(at);
+                self.rules.vacancies.dismiss(name);
+                self.tell_node_removed(name, index);
             }
             _ => {}
         }
@@ -171,6 +197,28 @@ impl Engine {
         index
     }
 
+    /// The last entry on a node may have gone, and the node is to go after it.
+    pub(super) fn vacated(&mut self, node: &NodeName, now: Instant) {
+        if self.mirror.on_node(node).next().is_none() {
+            let due = Due {
+                cause: Cause::Read,
+                since: now,
+            };
+            self.dirty.touch(Key::Node(node.clone()), due);
+        }
+    }
+
+    /// Nodes that were empty long enough are planned again.
+    pub(super) fn ripen_vacancies(&mut self, now: Instant) {
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        for node in self.rules.vacancies.ripen(now) {
+            self.dirty.touch(Key::Node(node), due);
+        }
+    }
+
     /// Keys that waited for their node are planned again.
     pub(super) fn go_on(&mut self, node: &NodeName) {
         for (key, due) in self.on_node.remove(node).unwrap_or_default() {
@@ -217,11 +265,19 @@ impl Engine {
         let class = error.class();
         let refused = matches!(class, ErrorClass::Refused | ErrorClass::AccessDenied);
         if !refused {
-            self.failed(&format!("cannot write to Consul: {error}"));
+            self.write_failed_for(&format!("cannot write to Consul: {error}"));
+        }
+        if class == ErrorClass::SlowDown {
+            self.pace.slow_down(Instant::now());
         }
         let single = steps.len() == 1;
         for step in steps {
             self.count(&step.step, class.as_str());
+            if let (Key::Instance(key), Step::Remove(removal)) = (&step.key, &step.step)
+                && class.may_be_applied()
+            {
+                self.lost_removals.insert(key.clone(), removal.clone());
+            }
             if class.may_be_applied() || class == ErrorClass::Conflict {
                 self.doubt(step.key.node().clone());
             }

@@ -33,9 +33,9 @@ async fn is_quiet<T>(watch: &mut Watch<T>) -> bool {
 pub async fn signals_are_woken_by_their_own_table(client: &Client) {
     const NODE: &str = "lictor-c1--signals";
     create_node(client, NODE).await;
-    let mut nodes = quick(client.watch_any_node());
-    let mut services = quick(client.watch_any_service());
-    let mut checks = quick(client.watch_any_check());
+    let mut nodes = quick(client.watch_any_node(Consistency::Default));
+    let mut services = quick(client.watch_any_service(Consistency::Default));
+    let mut checks = quick(client.watch_any_check(Consistency::Default));
     for first in [
         next(&mut nodes).await,
         next(&mut services).await,

@@ -62,12 +62,13 @@ pub async fn good_objects_are_taken(client: &Client) -> Result<()> {
                                           {"key": "example.com/old", "operator": "DoesNotExist"}]},
         "port": "http", "address": "PodIP", "tags": ["v2", "traefik.enable=true", "${pod.labels['version']}"],
         "meta": {"version": "${pod.labels['version']}", "empty": ""},
-        "weights": {"passing": 10, "warning": 1}, "enableTagOverride": false,
+        "weights": {"passing": 10, "warning": 1}, "enableTagOverride": false, "adopt": true,
         "health": {"notReady": "Warning", "terminating": "Deregister"},
     });
     let good = [
         full,
         json!({"selector": {}}),
+        json!({"selector": {"matchLabels": {"app.kubernetes.io/Name_1": "V.1_a-b", long(63): long(63), "a": ""}}}),
         json!({"endpoints": []}),
         json!({"endpoints": endpoints(256)}),
         json!({"endpoints": [
@@ -109,6 +110,8 @@ const KEY: &str = "a meta key must be 1 to 128";
 const VALUES: &str = "In and NotIn need values";
 const COMMA: &str = "write two tags as two items";
 const UNREACHABLE: &str = "no addresses that a client can reach";
+const LABEL_KEY: &str = "a label's key is a name";
+const LABEL_VALUE: &str = "a label's value is empty or";
 const ADDRESS: &str = "address must be an IP address or a host name";
 
 /// What a spec has besides a selector, and what the refusal says.
@@ -157,6 +160,19 @@ const BAD_WITH_SELECTOR: &[(&str, &str)] = &[
     (
         "selector: {matchExpressions: [{key: a, operator: Near}]}",
         "supported values: \"In\"",
+    ),
+    ("selector: {matchLabels: {a b: x}}", LABEL_KEY),
+    ("selector: {matchLabels: {A.example/a: x}}", LABEL_KEY),
+    ("selector: {matchLabels: {a/: x}}", LABEL_KEY),
+    ("selector: {matchLabels: {a: 'b c'}}", LABEL_VALUE),
+    ("selector: {matchLabels: {a: b-}}", LABEL_VALUE),
+    (
+        "selector: {matchExpressions: [{key: a=b, operator: Exists}]}",
+        LABEL_KEY,
+    ),
+    (
+        "selector: {matchExpressions: [{key: a, operator: In, values: [b, 'c,d']}]}",
+        LABEL_VALUE,
     ),
 ];
 
@@ -351,13 +367,13 @@ pub async fn kubectl_tells_the_same(bed: &Bed) -> Result<()> {
         "{error}"
     );
     let error = match bed
-        .kubectl_apply(&manifest(&pods(json!({"adopt": true}))))
+        .kubectl_apply(&manifest(&pods(json!({"protocol": "http"}))))
         .await
     {
         Ok(out) => bail!("taken: {out}"),
         Err(error) => format!("{error:#}"),
     };
-    ensure!(error.contains("unknown field \"spec.adopt\""), "{error}");
+    ensure!(error.contains("unknown field \"spec.protocol\""), "{error}");
 
     bed.kubectl_apply(&manifest(&pods(json!({})))).await?;
     // An empty value, as templates leave them, is none.

@@ -1,9 +1,12 @@
 //! What another hand changes in Consul is repaired, and told.
 
-use anyhow::{Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use crate::support::{Annotated as _, Instance, Scene, until};
+use crate::support::{Annotated as _, Instance, Lictor, Scene, condition, until};
 
 #[tokio::test]
 async fn every_change_by_hand_is_repaired() -> Result<()> {
@@ -140,6 +143,147 @@ async fn the_same_written_by_hand_is_no_drift() -> Result<()> {
     );
     let drift = lictor.metric("lictor_drift_total", &[]).await?;
     assert!((drift - 1.0).abs() < f64::EPSILON, "{drift}");
+    Ok(())
+}
+
+/// Waits until so many changes by hand were counted.
+async fn drifted(lictor: &Lictor, count: f64) -> Result<()> {
+    lictor.shows("lictor_drift_total", count).await
+}
+
+#[tokio::test]
+async fn drift_that_is_only_reported_stays() -> Result<()> {
+    let scene = Scene::new().await?;
+    let flags = ["--drift=report", "--drift-interval=1s"];
+    let lictor = scene.lictor_with(&flags).await?;
+    let spec = json!({"selector": {"matchLabels": {"app": "web"}}});
+    scene.register("web", spec).await?;
+    for name in ["web-0", "web-1"] {
+        let pod = scene.pod(name).label("app", "web");
+        pod.create_ready(&scene.client).await?;
+        scene.status("web", name, "passing").await?;
+    }
+    scene
+        .registration("web", |status| condition(status, "Ready").0 == "True")
+        .await?;
+    lictor.idle().await?;
+    let first = scene.status("web", "web-0", "passing").await?;
+    let second = scene.status("web", "web-1", "passing").await?;
+    meddle(&scene, "tags", &first).await?;
+    drifted(&lictor, 1.0).await?;
+    meddle(&scene, "service", &second).await?;
+    drifted(&lictor, 2.0).await?;
+    for id in [&first.id, &second.id] {
+        let event = scene.event("DriftRepaired", "web", id).await?;
+        let note = event.note.context("no note")?;
+        ensure!(note.contains("is left so"), "{note}");
+    }
+    let status = scene
+        .registration("web", |status| condition(status, "Ready").1 == "Drifted")
+        .await?;
+    let (ready, _, message) = condition(&status, "Ready");
+    ensure!(
+        ready == "False" && message.contains("by another hand"),
+        "{status:#}"
+    );
+    // Whatever else is written, and however often it is looked at, they stay as they are.
+    let evil = scene.find("web", "web-0").await?;
+    assert_eq!(evil.as_ref().unwrap().tags, ["evil"]);
+    scene.barrier().await?;
+    meddle(&scene, "node meta", &first).await?;
+    drifted(&lictor, 3.0).await?;
+    lictor.idle().await?;
+    let now = scene.find("web", "web-0").await?.context("it is gone")?;
+    assert_eq!(now.tags, ["evil"]);
+    assert_eq!(now.raw["Node"]["Address"], "10.66.6.6");
+    ensure!(scene.find("web", "web-1").await?.is_none());
+    let repaired = lictor
+        .metric("lictor_operations_total", &["instance", "update"])
+        .await?;
+    assert!(repaired == 0.0, "{repaired} updates");
+
+    // A change in Kubernetes writes what it is about, and that only.
+    scene.pod("web-0").not_ready(&scene.client, "app").await?;
+    let seen = scene.status("web", "web-0", "critical").await?;
+    ensure!(seen.tags.is_empty(), "{seen:#?}");
+    ensure!(scene.find("web", "web-1").await?.is_none());
+    scene.edit("web", json!({"spec": {"tags": ["v2"]}})).await?;
+    scene
+        .instance("web", "web-1", |seen| seen.tags == ["v2"])
+        .await?;
+    scene
+        .registration("web", |status| condition(status, "Ready").0 == "True")
+        .await?;
+    drifted(&lictor, 3.0).await
+}
+
+/// Another hand writes its own again whenever it was repaired.
+#[tokio::test]
+async fn two_hands_that_fight_are_damped() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
+    let spec = json!({"selector": {"matchLabels": {"app": "web"}}, "tags": ["ours"]});
+    scene.register("web", spec).await?;
+    for name in ["web-0", "web-1"] {
+        let pod = scene.pod(name).label("app", "web");
+        pod.create_ready(&scene.client).await?;
+        scene.status("web", name, "passing").await?;
+    }
+    lictor.idle().await?;
+    let whole = scene.status("web", "web-0", "passing").await?;
+    // For as long as this goes on, the entry is the other hand's 20 ms after each repair.
+    let fight = async {
+        loop {
+            let now = scene.find("web", "web-0").await?.context("it is gone")?;
+            if now.tags == ["ours"] {
+                meddle(&scene, "tags", &whole).await?;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let watch = async {
+        let event = scene.event("DriftContested", "web", &whole.id).await?;
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        let status = scene
+            .registration("web", |status| {
+                condition(status, "Ready").1 == "DriftContested"
+            })
+            .await?;
+        let (ready, _, message) = condition(&status, "Ready");
+        ensure!(
+            ready == "False" && message.contains(&whole.id),
+            "{status:#}"
+        );
+        // What is not fought over is repaired at once all the while.
+        let other = scene.status("web", "web-1", "passing").await?;
+        for _ in 0..2 {
+            meddle(&scene, "port", &other).await?;
+            scene
+                .instance("web", "web-1", |seen| seen.port == other.port)
+                .await?;
+        }
+        // The next repair comes after its pause, and the fight goes on.
+        wait::until("a fourth repair", Duration::from_secs(20), async || {
+            let repairs = lictor.log().matches("drift=true").count();
+            ensure!(repairs >= 6, "{repairs}");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await?;
+        let repairs = lictor.metric("lictor_drift_total", &[]).await?;
+        ensure!(repairs <= 7.0, "{repairs} repairs in a few seconds");
+        Ok(())
+    };
+    let ended: Result<()> = tokio::select! {
+        lost = fight => lost,
+        watched = watch => watched,
+    };
+    ended?;
+    scene
+        .instance("web", "web-0", |seen| seen.tags == ["ours"])
+        .await?;
+    scene
+        .registration("web", |status| condition(status, "Ready").0 == "True")
+        .await?;
     Ok(())
 }
 

@@ -14,7 +14,11 @@
 
 mod drift;
 mod faults;
+mod fence;
+mod gc;
+mod guard;
 mod invalid;
+mod modes;
 mod nodes;
 mod ownership;
 mod pods;

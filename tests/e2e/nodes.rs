@@ -3,8 +3,9 @@
 use anyhow::{Result, ensure};
 use lictor_testbed::kubelet::TestNode;
 use serde_json::json;
+use tokio::sync::OnceCell;
 
-use crate::support::{Annotated as _, Scene};
+use crate::support::{Annotated as _, Installed, Scene};
 
 #[tokio::test]
 async fn a_node_that_is_not_ready_takes_out_its_instances_with_one_check() -> Result<()> {
@@ -123,4 +124,96 @@ async fn a_node_shows_its_address_and_where_it_is() -> Result<()> {
         .await?;
     assert_eq!(moved.create_index, seen.create_index);
     Ok(())
+}
+
+/// Nodes belong to no namespace, so that the share of those that are lost is that of all tests on one
+/// bed: these have one of their own.
+#[tokio::test]
+async fn the_checks_of_most_nodes_lost_at_once_are_held() -> Result<()> {
+    static BED: OnceCell<Installed> = OnceCell::const_new();
+    let scene = Scene::on(BED.get_or_try_init(Installed::start).await?).await?;
+    let lictor = scene.lictor().await?;
+    let nodes: Vec<TestNode> = (0..3)
+        .map(|number| TestNode::new(&format!("{}-{number}", scene.node)))
+        .map(|node| node.address("InternalIP", "192.168.7.2"))
+        .collect();
+    let all = nodes.iter().map(TestNode::name).chain([&*scene.node]);
+    let all: Vec<String> = all.map(str::to_owned).collect();
+    for node in &nodes {
+        node.create(&scene.client).await?;
+    }
+    for node in &all {
+        let pod = scene.pod(node).node(node).lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+    }
+    let node_is = async |node: &str, status: &str| {
+        let is = |seen: &crate::support::Instance| seen.node_status == status;
+        scene.instance("web", node, is).await
+    };
+    for node in &all {
+        node_is(node, "passing").await?;
+    }
+    let own = scene.pod("lictor-0");
+    own.create_ready(&scene.client).await?;
+    lictor.idle().await?;
+    lictor.stop().await?;
+
+    // 3 of 4 are more than 55 percent.
+    for node in &nodes {
+        node.ready(&scene.client, "Unknown").await?;
+    }
+    let before = scene.dump().await?;
+    let uid = scene.uid("lictor-0").await?;
+    let env = [
+        ("POD_NAMESPACE", &*scene.namespace),
+        ("POD_NAME", "lictor-0"),
+        ("POD_UID", &*uid),
+    ];
+    let mut lictor = scene.spawn_lictor(&[], &env).await?;
+    lictor.ready().await?;
+    lictor.shows("lictor_held_nodes", 3.0).await?;
+    let event = scene.event("NodesHeld", "lictor-0", "3 of 4 nodes").await?;
+    assert_eq!(event.type_.as_deref(), Some("Warning"));
+    ensure!(lictor.log().contains("NodesHeld"), "{}", lictor.log());
+    assert_eq!(lictor.http("/readyz").await?.0, 200);
+    lictor.idle().await?;
+    assert_eq!(scene.dump().await?, before);
+    // The pods themselves are followed all the while.
+    let web = scene.pod(&all[1]).node(&all[1]);
+    web.not_ready(&scene.client, "app").await?;
+    scene.status("web", &all[1], "critical").await?;
+    for node in &all {
+        node_is(node, "passing").await?;
+    }
+
+    // 2 of 4 are not: those that are lost indeed are out.
+    nodes[0].ready(&scene.client, "True").await?;
+    node_is(&all[1], "critical").await?;
+    node_is(&all[2], "critical").await?;
+    lictor.shows("lictor_held_nodes", 0.0).await?;
+    node_is(&all[0], "passing").await?;
+    node_is(&all[3], "passing").await?;
+
+    // A third one that is lost within the minute is held again, and the two stay as they are.
+    nodes[0].ready(&scene.client, "False").await?;
+    lictor.shows("lictor_held_nodes", 3.0).await?;
+    lictor.idle().await?;
+    node_is(&all[0], "passing").await?;
+    node_is(&all[1], "critical").await?;
+    // What comes back is shown at once, and ends it.
+    nodes[1].ready(&scene.client, "True").await?;
+    node_is(&all[1], "passing").await?;
+    node_is(&all[0], "critical").await?;
+    nodes[1].ready(&scene.client, "Unknown").await?;
+    lictor.shows("lictor_held_nodes", 3.0).await?;
+    node_is(&all[1], "passing").await?;
+    lictor.stop().await?;
+
+    // Off, each is shown as it is.
+    let lictor = scene.lictor_with(&["--node-panic=100"]).await?;
+    for node in &all[..3] {
+        node_is(node, "critical").await?;
+    }
+    node_is(&all[3], "passing").await?;
+    lictor.shows("lictor_held_nodes", 0.0).await
 }

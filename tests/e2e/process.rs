@@ -116,7 +116,7 @@ async fn sigterm_ends_it_also_while_nothing_can_be_reached() -> Result<()> {
 
 #[tokio::test]
 async fn a_command_line_that_is_not_understood_ends_with_64() -> Result<()> {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["run"], "--cluster"),
         (&["run", "--cluster=Bad_Name"], "Bad_Name"),
         (&["run", "--cluster=a--b"], "a--b"),
@@ -134,6 +134,7 @@ async fn a_command_line_that_is_not_understood_ends_with_64() -> Result<()> {
             &["run", "--cluster=a", "--exclude-namespace=["],
             "--exclude-namespace",
         ),
+        (&["run", "--cluster=a", "--log-level=warning"], "warning"),
         (&["no-such-command"], "no-such-command"),
     ];
     for (args, text) in cases {
@@ -191,6 +192,12 @@ async fn logs_are_json_on_demand_and_every_removal_is_one_line() -> Result<()> {
     assert_eq!(line["owner"], format!("Pod/{}/web-0", scene.namespace));
     assert_eq!(line["seen"], true);
     ensure!(line["why"].is_string() && line["index"].is_u64(), "{line}");
+    ensure!(line["epoch"].as_u64() > Some(0), "{line}");
+    let time = line["time"].as_str().unwrap_or_default();
+    ensure!(time.ends_with('Z') && time.starts_with("20"), "{line}");
+    let epoch = format!("/v1/kv/lictor/v1/{}/epoch", scene.cluster);
+    let epoch = scene.consul.get(&epoch).await?;
+    assert_eq!(line["epoch"], epoch[0]["ModifyIndex"]);
     Ok(())
 }
 

@@ -245,6 +245,16 @@ async fn of_two_in_conflict_the_older_holds_and_the_other_takes_over_in_place() 
         .instance("web", "web-0", |seen| seen.tags == ["first"])
         .await?;
 
+    // Paused it claims nothing and keeps what it has, for another reason than its age.
+    let paused = json!({"metadata": {"annotations": {"lictor.io/paused": "true"}}});
+    scene.edit("first", paused).await?;
+    scene
+        .registration("second", |status| {
+            let (_, reason, message) = condition(status, "Ready");
+            reason == "Conflict" && message.contains("/first, which is paused or invalid, keeps")
+        })
+        .await?;
+
     scene.unregister("first").await?;
     let after = scene
         .instance("web", "web-0", |seen| seen.tags == ["second"])

@@ -50,7 +50,7 @@ async fn what_went_while_it_was_down_is_removed_and_the_rest_stays() -> Result<(
 }
 
 #[tokio::test]
-async fn a_restart_writes_nothing() -> Result<()> {
+async fn a_restart_writes_nothing_but_the_epoch() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
     let two = scene

@@ -19,10 +19,10 @@ use lictor::consul::wire;
 use lictor::desired::claim::Freeze;
 use lictor::desired::index::{Index, Touched};
 use lictor::desired::registration::{Content, Registration};
-use lictor::desired::watches::Kind;
 use lictor::k8s::trim::{self, Texts, Trim};
 use lictor::model::facts::{NodeFacts, PodFacts};
 use lictor::model::key::Key;
+use lictor::model::kind::Kind;
 use lictor::model::names::ClusterName;
 use lictor::model::owner::Owner;
 use lictor::model::text::Pairs;
@@ -30,7 +30,7 @@ use lictor::observed::entry::{
     ObservedCheck, ObservedInstance, ObservedNode, wire_node_check, wire_readiness, wire_service,
 };
 use lictor::observed::mirror::Mirror;
-use lictor::plan::{self, Step};
+use lictor::plan::{self, Rules, Step};
 use serde_json::{Value, json};
 
 #[test]
@@ -89,6 +89,7 @@ fn decoded<T: Trim>(object: &Value) -> T {
 struct Bed {
     index: Index,
     mirror: Mirror,
+    rules: Rules,
     raft: u64,
     owners: BTreeSet<Owner>,
     shown: String,
@@ -100,6 +101,7 @@ impl Bed {
         let mut bed = Self {
             index: Index::new(cluster.clone(), excluded.clone()),
             mirror: Mirror::new(cluster),
+            rules: Rules::default(),
             raft: 0,
             owners: BTreeSet::new(),
             shown: String::new(),
@@ -140,7 +142,9 @@ impl Bed {
         match kind {
             "Pod" => self.index.remove_pod(&namespace, &name, touched),
             "Node" => self.index.remove_node(&name, touched),
-            _ => self.index.remove_registration(&namespace, &name, touched),
+            _ => self
+                .index
+                .remove_registration(&namespace, &name, true, touched),
         }
     }
 
@@ -169,13 +173,23 @@ impl Bed {
     }
 
     fn settle(&mut self) {
-        for key in self.keys() {
-            let step = plan::decide(&key, &self.index, &self.mirror).step;
-            self.carry_out(&key, step);
+        // Twice, since what is found missing is judged when all of it is known.
+        for _ in 0..2 {
+            for key in self.keys() {
+                let step = plan::decide(&key, &self.index, &self.mirror, &self.rules).step;
+                if matches!(&step, Step::Held(hold) if hold.is_guards()) {
+                    self.rules.guard.found(&key);
+                }
+                self.carry_out(&key, step);
+            }
+            self.rules.guard.release();
         }
         for key in self.keys() {
-            let step = plan::decide(&key, &self.index, &self.mirror).step;
-            let done = matches!(step, Step::Settled | Step::OwnedByAnother { .. });
+            let step = plan::decide(&key, &self.index, &self.mirror, &self.rules).step;
+            let done = matches!(
+                step,
+                Step::Settled | Step::OwnedByAnother { .. } | Step::Lingering
+            );
             assert!(done, "left to do under {key}: {step:?}");
         }
     }
@@ -183,7 +197,7 @@ impl Bed {
     fn carry_out(&mut self, key: &Key, step: Step) {
         self.raft += 1;
         match (key, step) {
-            (_, Step::Settled | Step::OwnedByAnother { .. }) => {}
+            (_, Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering) => {}
             (Key::Node(name), Step::PutNode(write)) => {
                 let before = self.mirror.node(name).cloned();
                 let wire = write.node.map(|(node, _)| wire::Node {
@@ -289,7 +303,7 @@ impl Bed {
         } else {
             writeln!(out, "  is not registered").unwrap();
         }
-        let finding = plan::decide(full_key, &self.index, &self.mirror);
+        let finding = plan::decide(full_key, &self.index, &self.mirror, &self.rules);
         for loser in &finding.losers {
             writeln!(out, "  claimed too by {loser}").unwrap();
         }

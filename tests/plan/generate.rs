@@ -1,6 +1,6 @@
 //! Random objects and histories.
 
-use lictor::desired::watches::Kind;
+use lictor::model::kind::Kind;
 use proptest::collection::btree_set;
 use proptest::option;
 use proptest::prelude::*;

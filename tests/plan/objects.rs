@@ -232,7 +232,6 @@ impl Reg {
             uid: self.uid(slot).into(),
             created: self.created,
             generation: 1,
-            deleting: false,
             annotations: pairs(paused.into_iter().collect()),
             spec,
             status: None,

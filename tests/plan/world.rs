@@ -6,15 +6,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use globset::GlobSet;
 use lictor::consul::wire;
 use lictor::desired::index::{Index, Touched};
-use lictor::desired::watches::{Kind, Watch};
+use lictor::desired::watches::Watch;
 use lictor::model::key::Key;
+use lictor::model::kind::Kind;
 use lictor::model::names::{ClusterName, NodeName};
 use lictor::model::text::Text;
 use lictor::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use lictor::observed::mirror::{Completeness, Mirror, NodeContent, Ticket};
 use lictor::plan::batch::{Batch, BatchedStep, MAX_STEP_OPS};
 use lictor::plan::gate::Why;
-use lictor::plan::{self, Step};
+use lictor::plan::{self, Rules, Step};
 use proptest::prelude::*;
 
 use super::consul::{Consul, Left, is_ours};
@@ -103,6 +104,7 @@ pub struct World {
     pub consul: Consul,
     pub index: Index,
     pub mirror: Mirror,
+    rules: Rules,
     queues: BTreeMap<usize, VecDeque<Event>>,
     /// The objects as they were when a list began: all pages are of one version.
     snapshots: BTreeMap<usize, Objects>,
@@ -145,6 +147,7 @@ impl World {
             consul: Consul::default(),
             index: new_index(),
             mirror: Mirror::new(cluster()),
+            rules: Rules::default(),
             queues: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             listed: BTreeSet::new(),
@@ -279,8 +282,12 @@ impl World {
                 }
                 Event::Reg(slot, None) => {
                     let name = format!("r{slot}").into();
-                    self.index
-                        .remove_registration(&namespace(slot).into(), &name, &mut touched);
+                    self.index.remove_registration(
+                        &namespace(slot).into(),
+                        &name,
+                        true,
+                        &mut touched,
+                    );
                 }
                 Event::Node(slot, Some(node)) => {
                     self.index.apply_node(node.facts(slot), &mut touched);
@@ -402,9 +409,16 @@ impl World {
 
     /// Plans a key; whether the batch has room for more.
     fn plan(&mut self, key: Key, batch: &mut Batch<()>) -> bool {
-        let finding = plan::decide(&key, &self.index, &self.mirror);
+        let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
         match &finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) => {
+            // How many go together is the guard's affair: here all that may go goes.
+            Step::Held(hold) if hold.is_guards() => {
+                self.rules.guard.found(&key);
+                self.dirty.extend(self.rules.guard.release());
+                return true;
+            }
+            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
+                self.rules.guard.dismiss(&key);
                 if let (Key::Instance(key), Step::Settled, None) =
                     (&key, &finding.step, &finding.owner)
                 {
@@ -423,7 +437,7 @@ impl World {
                     return true;
                 }
                 if !batch.contains(&node) {
-                    let first = plan::decide(&node, &self.index, &self.mirror);
+                    let first = plan::decide(&node, &self.index, &self.mirror, &self.rules);
                     assert!(matches!(first.step, Step::PutNode(_)), "{first:?}");
                     self.dirty.remove(&node);
                     if batch.push(node.clone(), first.step, ()).is_err() {
@@ -434,6 +448,7 @@ impl World {
             }
             Step::Put(_) | Step::PutNode(_) => {}
             Step::Remove(removal) => self.judge_removal(&key, removal.why),
+            Step::RemoveNode(_) => panic!("{key} was not empty long enough"),
         }
         let kept = key.clone();
         if batch.push(key, finding.step, ()).is_err() {
@@ -879,8 +894,11 @@ impl World {
         assert!(self.on_node.is_empty(), "forgotten: {:?}", self.on_node);
         // What one write at a time came to, a total pass does not find wanting.
         for key in self.all_keys() {
-            let finding = plan::decide(&key, &self.index, &self.mirror);
-            let done = matches!(finding.step, Step::Settled | Step::OwnedByAnother { .. });
+            let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
+            let done = matches!(
+                finding.step,
+                Step::Settled | Step::OwnedByAnother { .. } | Step::Lingering
+            );
             assert!(done, "{key} is left: {finding:?}");
         }
         // The mirror shows Consul as it is.

@@ -417,3 +417,29 @@ async fn a_watch_gives_changes_and_failures_and_starts_again_when_the_index_goes
         .collect();
     assert_eq!(asked, ["", "7", "7", "9", "", "9", "", "3", "4"]);
 }
+
+#[tokio::test]
+async fn a_token_that_is_refused_as_unknown_is_no_longer_verified() {
+    let server = MockServer::start().await;
+    let token = ResponseTemplate::new(200).set_body_string(r#"{"AccessorID": "a"}"#);
+    let unknown =
+        ResponseTemplate::new(403).set_body_string("rpc error making call: ACL not found");
+    let denied = ResponseTemplate::new(403).set_body_string("Permission denied: token with ...");
+    for (at, answer) in [
+        ("/v1/acl/token/self", token),
+        ("/v1/catalog/nodes", unknown),
+        ("/v1/txn", denied),
+    ] {
+        Mock::given(path(at))
+            .respond_with(answer)
+            .mount(&server)
+            .await;
+    }
+    let client = client(&[server.uri()]);
+    client.check_token().await.unwrap();
+    assert!(client.is_token_verified());
+    client.send(&Request::put("txn")).await.unwrap();
+    assert!(client.is_token_verified());
+    client.send(&read()).await.unwrap();
+    assert!(!client.is_token_verified());
+}

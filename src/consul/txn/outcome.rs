@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use crate::consul::error::one_line;
 use crate::consul::wire::{HealthCheck, KvPair, Node, NodeService, null_is_default};
 
 /// What became of a transaction that Consul answered.
@@ -44,7 +45,7 @@ pub enum TxnResult {
 pub struct TxnError {
     /// Which one, counted from 0, the fence not counted.
     pub op_index: usize,
-    /// What Consul said.
+    /// What Consul said, in one line.
     pub what: Box<str>,
     /// What that means.
     pub reason: TxnFailure,
@@ -184,7 +185,7 @@ impl From<RawError> for TxnError {
         Self {
             op_index,
             reason: TxnFailure::of(&what),
-            what,
+            what: one_line(&what).into(),
         }
     }
 }

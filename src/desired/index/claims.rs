@@ -1,17 +1,19 @@
 //! What objects claim, worked out event by event.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::{Holding, Index, Touched};
+use super::{Holding, Index, PodRow, Touched};
 use crate::desired::annotations::Annotations;
 use crate::desired::claim::{Absence, Claimant, Held, Target};
 use crate::desired::health;
+use crate::desired::problems::Problems;
 use crate::desired::registration::{Claims, Registration, Source};
 use crate::desired::spec::InstanceSpec;
 use crate::desired::table::ObjectName;
-use crate::desired::watches::{Kind, Watch};
+use crate::desired::watches::Watch;
 use crate::model::facts::PodFacts;
 use crate::model::key::{InstanceKey, Key};
+use crate::model::kind::Kind;
 use crate::model::names::{InstanceId, NodeName, ServiceName};
 use crate::model::owner::Owner;
 use crate::model::text::Text;
@@ -46,8 +48,9 @@ impl Index {
         if self.is_excluded(&pod.namespace) {
             return Vec::new();
         }
-        let mut problems: Vec<String> = annotations.list_problem.iter().cloned().collect();
-        problems.extend(annotations.remarks.iter().cloned());
+        let mut problems = Problems::default();
+        let told = annotations.list_problem.iter().chain(&annotations.remarks);
+        told.for_each(|problem| problems.push(problem.clone()));
         let selected = |service: &Text| {
             self.registrations
                 .in_namespace(&pod.namespace)
@@ -58,8 +61,10 @@ impl Index {
             .mentioned()
             .filter(|service| !selected(service))
             .collect();
-        problems.extend(unknown.into_iter().map(|service| not_a_service(service)));
-        problems
+        for service in unknown {
+            problems.push(not_a_service(service));
+        }
+        problems.into_vec()
     }
 
     pub(super) fn note_problems(
@@ -83,14 +88,17 @@ impl Index {
         let Some(row) = self.pods.remove(name) else {
             return;
         };
+        self.addresses.moved(name, Some(&row.facts), None, touched);
         let owner = Owner::pod(&name.0, &name.1);
         self.note_problems(owner.clone(), Vec::new(), touched);
-        if row.spoilt || row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0)
+        if !row.spoilt.is_empty()
+            || row.annotations.holds_unclaimed()
+            || self.any_frozen_registration(&name.0)
         {
             let gone = absence == Absence::Seen;
             touched.holdings.extend(self.pod_holding(&row.facts, gone));
         }
-        self.replace_claims(&row.keys, Vec::new(), absence, touched);
+        self.drop_claims(row.keys.into_vec(), absence, touched);
     }
 
     pub(super) fn any_frozen_registration(&self, namespace: &Text) -> bool {
@@ -111,7 +119,7 @@ impl Index {
         self.note_problems(owner.clone(), Vec::new(), touched);
         touched.registrations.insert(owner.clone());
         if row.registration.claims().is_none() {
-            touched.holdings.push(Holding {
+            touched.holdings.insert(Holding {
                 owner,
                 node: None,
                 gone: absence == Absence::Seen,
@@ -121,7 +129,8 @@ impl Index {
         self.reclaim_selected(&name.0, [Some(&row.registration), None], absence, touched);
     }
 
-    /// Works out anew the claims of the pods that either form of a registration selects.
+    /// Works out anew what either form of a registration bears on: the services that they name, of
+    /// the pods that they select. A pod's other services have nothing to do with it.
     pub(super) fn reclaim_selected(
         &mut self,
         namespace: &Text,
@@ -129,36 +138,58 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let selected = |pod: &PodFacts| {
-            forms
-                .iter()
-                .flatten()
-                .any(|form| form.selects(&pod.labels).is_some())
-        };
-        let names: Vec<ObjectName> = self
-            .pods
-            .in_namespace(namespace)
-            .filter(|row| selected(&row.facts))
-            .map(|row| (row.facts.namespace.clone(), row.facts.name.clone()))
+        let forms = forms.iter().flatten();
+        let claims = forms.clone().filter_map(|form| form.claims());
+        let services: BTreeSet<ServiceName> = claims.map(|claims| claims.service.clone()).collect();
+        let named = |claims: &Claims| services.contains(&claims.service);
+        let namesakes: Vec<&Registration> = self
+            .registrations_in(namespace)
+            .filter(|registration| registration.claims().is_some_and(named))
             .collect();
-        for name in names {
-            let Some(row) = self.pods.get_mut(&name) else {
+        let selected = |row: &&PodRow| {
+            let mut forms = forms.clone();
+            forms.any(|form| form.selects(&row.facts.labels).is_some())
+        };
+        let reclaim = |row: &PodRow| {
+            let pod = &row.facts;
+            let before = services
+                .iter()
+                .filter_map(|service| self.key_of_pod(pod, service))
+                .filter(|key| row.keys.contains(key));
+            let annotated = row.annotations.services.iter();
+            let annotated = annotated.filter(|service| services.contains(service));
+            let registrations = namesakes.iter().copied();
+            Reclaim {
+                pod: (pod.namespace.clone(), pod.name.clone()),
+                before: before.collect(),
+                after: self.claims_of_pod(row, registrations, annotated),
+            }
+        };
+        let pods = self.pods.in_namespace(namespace).filter(selected);
+        let reclaims: Vec<Reclaim> = pods.map(reclaim).collect();
+        for reclaim in reclaims {
+            let name = reclaim.pod.clone();
+            self.reclaim(reclaim, absence, touched);
+            let Some(row) = self.pods.get(&name) else {
                 continue;
             };
-            let keys = std::mem::take(&mut row.keys);
-            self.reclaim_pod(&name, &keys, absence, touched);
-            let row = self.pods.get(&name);
-            if let Some(problems) = row.map(|row| self.remarks(&row.facts, &row.annotations)) {
+            if row.annotations.paused {
+                // The health of what it holds may follow the registration.
+                touched.holdings.extend(self.pod_holding(&row.facts, false));
+            }
+            let is_named = |name: &Text| services.iter().any(|service| service.text() == name);
+            if row.annotations.mentioned().any(is_named) {
+                let problems = self.remarks(&row.facts, &row.annotations);
                 self.note_problems(Owner::pod(&name.0, &name.1), problems, touched);
             }
         }
     }
 
-    /// Works out anew what a pod claims; `before` are the keys that it claimed until now.
+    /// Works out anew all that a pod claims; `before` are the keys that it claimed until now.
     pub(super) fn reclaim_pod(
         &mut self,
         name: &ObjectName,
-        before: &[InstanceKey],
+        before: Vec<InstanceKey>,
         absence: Absence,
         touched: &mut Touched,
     ) {
@@ -168,33 +199,63 @@ impl Index {
         if row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0) {
             touched.holdings.extend(self.pod_holding(&row.facts, false));
         }
-        let (was_spoilt, holding) = (row.spoilt, self.pod_holding(&row.facts, false));
-        let claims = self.claims_of_pod(&row.facts, &row.annotations);
-        if let Some(row) = self.pods.get_mut(name) {
-            row.keys = claims.iter().map(|(key, _)| key.clone()).collect();
+        let registrations = self.registrations_in(&name.0);
+        let reclaim = Reclaim {
+            pod: name.clone(),
+            before,
+            after: self.claims_of_pod(row, registrations, row.annotations.services.iter()),
+        };
+        self.reclaim(reclaim, absence, touched);
+    }
+
+    fn reclaim(&mut self, reclaim: Reclaim, absence: Absence, touched: &mut Touched) {
+        let Reclaim { pod, before, after } = reclaim;
+        let lost = lost(&before, &after);
+        let claimed: Vec<InstanceKey> = after.iter().map(|(key, _)| key.clone()).collect();
+        self.put_claims(after, touched);
+        let invalid = claimed
+            .iter()
+            .filter(|key| self.freeze_of_claim(key).is_some());
+        let invalid: Vec<InstanceKey> = invalid.cloned().collect();
+        let Some(row) = self.pods.get_mut(&pod) else {
+            return;
+        };
+        let mut spoilt = !invalid.is_empty();
+        for key in &before {
+            row.keys.remove(key);
+            spoilt |= row.spoilt.remove(key);
         }
-        self.replace_claims(before, claims, absence, touched);
-        let spoilt = self.pods.get(name).is_some_and(|row| {
-            let mut freezes = row.keys.iter().map(|key| self.freeze_of_claim(key));
-            freezes.any(|freeze| freeze.is_some())
-        });
-        if let Some(row) = self.pods.get_mut(name) {
-            row.spoilt = spoilt;
-        }
-        if was_spoilt || spoilt {
+        row.keys.extend(claimed);
+        row.spoilt.extend(invalid);
+        self.drop_claims(lost, absence, touched);
+        if spoilt {
+            let row = self.pods.get(&pod);
+            let holding = row.and_then(|row| self.pod_holding(&row.facts, false));
             touched.holdings.extend(holding);
         }
     }
 
-    pub(super) fn claims_of_pod(
+    fn registrations_in(&self, namespace: &Text) -> impl Iterator<Item = &Registration> {
+        let rows = self.registrations.in_namespace(namespace);
+        rows.map(|row| &row.registration)
+    }
+
+    fn key_of_pod(&self, pod: &PodFacts, service: &ServiceName) -> Option<InstanceKey> {
+        let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
+        let id = InstanceId::of_pod(&self.cluster, &pod.namespace, service, &pod.name);
+        Some(InstanceKey { node, id })
+    }
+
+    /// What these registrations of a pod's namespace and these services of its annotations claim.
+    fn claims_of_pod<'a>(
         &self,
-        pod: &PodFacts,
-        annotations: &Annotations,
+        row: &PodRow,
+        registrations: impl Iterator<Item = &'a Registration>,
+        annotated: impl Iterator<Item = &'a ServiceName>,
     ) -> Vec<(InstanceKey, Vec<Claimant>)> {
-        let Some(node) = pod.node.as_ref().filter(|_| health::is_registrable(pod)) else {
-            return Vec::new();
-        };
-        if annotations.paused || self.is_excluded(&pod.namespace) {
+        let (pod, annotations) = (&row.facts, &row.annotations);
+        let out = annotations.paused || !health::is_registrable(pod);
+        if out || self.is_excluded(&pod.namespace) {
             return Vec::new();
         }
         // Claimants, and whether they have the instance removed because the pod terminates.
@@ -212,11 +273,10 @@ impl Index {
             let claimants = by_service.entry(service.clone()).or_default();
             claimants.push((claimant, ends));
         };
-        let mut selected = Vec::new();
-        for row in self.registrations.in_namespace(&pod.namespace) {
-            let registration = &row.registration;
+        let mut selected = BTreeSet::new();
+        for registration in registrations {
             if let Some(claims) = registration.selects(&pod.labels) {
-                selected.push(&claims.service);
+                selected.insert(&claims.service);
                 let spec = if pod.deleting {
                     claims.spec.clone()
                 } else {
@@ -231,11 +291,7 @@ impl Index {
                 );
             }
         }
-        for service in annotations
-            .services
-            .iter()
-            .filter(|service| !selected.contains(service))
-        {
+        for service in annotated.filter(|service| !selected.contains(service)) {
             let owner = Owner::pod(&pod.namespace, &pod.name);
             claim(
                 owner,
@@ -245,7 +301,6 @@ impl Index {
                 InstanceSpec::default(),
             );
         }
-        let node = NodeName::for_kubernetes(&self.cluster, node);
         let holders = by_service
             .into_iter()
             .filter_map(|(service, mut claimants)| {
@@ -254,10 +309,8 @@ impl Index {
                 if claimants.first().is_none_or(|(_, ends)| *ends) {
                     return None;
                 }
-                let id = InstanceId::of_pod(&self.cluster, &pod.namespace, &service, &pod.name);
-                let node = node.clone();
                 let claimants = claimants.into_iter().map(|(claimant, _)| claimant);
-                Some((InstanceKey { node, id }, claimants.collect()))
+                Some((self.key_of_pod(pod, &service)?, claimants.collect()))
             });
         holders.collect()
     }
@@ -322,8 +375,12 @@ impl Index {
         absence: Absence,
         touched: &mut Touched,
     ) {
-        let is_lost = |key: &&InstanceKey| !after.iter().any(|(kept, _)| kept == *key);
-        let lost: Vec<_> = before.iter().filter(is_lost).collect();
+        let lost = lost(before, &after);
+        self.put_claims(after, touched);
+        self.drop_claims(lost, absence, touched);
+    }
+
+    fn put_claims(&mut self, after: Vec<(InstanceKey, Vec<Claimant>)>, touched: &mut Touched) {
         for (key, claimants) in after {
             self.withdrawn.remove(&key);
             touched.keys.insert(Key::Instance(key.clone()));
@@ -335,8 +392,11 @@ impl Index {
                 .registrations
                 .extend(replaced.into_iter().map(|claimant| claimant.owner));
         }
+    }
+
+    fn drop_claims(&mut self, lost: Vec<InstanceKey>, absence: Absence, touched: &mut Touched) {
         for key in lost {
-            let claimants = self.claims.remove(key).unwrap_or_default();
+            let claimants = self.claims.remove(&key).unwrap_or_default();
             // What is kept frozen was not withdrawn.
             let frozen = claimants.iter().any(|claimant| {
                 let held = Held {
@@ -347,16 +407,29 @@ impl Index {
                         Target::Endpoint(_) => None,
                     },
                 };
-                self.frozen(key, &held).is_some()
+                self.frozen(&key, &held).is_some()
             });
             if absence == Absence::Seen && !frozen {
                 self.withdrawn.insert(key.clone());
             }
-            touched.keys.insert(Key::Instance(key.clone()));
+            touched.keys.insert(Key::Instance(key));
             let owners = claimants.into_iter().map(|claimant| claimant.owner);
             touched.registrations.extend(owners);
         }
     }
+}
+
+/// A pod, and claims that take the place of those that it had.
+struct Reclaim {
+    pod: ObjectName,
+    before: Vec<InstanceKey>,
+    after: Vec<(InstanceKey, Vec<Claimant>)>,
+}
+
+fn lost(before: &[InstanceKey], after: &[(InstanceKey, Vec<Claimant>)]) -> Vec<InstanceKey> {
+    let kept: HashSet<&InstanceKey> = after.iter().map(|(key, _)| key).collect();
+    let lost = before.iter().filter(|key| !kept.contains(key));
+    lost.cloned().collect()
 }
 
 /// What is wrong with a setting for a service that the pod does not have.

@@ -1,19 +1,24 @@
 //! The index: from objects to claims on keys, kept up to date event by event.
 
+mod addresses;
 mod claims;
+mod keys;
 mod resolve;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use globset::GlobSet;
 
+use self::addresses::Addresses;
+use self::keys::Keys;
 use super::annotations::Annotations;
 use super::claim::{Absence, Claimant};
 use super::registration::{Content, Registration};
 use super::table::Table;
-use super::watches::{Kind, Watches};
+use super::watches::Watches;
 use crate::model::facts::{NodeFacts, PodFacts};
 use crate::model::key::{InstanceKey, Key};
+use crate::model::kind::Kind;
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
@@ -25,15 +30,17 @@ pub struct Touched {
     pub keys: BTreeSet<Key>,
     /// Objects of which all that Consul shows as theirs is to be planned again, because they are, or
     /// were, frozen and hold what they do not claim.
-    pub holdings: Vec<Holding>,
+    pub holdings: BTreeSet<Holding>,
     /// Objects whose [`Index::problems`] changed.
     pub problems: BTreeSet<Owner>,
     /// Registrations whose status may have changed.
     pub registrations: BTreeSet<Owner>,
+    /// Addresses that pods have got.
+    pub addresses: Vec<Text>,
 }
 
 /// What Consul shows as an object's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holding {
     /// The object.
     pub owner: Owner,
@@ -47,9 +54,10 @@ pub struct Holding {
 struct PodRow {
     facts: PodFacts,
     annotations: Annotations,
-    keys: Vec<InstanceKey>,
-    /// Whether something that it claims is invalid, and so may keep what it held under other names.
-    spoilt: bool,
+    keys: Keys,
+    /// Those of its keys for which it asks for something invalid, and so may keep what it held under
+    /// other names.
+    spoilt: Keys,
 }
 
 #[derive(Debug)]
@@ -67,12 +75,15 @@ pub struct Index {
     pods: Table<PodRow>,
     registrations: Table<RegistrationRow>,
     nodes: Table<NodeFacts>,
+    /// Nodes that were seen going since the last full list.
+    nodes_seen_going: HashSet<Text>,
     /// Every key has one producer (a pod, or the registration of an endpoint), which replaces the
     /// claimants under it as a whole; they are sorted by seniority.
     claims: BTreeMap<InstanceKey, Vec<Claimant>>,
     /// Keys whose last claim this process saw going.
     withdrawn: HashSet<InstanceKey>,
     problems: BTreeMap<Owner, Vec<String>>,
+    addresses: Addresses,
     /// How complete the view of each kind is.
     pub watches: Watches,
 }
@@ -87,9 +98,11 @@ impl Index {
             pods: Table::default(),
             registrations: Table::default(),
             nodes: Table::default(),
+            nodes_seen_going: HashSet::new(),
             claims: BTreeMap::new(),
             withdrawn: HashSet::new(),
             problems: BTreeMap::new(),
+            addresses: Addresses::default(),
             watches: Watches::default(),
         }
     }
@@ -123,6 +136,7 @@ impl Index {
                 for name in self.nodes.end_list() {
                     self.remove_node(&name.1, touched);
                 }
+                self.nodes_seen_going.clear();
             }
         }
         self.watches.complete(kind);
@@ -135,26 +149,27 @@ impl Index {
             self.pods.confirm(&name);
             return;
         }
+        let known = self.pods.get(&name).map(|row| &row.facts);
+        self.addresses.moved(&name, known, Some(&facts), touched);
         let owner = Owner::pod(&name.0, &name.1);
         let annotations = Annotations::of(&facts);
         let problems = self.remarks(&facts, &annotations);
         self.note_problems(owner, problems, touched);
         let absence = self.absence(Kind::Pod);
-        let spoilt = self.pods.get(&name).is_some_and(|row| row.spoilt);
         let row = PodRow {
             facts,
             annotations,
-            keys: Vec::new(),
-            spoilt,
+            keys: Keys::default(),
+            spoilt: Keys::default(),
         };
         let before = self.pods.put(name.clone(), row);
         let held = before.map(|row| {
-            if row.spoilt || row.annotations.holds_unclaimed() {
+            if !row.spoilt.is_empty() || row.annotations.holds_unclaimed() {
                 touched.holdings.extend(self.pod_holding(&row.facts, false));
             }
-            row.keys
+            row.keys.into_vec()
         });
-        self.reclaim_pod(&name, &held.unwrap_or_default(), absence, touched);
+        self.reclaim_pod(&name, held.unwrap_or_default(), absence, touched);
     }
 
     /// A pod was deleted.
@@ -184,7 +199,7 @@ impl Index {
             touched.registrations.insert(owner.clone());
         }
         if was_frozen || registration.claims().is_none() {
-            touched.holdings.push(Holding {
+            touched.holdings.insert(Holding {
                 owner,
                 node: None,
                 gone: false,
@@ -205,9 +220,20 @@ impl Index {
         self.reclaim_selected(&name.0, [before.as_ref(), Some(&after)], absence, touched);
     }
 
-    /// A registration was deleted.
-    pub fn remove_registration(&mut self, namespace: &Text, name: &Text, touched: &mut Touched) {
-        let absence = self.absence(Kind::Registration);
+    /// A registration was deleted; `by_itself` unless it went with its CRD, which nobody meant to be
+    /// a deletion of what is registered.
+    pub fn remove_registration(
+        &mut self,
+        namespace: &Text,
+        name: &Text,
+        by_itself: bool,
+        touched: &mut Touched,
+    ) {
+        let absence = if by_itself {
+            self.absence(Kind::Registration)
+        } else {
+            Absence::Found
+        };
         self.drop_registration(&(namespace.clone(), name.clone()), absence, touched);
     }
 
@@ -222,12 +248,14 @@ impl Index {
             &self.cluster,
             &facts.name,
         )));
+        self.nodes_seen_going.remove(&facts.name);
         self.nodes.put(name, facts);
     }
 
     /// A node was deleted.
     pub fn remove_node(&mut self, name: &Text, touched: &mut Touched) {
         if self.nodes.remove(&(Text::from(""), name.clone())).is_some() {
+            self.nodes_seen_going.insert(name.clone());
             touched
                 .keys
                 .insert(Key::Node(NodeName::for_kubernetes(&self.cluster, name)));
@@ -240,6 +268,19 @@ impl Index {
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
         &self.cluster
+    }
+
+    /// The live pod, with a network of its own, that has this address.
+    #[must_use]
+    pub fn pod_at(&self, address: &Text) -> Option<Owner> {
+        let (namespace, name) = self.addresses.holder(address)?;
+        Some(Owner::pod(namespace, name))
+    }
+
+    /// Whether the Kubernetes node exists.
+    #[must_use]
+    pub fn has_node(&self, name: &Text) -> bool {
+        self.nodes.get(&(Text::from(""), name.clone())).is_some()
     }
 
     /// All keys that objects claim, the nodes that they are on included.

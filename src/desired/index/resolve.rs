@@ -12,10 +12,11 @@ use crate::desired::health;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::shape::{self, Context};
 use crate::desired::spec::InstanceSpec;
-use crate::desired::watches::{Kind, Watch};
+use crate::desired::watches::Watch;
 use crate::model::entry::Node;
 use crate::model::facts::NodeFacts;
 use crate::model::key::InstanceKey;
+use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::names::{InstanceId, NodeName, ServiceName};
 use crate::model::owner::OwnerKind;
@@ -44,12 +45,13 @@ impl Index {
                 losers,
                 shape,
                 live,
+                adopt: false,
             }));
         }
         let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..]));
         match claim {
             Some(claim) => Resolved::Claimed(Box::new(claim)),
-            None => Resolved::Unclaimed(self.absence_of(key)),
+            None => Resolved::Unclaimed(self.absence_of(key, held)),
         }
     }
 
@@ -71,8 +73,13 @@ impl Index {
         };
         let kubernetes = Text::from(kubernetes);
         let facts = self.nodes.get(&(Text::from(""), kubernetes.clone()));
-        // A node that is not known is gone only where all nodes are known.
-        let known = facts.is_some() || *self.watches.state(Kind::Node) == Watch::Complete;
+        // A node that is not known is gone only where all nodes are known. One that nobody saw going
+        // matters only to pods that are there: where they are missing too, as in an etcd that was
+        // wiped, it may be the view that is wrong, and what the guard holds stays as healthy as it was.
+        let complete = |kind| *self.watches.state(kind) == Watch::Complete;
+        let seen = self.nodes_seen_going.contains(&kubernetes);
+        let gone = complete(Kind::Node) && (seen || (claimed && complete(Kind::Pod)));
+        let known = facts.is_some() || gone;
         let check = known.then(|| health::node_check(&kubernetes, facts));
         if facts.is_none()
             && let Some(observed) = observed
@@ -110,6 +117,10 @@ impl Index {
             losers,
             shape,
             live,
+            adopt: self
+                .registration(&holder.owner)
+                .and_then(Registration::claims)
+                .is_some_and(|claims| claims.adopt),
         })
     }
 
@@ -147,6 +158,7 @@ impl Index {
             service,
             spec,
             source: Source::Endpoints(endpoints),
+            adopt: _,
         } = registration.claims()?
         else {
             return None;
@@ -208,7 +220,7 @@ impl Index {
             return None;
         }
         let name = (held.owner.namespace.clone(), pod.clone());
-        self.pods.get(&name)?.keys.iter().find_map(|other| {
+        self.pods.get(&name)?.spoilt.iter().find_map(|other| {
             let holder = self.claimants(other).first()?;
             (holder.owner == held.owner)
                 .then(|| self.freeze_of_claim(other))
@@ -225,12 +237,31 @@ impl Index {
         }
     }
 
-    fn absence_of(&self, key: &InstanceKey) -> Absence {
-        if self.withdrawn.contains(key) {
-            Absence::Seen
-        } else {
-            Absence::Found
+    fn absence_of(&self, key: &InstanceKey, held: Option<&Held<'_>>) -> Absence {
+        if !self.withdrawn.contains(key) {
+            return Absence::Found;
         }
+        // Each kind is watched on its own. A pod that lives on may be claimed by what a list that is
+        // under way has not brought yet: its own new annotations, or another registration.
+        let listing = |kind: &Kind| *self.watches.state(*kind) == Watch::Listing;
+        if [Kind::Pod, Kind::Registration].iter().any(listing)
+            && held.is_some_and(|held| self.lives_on(key, held))
+        {
+            return Absence::Found;
+        }
+        Absence::Seen
+    }
+
+    /// Whether the pod that an entry stands for still runs where the entry is, and is to stay.
+    fn lives_on(&self, key: &InstanceKey, held: &Held<'_>) -> bool {
+        let pod = held
+            .pod
+            .and_then(|pod| self.pod(&held.owner.namespace, pod));
+        pod.is_some_and(|pod| {
+            let node = pod.node.as_ref();
+            let node = node.map(|node| NodeName::for_kubernetes(&self.cluster, node));
+            !pod.deleting && health::is_registrable(pod) && node.as_ref() == Some(&key.node)
+        })
     }
 
     pub(super) fn claims_on(

@@ -47,6 +47,7 @@ fn registration(name: &str, service: &str) -> Registration {
             service: service.parse().unwrap(),
             spec: InstanceSpec::default(),
             source: Source::Pods(selector),
+            adopt: false,
         }),
     }
 }
@@ -271,7 +272,7 @@ fn a_frozen_object_that_is_deleted_is_seen_going() {
         register(&mut index, with_content(content, registration("r", "web")));
         let owner = registration("r", "web").owner();
         let mut touched = Touched::default();
-        index.remove_registration(&"shop".into(), &"r".into(), &mut touched);
+        index.remove_registration(&"shop".into(), &"r".into(), true, &mut touched);
         assert!(holds(&touched, &owner));
         withdraw(&mut index, &touched, &key("web", "p"));
         let held = held(&owner, "web", Some(&name));
@@ -449,6 +450,7 @@ fn an_endpoint_is_claimed_on_the_external_node() {
             service: "db".parse().unwrap(),
             spec: InstanceSpec::default(),
             source: Source::Endpoints(endpoints.iter().map(|name| endpoint(name)).collect()),
+            adopt: false,
         };
         with_content(Content::Valid(claims), registration("r", "db"))
     };
@@ -489,7 +491,7 @@ fn the_older_holds_and_of_one_age_the_lesser_uid() {
     let losers: Vec<_> = claim.losers.iter().map(|loser| &*loser.name).collect();
     assert_eq!(losers, ["old", "young"]);
     let mut touched = Touched::default();
-    index.remove_registration(&"shop".into(), &"twin".into(), &mut touched);
+    index.remove_registration(&"shop".into(), &"twin".into(), true, &mut touched);
     assert!(touched.keys.contains(&Key::Instance(key("web", "p"))));
     assert_eq!(holder(&index, &key("web", "p")).as_deref(), Some("old"));
 }
@@ -607,4 +609,18 @@ fn problems_come_and_go_with_what_causes_them() {
     assert_eq!(index.problem_count(), 0);
     remove(&mut index, "p");
     assert_eq!(index.problem_count(), 0);
+}
+
+#[test]
+fn a_registration_that_changes_touches_its_own_service_only() {
+    let mut index = index();
+    index.apply_pod(web("p").facts(), &mut Touched::default());
+    for service in ["a", "b"] {
+        register(&mut index, registration(service, service));
+    }
+    let mut touched = Touched::default();
+    index.apply_registration(registration("b", "c"), &mut touched);
+    let keys: Vec<Key> = touched.keys.into_iter().collect();
+    let expected = ["b", "c"].map(|service| Key::Instance(key(service, "p")));
+    assert_eq!(keys, expected);
 }

@@ -365,3 +365,23 @@ fn watches_that_end_at_once_do_not_spin_and_are_a_failure_in_the_end() {
     bench.ended();
     assert_eq!(bench.after_pauses().0, Duration::ZERO);
 }
+
+#[test]
+fn versions_that_go_back_lead_to_a_list() {
+    for (version, back) in [("9", true), ("10", false), ("101", false), ("x", false)] {
+        let mut bench = Bench::watching();
+        bench.failed(other(BrokenKind::Unreachable));
+        assert_eq!(bench.machine.went_back(version), back, "{version}");
+        let step = bench.after_pauses().1;
+        assert_eq!(matches!(step, Step::List { token: None }), back, "{step:?}");
+    }
+}
+
+#[test]
+fn what_goes_with_its_crd_is_told_as_broken_and_listed_again() {
+    let mut bench = Bench::watching();
+    bench.failed(Failure::Leaving("its CRD is being deleted".into()));
+    assert_eq!(bench.said().len(), 1);
+    assert!(bench.machine.is_broken());
+    assert!(matches!(bench.after_pauses().1, Step::List { token: None }));
+}

@@ -37,8 +37,6 @@ struct Entry {
     wanted: Option<ServiceRegistrationStatus>,
     /// What the API server holds, as far as is known.
     held: Option<ServiceRegistrationStatus>,
-    /// Whether `held` is from a write of ours.
-    ours: bool,
     writing: bool,
     not_before: Option<Instant>,
     failures: u32,
@@ -50,7 +48,6 @@ impl Entry {
             uid,
             wanted: None,
             held: None,
-            ours: false,
             writing: false,
             not_before: None,
             failures: 0,
@@ -70,24 +67,10 @@ impl Desk {
         self.file(key);
     }
 
-    pub(super) fn observed(&mut self, update: StatusUpdate) {
-        let key = (update.namespace, update.name);
-        let entry = entry(&mut self.objects, &key, update.uid);
-        if !entry.ours && !entry.writing {
-            entry.held = Some(update.status);
-        }
-        self.file(key);
-    }
-
     pub(super) fn forget(&mut self, namespace: &Text, name: &Text) {
         let key = (namespace.clone(), name.clone());
         self.objects.remove(&key);
         self.open.remove(&key);
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.objects.clear();
-        self.open.clear();
     }
 
     /// Takes what is to be written now, at most `limit`.
@@ -148,7 +131,6 @@ impl Desk {
         match outcome {
             Outcome::Written => {
                 entry.held = Some(update.status);
-                entry.ours = true;
                 entry.failures = 0;
                 entry.not_before = Some(now + SPACING);
             }
@@ -163,7 +145,6 @@ impl Desk {
                 entry.failures += 1;
                 // It may have been written all the same.
                 entry.held = None;
-                entry.ours = true;
                 entry.not_before = Some(now + SPACING.max(longest.mul_f64(dice)));
             }
         }
@@ -250,23 +231,6 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_holds_is_not_written() {
-        let (mut desk, now) = (Desk::default(), Instant::now());
-        desk.observed(a("1"));
-        desk.want(a("1"));
-        assert_eq!(write(&mut desk, now, Outcome::Written), []);
-        desk.want(a("2"));
-        assert_eq!(write(&mut desk, now, Outcome::Written), [a("2")]);
-        // An echo of the past says nothing about what we wrote since.
-        desk.observed(a("1"));
-        desk.want(a("1"));
-        assert_eq!(
-            write(&mut desk, later(now, 1000), Outcome::Written),
-            [a("1")]
-        );
-    }
-
-    #[test]
     fn a_change_during_a_write_is_written_after_it() {
         let (mut desk, now) = (Desk::default(), Instant::now());
         desk.want(a("1"));
@@ -298,7 +262,9 @@ mod tests {
     #[test]
     fn a_write_without_an_answer_leaves_nothing_known() {
         let (mut desk, now) = (Desk::default(), Instant::now());
-        desk.observed(a("1"));
+        desk.want(a("1"));
+        write(&mut desk, now, Outcome::Written);
+        let now = later(now, 1000);
         desk.want(a("2"));
         write(&mut desk, now, Outcome::Failed);
         desk.want(a("1"));
@@ -342,13 +308,5 @@ mod tests {
         assert_eq!(desk.due(now, 2).len(), 2);
         assert_eq!(desk.due(now, 2).len(), 1);
         assert_eq!(desk.due(now, 2).len(), 0);
-    }
-
-    #[test]
-    fn without_leadership_nothing_is_written() {
-        let (mut desk, now) = (Desk::default(), Instant::now());
-        desk.want(a("1"));
-        desk.clear();
-        assert_eq!(desk.due(now, 1), []);
     }
 }

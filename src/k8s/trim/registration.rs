@@ -26,7 +26,6 @@ impl Trim for RegistrationObject {
             uid: Text::from(&*meta.uid.0),
             created: meta.created(),
             generation: meta.generation.0,
-            deleting: meta.deleting(),
             annotations: meta.annotations(own, texts),
             spec: decoded(spec).map_err(Text::from),
             status: serde_json::from_value(status).ok(),

@@ -5,16 +5,18 @@ use std::time::Duration;
 use kube::Client;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::super::kinds::{Broken, BrokenKind, Change, Kind, KubeEvent, WatchEvent};
-use super::{DEADLINES, Deadlines, watch_within};
+use super::super::kinds::{Broken, BrokenKind, Change, KubeEvent, WatchEvent};
+use super::{LIMITS, Limits, watch_within};
 use crate::model::facts::PodFacts;
+use crate::model::kind::Kind;
 
 /// The server and the receiver.
 struct Bench {
     listener: TcpListener,
     events: mpsc::Receiver<KubeEvent>,
+    relist: watch::Sender<()>,
 }
 
 /// A request that waits for its answer. Each comes on a connection of its own.
@@ -25,31 +27,37 @@ struct Call {
 
 impl Bench {
     async fn start() -> Self {
-        Self::start_within(DEADLINES).await
+        Self::start_within(LIMITS).await
     }
 
-    async fn start_within(deadlines: Deadlines) -> Self {
+    async fn start_within(limits: Limits) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
         let (sender, events) = mpsc::channel(16);
+        let (relist, asked) = watch::channel(());
         tokio::spawn(watch_within::<PodFacts>(
             client,
             Some("shop".into()),
             sender,
-            deadlines,
+            asked,
+            limits,
         ));
-        Self { listener, events }
+        Self {
+            listener,
+            events,
+            relist,
+        }
     }
 
     /// Listed at version 10 with one pod; the call that opens the watch is next.
     async fn listed() -> Self {
-        Self::listed_within(DEADLINES).await
+        Self::listed_within(LIMITS).await
     }
 
-    async fn listed_within(deadlines: Deadlines) -> Self {
-        let mut bench = Self::start_within(deadlines).await;
+    async fn listed_within(limits: Limits) -> Self {
+        let mut bench = Self::start_within(limits).await;
         let list = format!(
             r#"{{"metadata":{{"resourceVersion":"10"}},"items":[{}]}}"#,
             pod("a", "9")
@@ -66,7 +74,18 @@ impl Bench {
         bench
     }
 
+    /// The next call but for the looks at the version of the store, which is the same or later.
     async fn call(&mut self) -> Call {
+        loop {
+            let call = self.any_call().await;
+            if !call.is_look() {
+                return call;
+            }
+            call.answer("200 OK", &store_at("99")).await;
+        }
+    }
+
+    async fn any_call(&mut self) -> Call {
         let (mut stream, _) = self.listener.accept().await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -95,6 +114,10 @@ impl Bench {
 }
 
 impl Call {
+    fn is_look(&self) -> bool {
+        self.target.ends_with("limit=1")
+    }
+
     async fn answer(mut self, status: &str, body: &str) {
         let length = body.len();
         let answer = format!(
@@ -131,11 +154,19 @@ fn pod(name: &str, version: &str) -> String {
     )
 }
 
+/// A page of a list of a store at this version.
+fn store_at(version: &str) -> String {
+    format!(
+        r#"{{"metadata":{{"resourceVersion":"{version}"}},"items":[{}]}}"#,
+        pod("a", version)
+    )
+}
+
 fn names(event: &WatchEvent<PodFacts>) -> Vec<&str> {
     match event {
         WatchEvent::Page(pods) => pods.iter().map(|pod| &*pod.name).collect(),
         WatchEvent::Applied(pod) => vec!["applied", &pod.name],
-        WatchEvent::Deleted(pod) => vec!["deleted", &pod.name],
+        WatchEvent::Deleted { object: pod, .. } => vec!["deleted", &pod.name],
         other => panic!("{other:?}"),
     }
 }
@@ -256,6 +287,28 @@ async fn a_connection_that_breaks_is_told_and_healed_after_probation() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_taken_back_is_listed_anew() {
+    let mut bench = Bench::listed().await;
+    drop(bench.call().await);
+    assert_eq!(bench.broken().await.kind, BrokenKind::Unreachable);
+    let look = bench.any_call().await;
+    assert!(look.is_look(), "{}", look.target);
+    assert!(!look.target.contains("resourceVersion"), "{}", look.target);
+    look.answer("200 OK", &store_at("9")).await;
+    assert_eq!(bench.event().await, WatchEvent::Listing);
+    let list = bench.any_call().await;
+    assert!(list.target.contains("limit=500"), "{}", list.target);
+    list.answer("200 OK", &store_at("9")).await;
+    assert_eq!(names(&bench.event().await), ["a"]);
+    assert_eq!(
+        bench.event().await,
+        WatchEvent::Listed {
+            resource_version: "9".into()
+        }
+    );
+}
+
+#[tokio::test]
 async fn an_event_ends_probation() {
     let mut bench = Bench::listed().await;
     bench
@@ -332,9 +385,9 @@ const SOON: Duration = Duration::from_millis(200);
 
 #[tokio::test]
 async fn silence_is_a_failure() {
-    let mut bench = Bench::listed_within(Deadlines {
+    let mut bench = Bench::listed_within(Limits {
         line: SOON,
-        ..DEADLINES
+        ..LIMITS
     })
     .await;
     let mut watch = bench.call().await;
@@ -348,9 +401,9 @@ async fn silence_is_a_failure() {
 
 #[tokio::test]
 async fn an_answer_that_does_not_come_is_a_failure() {
-    let mut bench = Bench::listed_within(Deadlines {
+    let mut bench = Bench::listed_within(Limits {
         open: SOON,
-        ..DEADLINES
+        ..LIMITS
     })
     .await;
     let _watch = bench.call().await;
@@ -359,9 +412,9 @@ async fn an_answer_that_does_not_come_is_a_failure() {
         "no answer to a watch within 200ms"
     );
 
-    let mut bench = Bench::start_within(Deadlines {
+    let mut bench = Bench::start_within(Limits {
         page: SOON,
-        ..DEADLINES
+        ..LIMITS
     })
     .await;
     let _list = bench.call().await;
@@ -373,12 +426,61 @@ async fn an_answer_that_does_not_come_is_a_failure() {
 }
 
 #[tokio::test]
+async fn a_list_that_is_asked_for_is_made_at_once() {
+    let mut bench = Bench::listed().await;
+    let mut watch = bench.call().await;
+    watch.open().await;
+    bench.relist.send_replace(());
+    let list = r#"{"metadata":{"resourceVersion":"20"},"items":[]}"#;
+    let call = bench.call().await;
+    assert!(!call.target.contains("watch=true"), "{}", call.target);
+    call.answer("200 OK", list).await;
+    assert_eq!(bench.event().await, WatchEvent::Listing);
+    assert_eq!(names(&bench.event().await), [""; 0]);
+    let listed = WatchEvent::Listed {
+        resource_version: "20".into(),
+    };
+    assert_eq!(bench.event().await, listed);
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_a_failure() {
+    let limits = Limits {
+        page_bytes: 1000,
+        line_bytes: 200,
+        ..LIMITS
+    };
+    let mut bench = Bench::listed_within(limits).await;
+    let mut watch = bench.call().await;
+    watch.open().await;
+    watch.line("ADDED", &pod(&"b".repeat(200), "11")).await;
+    let broken = bench.broken().await;
+    assert_eq!(broken.kind, BrokenKind::Failed);
+    assert!(broken.message.contains("a watch"), "{}", broken.message);
+
+    let mut bench = Bench::start_within(limits).await;
+    let list = format!("{{\"items\":[{}", " ".repeat(1000));
+    bench.call().await.answer("200 OK", &list).await;
+    assert_eq!(bench.event().await, WatchEvent::Listing);
+    let broken = bench.broken().await;
+    assert_eq!(broken.kind, BrokenKind::Failed);
+    assert!(broken.message.contains("a list"), "{}", broken.message);
+}
+
+#[tokio::test]
 async fn it_ends_with_its_receiver() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client =
         Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
     let (sender, events) = mpsc::channel(1);
-    let watch = tokio::spawn(Kind::Node.watch(client, None, sender));
+    let (_asks, relist) = watch::channel(());
+    let watch = tokio::spawn(super::super::kinds::watch(
+        Kind::Node,
+        client,
+        None,
+        sender,
+        relist,
+    ));
     drop(events);
     watch.await.unwrap();
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::LabelSelector;
 use crate::api::conditions::find;
 use crate::desired::registration::{Claims, Source};
 use crate::desired::spec::InstanceSpec;
@@ -24,6 +25,7 @@ fn valid() -> Registration {
         service: "web".parse().unwrap(),
         spec: InstanceSpec::default(),
         source: Source::Endpoints(Vec::new()),
+        adopt: false,
     }))
 }
 
@@ -108,6 +110,23 @@ fn nothing_to_do_is_ready_whatever_the_health() {
 }
 
 #[test]
+fn why_there_is_nothing_to_register_is_told() {
+    let message = |object: &Registration| {
+        let status = derived(object, &board(&[]), None, 1);
+        let ready = find(&status.conditions, ConditionType::Ready).unwrap();
+        ready.message.clone()
+    };
+    assert!(message(&valid()).contains("spec.endpoints is empty"));
+    let pods = object(Content::Valid(Claims {
+        service: "web".parse().unwrap(),
+        spec: InstanceSpec::default(),
+        source: Source::Pods(LabelSelector::default()),
+        adopt: false,
+    }));
+    assert!(message(&pods).contains("no running pod is selected"));
+}
+
+#[test]
 fn every_reason_is_either_reconciling_or_stalled() {
     for (reason, letters, error) in [
         (Reason::Invalid, "FFT", true),
@@ -116,6 +135,8 @@ fn every_reason_is_either_reconciling_or_stalled() {
         (Reason::ConsulRefused, "FFT", true),
         (Reason::AccessDenied, "FFT", true),
         (Reason::Paused, "FFT", false),
+        (Reason::DriftContested, "FTF", true),
+        (Reason::Drifted, "FFT", true),
         (Reason::Held, "FTF", false),
         (Reason::ConsulUnavailable, "FTF", true),
         (Reason::Writing, "FTF", false),

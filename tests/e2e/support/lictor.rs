@@ -85,6 +85,26 @@ impl Lictor {
         .await
     }
 
+    /// Waits until `/readyz` is 503 and says so.
+    pub async fn not_ready(&self, text: &str) -> Result<()> {
+        until("lictor to say why it is not ready", async || {
+            let (status, body) = self.http("/readyz").await?;
+            ensure!(status == 503 && body.contains(text), "{status}: {body}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn shows(&self, name: &str, value: f64) -> Result<()> {
+        until(&format!("{name} to be {value}"), async || {
+            let now = self.metric(name, &[]).await?;
+            ensure!((now - value).abs() < f64::EPSILON, "{now}");
+            Ok(())
+        })
+        .await
+    }
+
     /// Status and body of a path.
     pub async fn http(&self, path: &str) -> Result<(u16, String)> {
         let url = format!("http://127.0.0.1:{}{path}", self.port);
@@ -195,12 +215,20 @@ impl Drop for Lictor {
 
 /// Runs `lictor` to its end.
 pub async fn run(args: &[&str]) -> Result<(Option<i32>, String, String)> {
+    run_within(SOON, args).await
+}
+
+/// The same where the end may be far away.
+pub async fn run_within(
+    patience: Duration,
+    args: &[&str],
+) -> Result<(Option<i32>, String, String)> {
     let child = tokio::process::Command::from(command(env!("CARGO_BIN_EXE_lictor")))
         .args(args)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    match tokio::time::timeout(SOON, child).await {
+    match tokio::time::timeout(patience, child).await {
         Ok(output) => {
             let output = output?;
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

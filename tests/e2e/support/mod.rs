@@ -8,11 +8,11 @@ mod scene;
 use std::{fmt::Display, time::Duration};
 
 use anyhow::{Context as _, Result};
-use lictor_testbed::{Bed, BedOptions, kubelet::TestPod, wait};
+use lictor_testbed::{Bed, BedOptions, CONSUL_MANAGEMENT_TOKEN, kubelet::TestPod, wait};
 use tokio::sync::OnceCell;
 
 pub use consul::{Instance, condition, user_meta};
-pub use lictor::{Lictor, json_lines, run};
+pub use lictor::{Lictor, json_lines, run, run_within};
 pub use oracle::Oracle;
 pub use scene::Scene;
 
@@ -28,11 +28,18 @@ const RELEASE: &str = "lictor-system";
 pub struct Installed {
     pub bed: Bed,
     pub kubeconfig: std::path::PathBuf,
+    /// For Consul, where it has ACLs: with every right.
+    pub token: Option<&'static str>,
 }
 
 impl Installed {
     pub async fn start() -> Result<Self> {
-        let bed = Bed::start(BedOptions::default()).await?;
+        Self::with(BedOptions::default()).await
+    }
+
+    pub async fn with(options: BedOptions) -> Result<Self> {
+        let token = options.consul_acls.then_some(CONSUL_MANAGEMENT_TOKEN);
+        let bed = Bed::start(options).await?;
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
         bed.helm(&[
             "install",
@@ -52,7 +59,11 @@ impl Installed {
                 .await
         })
         .await?;
-        Ok(Self { bed, kubeconfig })
+        Ok(Self {
+            bed,
+            kubeconfig,
+            token,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! A reader that looks at Consul all the time, and does not miss what comes and goes.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,9 +16,14 @@ use tokio::task::JoinHandle;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A server that takes longer is as good as dead, and the next one is asked.
+const TURN: Duration = Duration::from_secs(2);
+
 /// Samples Consul until it is asked for its verdict.
 ///
-/// A sample that Consul does not answer, while it is down, says nothing.
+/// Each sample is read through the server that answered last or, where that one fails, through the
+/// next one. A sample that no server answers, while Consul is down or without a leader, says
+/// nothing.
 #[derive(Debug)]
 pub struct Oracle {
     stop: Arc<AtomicBool>,
@@ -27,7 +33,7 @@ pub struct Oracle {
 
 impl Oracle {
     /// Watches that the instances of these ids stay under the service, with the same `CreateIndex`
-    /// and passing, and that what these paths give stays the same to the byte.
+    /// and as healthy as they are now, and that what these paths give stays the same to the byte.
     pub async fn watch(
         consul: &ConsulApi,
         service: &str,
@@ -38,40 +44,44 @@ impl Oracle {
         for path in foreign {
             first.push((path.clone(), consul.get(path).await?));
         }
-        let (service, ids) = (service.to_owned(), ids.to_vec());
         let mut created = Vec::new();
-        let health = consul.health(&service).await?;
+        let now = consul.health(service).await?;
         for id in ids {
-            let index = create_index(&health, &id);
-            ensure!(index.is_some(), "{id} is not there to begin with");
-            created.push((id, index));
+            let standing = standing(&now, id);
+            ensure!(standing.is_some(), "{id} is not there to begin with");
+            created.push((id.clone(), standing));
         }
+        let health = format!("/v1/health/service/{service}?consistent");
         let stop = Arc::new(AtomicBool::new(false));
         let samples = Arc::new(AtomicU64::new(0));
         let (asked_to_stop, count) = (stop.clone(), samples.clone());
-        let consul = consul.clone();
+        let mut servers = Servers::of(consul);
         let task = tokio::spawn(async move {
             let mut faults = Vec::new();
-            while !asked_to_stop.load(Ordering::Relaxed) {
-                if let Ok(health) = consul.health(&service).await {
+            loop {
+                // One more sample after the end: it shows what came and went while a server hung.
+                let last = asked_to_stop.load(Ordering::Relaxed);
+                if let Some(Value::Array(health)) = servers.read(&health).await {
                     count.fetch_add(1, Ordering::Relaxed);
-                    for (id, index) in &created {
-                        let now = create_index(&health, id);
-                        if now != *index {
-                            faults.push(format!("{id}: CreateIndex {index:?}, then {now:?}"));
+                    for (id, before) in &created {
+                        let now = standing(&health, id);
+                        if now != *before {
+                            faults.push(format!("{id}: {before:?}, then {now:?}"));
                         }
                     }
                 }
                 for (path, before) in &first {
-                    if let Ok(Some(now)) = consul.find(path).await
+                    if let Some(now) = servers.read(path).await
                         && now != *before
                     {
                         faults.push(format!("{path}: {before}, then {now}"));
                     }
                 }
+                if last {
+                    return faults;
+                }
                 tokio::time::sleep(PAUSE).await;
             }
-            faults
         });
         Ok(Self {
             stop,
@@ -96,9 +106,99 @@ impl Oracle {
     }
 }
 
-fn create_index(health: &[Value], id: &str) -> Option<u64> {
+/// The Consul servers, the one that answered last in front.
+struct Servers(VecDeque<ConsulApi>);
+
+impl Servers {
+    fn of(consul: &ConsulApi) -> Self {
+        Self(consul.each().into())
+    }
+
+    /// What one of them gives; nothing if none answers.
+    async fn read(&mut self, path: &str) -> Option<Value> {
+        for _ in 0..self.0.len() {
+            let read = self.0[0].find(path);
+            if let Ok(Ok(found)) = tokio::time::timeout(TURN, read).await {
+                return found;
+            }
+            self.0.rotate_left(1);
+        }
+        None
+    }
+}
+
+/// The `CreateIndex` of an instance, and which of its checks do not pass.
+fn standing(health: &[Value], id: &str) -> Option<(u64, Vec<String>)> {
     let found = health
         .iter()
-        .find(|instance| instance["Service"]["ID"] == id);
-    found.and_then(|instance| instance["Service"]["CreateIndex"].as_u64())
+        .find(|instance| instance["Service"]["ID"] == id)?;
+    let checks = found["Checks"].as_array().into_iter().flatten();
+    let failing = checks.filter(|check| check["Status"] != "passing");
+    let index = found["Service"]["CreateIndex"].as_u64()?;
+    Some((index, failing.map(Value::to_string).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use lictor_testbed::{Bed, BedOptions};
+    use serde_json::json;
+
+    use super::*;
+    use crate::support::until;
+
+    /// On three servers that die and freeze, one after the other.
+    #[tokio::test]
+    async fn the_oracle_sees_as_long_as_one_server_does() -> Result<()> {
+        let options = BedOptions {
+            consul_servers: 3,
+            ..BedOptions::default()
+        };
+        let bed = Bed::start(options).await?;
+        let consul = bed.consul()?;
+        let entry = json!({
+            "Node": "n1", "Address": "10.0.0.1", "Service": {"ID": "web-0", "Service": "web"},
+        });
+        consul.put("/v1/catalog/register", &entry).await?;
+        let ids = ["web-0".to_owned()];
+        let node = ["/v1/catalog/node/n1?consistent".to_owned()];
+        let oracle = Oracle::watch(&consul, "web", &ids, &node).await?;
+        let sampled = async || {
+            let before = oracle.samples.load(Ordering::Relaxed);
+            until("a sample", async || {
+                let now = oracle.samples.load(Ordering::Relaxed);
+                ensure!(now > before + 1, "{now} samples");
+                Ok(())
+            })
+            .await
+        };
+        for server in bed.consul_servers() {
+            server.kill();
+            sampled().await?;
+            server.start().await?;
+            server.pause()?;
+            sampled().await?;
+            server.resume()?;
+            bed.consul_leader().await?;
+        }
+        for server in bed.consul_servers() {
+            server.kill();
+        }
+        bed.start_consul().await?;
+        sampled().await?;
+        oracle.verdict().await?;
+
+        let oracle = Oracle::watch(&consul, "web", &ids, &node).await?;
+        bed.consul_leader().await?.kill();
+        let gone = json!({"Node": "n1", "ServiceID": "web-0"});
+        until("it to be gone", async || {
+            consul.put("/v1/catalog/deregister", &gone).await
+        })
+        .await?;
+        until("it to be back", async || {
+            consul.put("/v1/catalog/register", &entry).await
+        })
+        .await?;
+        ensure!(oracle.verdict().await.is_err(), "the oracle is blind");
+        Ok(())
+    }
 }

@@ -18,6 +18,7 @@ use lictor::api::ServiceRegistration;
 use lictor_testbed::{
     Bed, ConsulApi,
     kubelet::{TestNode, TestPod},
+    proxy::Proxy,
 };
 use serde_json::{Value, json};
 
@@ -36,6 +37,7 @@ pub struct Scene {
     pub node: String,
     code: String,
     kubeconfig: String,
+    token: Option<&'static str>,
     count: AtomicUsize,
     /// Of its pods.
     names: Mutex<Vec<String>>,
@@ -60,6 +62,7 @@ impl Scene {
             cluster: format!("c-{code}"),
             node: format!("n-{code}"),
             kubeconfig: installed.kubeconfig.display().to_string(),
+            token: installed.token,
             code,
             count: AtomicUsize::new(0),
             names: Mutex::default(),
@@ -105,7 +108,7 @@ impl Scene {
             format!("--cluster={}", self.cluster),
             "--listen=127.0.0.1:0".to_owned(),
             format!("--kubeconfig={}", self.kubeconfig),
-            format!("--consul-http-addr={}", self.bed.consul_addr()),
+            format!("--consul-http-addr={}", self.bed.consul_addrs().join(",")),
             format!("--exclude-namespace=t-[!{first}]*"),
             format!("--exclude-namespace=t-?[!{second}]*"),
         ]
@@ -133,6 +136,16 @@ impl Scene {
         Ok(lictor)
     }
 
+    /// The same with a proxy between it and each of its APIs.
+    pub async fn lictor_through(&self, kubernetes: &Proxy, consul: &Proxy) -> Result<Lictor> {
+        let kubeconfig = self
+            .bed
+            .kubeconfig_through(self.kubeconfig.as_ref(), &kubernetes.url())?;
+        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let address = format!("--consul-http-addr={}", consul.url());
+        self.lictor_with(&[&kubeconfig, &address]).await
+    }
+
     /// Starts `lictor` with more arguments and environment; it need not become ready.
     pub async fn spawn_lictor(&self, more: &[&str], env: &[(&str, &str)]) -> Result<Lictor> {
         let mut args = self.args();
@@ -151,7 +164,13 @@ impl Scene {
 
     async fn start(&self, args: &[String], env: &[(&str, &str)]) -> Result<Lictor> {
         let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
-        let env: Vec<_> = env.iter().map(own).collect();
+        let mut env: Vec<_> = env.iter().map(own).collect();
+        let given = args
+            .iter()
+            .any(|arg| arg.starts_with("--consul-http-token"));
+        if let Some(token) = self.token.filter(|_| !given) {
+            env.push(("CONSUL_HTTP_TOKEN".to_owned(), token.to_owned()));
+        }
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let log = self
             .bed
@@ -266,8 +285,8 @@ impl Scene {
 
     // === Kubernetes ===
 
-    /// A pod of its namespace and node, with one port, `http` 8080, and an address of its own: the
-    /// same each time that it is asked for by this name.
+    /// A pod of its namespace and node, with one port, `http` 8080, and an address of its own, which
+    /// is the same each time that it is asked for by this name.
     pub fn pod(&self, name: &str) -> TestPod {
         let mut names = self.names.lock().unwrap();
         let number = names
@@ -279,8 +298,18 @@ impl Scene {
             });
         TestPod::new(&self.namespace, name)
             .node(&self.node)
-            .ip(&format!("10.9.{}.{}", number / 250, number % 250 + 1))
+            .ip(&self.address(number))
             .port("http", 8080)
+    }
+
+    /// The address of a pod by its number: no other scene's has it.
+    fn address(&self, number: usize) -> String {
+        let [.., first, second] = self.code.as_bytes() else {
+            unreachable!("codes have two letters")
+        };
+        let scene = usize::from(first - b'a') * 26 + usize::from(second - b'a');
+        let (net, host) = (number / 250, number % 250 + 1);
+        format!("10.{}.{}.{host}", 10 + scene % 240, net)
     }
 
     pub fn pods(&self) -> Api<Pod> {
@@ -419,4 +448,30 @@ fn told(event: &Event) -> String {
         event.reason.as_deref().unwrap_or_default(),
         event.note.as_deref().unwrap_or_default()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use lictor_testbed::proxy::Fault;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lictor_works_through_proxies() -> Result<()> {
+        let scene = Scene::new().await?;
+        let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
+        let consul = Proxy::start(&scene.bed.consul_addr())?;
+        let _lictor = scene.lictor_through(&kubernetes, &consul).await?;
+        let pod = scene.pod("web-0").lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+        scene.status("web", "web-0", "passing").await?;
+        consul.set(Fault::Reset).await?;
+        kubernetes.set(Fault::Refuse).await?;
+        pod.not_ready(&scene.client, "app").await?;
+        consul.set(Fault::Pass).await?;
+        kubernetes.set(Fault::Pass).await?;
+        scene.status("web", "web-0", "critical").await?;
+        ensure!(kubernetes.accepted() > 1 && consul.accepted() > 1);
+        Ok(())
+    }
 }

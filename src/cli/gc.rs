@@ -1,0 +1,199 @@
+//! `lictor gc`.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use super::consul::ConsulFlags;
+use super::kubernetes::KubernetesFlags;
+use super::run::{cluster, globs};
+use super::{Failure, complain};
+use crate::app;
+use crate::consul::Client;
+use crate::gc::remove::Remover;
+use crate::gc::{Doomed, ask, dead, offline, verify_token};
+use crate::k8s;
+use crate::model::epoch::{self, EpochKind};
+use crate::model::gc::{Answer, MOST_NAMED};
+use crate::model::names::ClusterName;
+use crate::sync::claim::Claimant;
+use crate::telemetry::{self, LogFormat};
+
+#[derive(Args, Debug)]
+pub(super) struct Gc {
+    /// Name of this Kubernetes cluster, whose held removals are shown
+    #[arg(long, env = "LICTOR_CLUSTER", value_name = "NAME", value_parser = cluster)]
+    cluster: ClusterName,
+    /// Shows what this other cluster left, which is dead: its instances, nodes and keys
+    #[arg(long, value_name = "NAME", value_parser = cluster)]
+    dead: Option<ClusterName>,
+    /// Only shows what would be removed, which is the default
+    #[arg(long, conflicts_with = "yes")]
+    dry_run: bool,
+    /// Removes what is shown
+    #[arg(long)]
+    yes: bool,
+    /// Namespaces that `lictor run` excludes; a glob, may be repeated
+    #[arg(
+        long = "exclude-namespace",
+        env = "LICTOR_EXCLUDE_NAMESPACE",
+        value_delimiter = ',',
+        value_name = "GLOB"
+    )]
+    exclude_namespace: Vec<String>,
+    #[command(flatten)]
+    kubernetes: KubernetesFlags,
+    #[command(flatten)]
+    consul: ConsulFlags,
+}
+
+impl Gc {
+    pub(super) fn execute(self) -> Result<(), Failure> {
+        // The audit lines are for whoever keeps them; what is shown goes to standard output.
+        telemetry::start("warn,audit=info", LogFormat::Text)
+            .map_err(|error| Failure::Usage(error.to_string()))?;
+        if self.dead.as_ref() == Some(&self.cluster) {
+            let message = "--dead: the cluster that runs this is not dead: name another one";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        let excluded = globs(&self.exclude_namespace)?;
+        let consul = Client::new(self.consul.config()?).context("cannot set up Consul access")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        let work = async {
+            verify_token(&consul).await?;
+            if let Some(dead) = &self.dead {
+                return bury(&consul, dead, self.yes).await;
+            }
+            let held = Held {
+                cluster: self.cluster,
+                excluded,
+                kubernetes: self.kubernetes.options(),
+                yes: self.yes,
+            };
+            held.handle(&consul).await
+        };
+        Ok(runtime.block_on(work)?)
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
+struct Held {
+    cluster: ClusterName,
+    excluded: globset::GlobSet,
+    kubernetes: k8s::client::ClientOptions,
+    yes: bool,
+}
+
+impl Held {
+    async fn handle(self, consul: &Client) -> anyhow::Result<()> {
+        if let Some(answer) = ask::ask(consul, &self.cluster, false).await? {
+            return self.by_the_writer(consul, &answer).await;
+        }
+        complain("no process of the cluster answers: looking by ourselves");
+        self.by_ourselves(consul).await
+    }
+
+    async fn by_the_writer(self, consul: &Client, shown: &Answer) -> anyhow::Result<()> {
+        let Answer {
+            held,
+            total,
+            holder,
+            ..
+        } = shown;
+        if *total == 0 {
+            return say(&format!("nothing is held ({holder})"));
+        }
+        for entry in held {
+            say(&format!("{}  {}  {}", entry.key, entry.owner, entry.why))?;
+        }
+        if *total > held.len() {
+            say(&format!("... of which {MOST_NAMED} are shown"))?;
+        }
+        if !self.yes {
+            return say(&format!("{total} held by {holder}; --yes releases them"));
+        }
+        match ask::ask(consul, &self.cluster, true).await? {
+            Some(answer) => say(&format!("{} released, {holder} removes them", answer.total)),
+            None => bail!("{holder} does not answer any more: try again"),
+        }
+    }
+
+    async fn by_ourselves(self, consul: &Client) -> anyhow::Result<()> {
+        let kube = k8s::client::client(&self.kubernetes)
+            .await
+            .context("cannot set up Kubernetes access")?;
+        let (doomed, owned) = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
+        show(&doomed)?;
+        if doomed.is_empty() {
+            return say("nothing is in Consul that Kubernetes does not claim");
+        }
+        let count = doomed.len();
+        if !self.yes {
+            return say(&format!(
+                "{count} of {owned} are claimed by nothing; --yes removes them"
+            ));
+        }
+        let uid = app::kube_system_uid(&kube).await.map_err(|error| {
+            anyhow::anyhow!("cannot read the namespace kube-system, whose UID is needed: {error}")
+        })?;
+        let claimant = Claimant {
+            cluster: self.cluster.clone(),
+            epoch: app::epoch_of(uid, EpochKind::Gc),
+            take_over: None,
+        };
+        let claimed = claimant.claim(consul, None).await?;
+        let mut remover = Remover::new(consul, epoch::key(&self.cluster), claimed.index);
+        let done = remover.instances(&doomed, "no object claims it").await;
+        report(remover.removed, &remover.stayed)?;
+        done
+    }
+}
+
+async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {
+    let estate = dead::find(consul, dead).await?;
+    show(&estate.instances)?;
+    let (instances, nodes, keys) = (estate.instances.len(), estate.nodes, estate.keys);
+    if estate.foreign > 0 {
+        let foreign = estate.foreign;
+        say(&format!("{foreign} entries of others on its nodes stay"))?;
+    }
+    let all = format!("{instances} instances, {nodes} nodes and {keys} keys of {dead}");
+    if instances + nodes + keys == 0 {
+        return say(&format!("nothing is left of {dead}"));
+    }
+    if !yes {
+        return say(&format!("{all}; --yes removes them"));
+    }
+    let epoch = dead::take_epoch(consul, dead, app::holder(), complain).await?;
+    let stayed = estate.remove(consul, epoch).await?;
+    say(&format!("removed: {all}"))?;
+    report(instances, &stayed)
+}
+
+fn show(doomed: &[Doomed]) -> anyhow::Result<()> {
+    for Doomed { key, owner, .. } in doomed {
+        say(&format!("{key}  {owner}"))?;
+    }
+    Ok(())
+}
+
+fn report(removed: usize, stayed: &[String]) -> anyhow::Result<()> {
+    say(&format!("{removed} instances removed"))?;
+    for text in stayed {
+        say(&format!("stayed: {text}"))?;
+    }
+    if stayed.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} entries stayed: look at why, and try again",
+        stayed.len()
+    )
+}

@@ -1,0 +1,93 @@
+//! `lictor gc`: shows and releases what is held, by the hand of the process that writes or, where none
+//! runs, by its own; and removes what a dead cluster left.
+
+pub mod ask;
+pub mod dead;
+pub mod offline;
+pub mod remove;
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, bail};
+
+use crate::audit::{self, Removed};
+use crate::consul::{Client, Consistency, ConsulError, Observed, TokenStanding};
+use crate::model::key::InstanceKey;
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::owner::Owner;
+use crate::observed::mirror::Mirror;
+use crate::sync::apply::{self, Done, ReadError};
+
+/// An instance that is to be removed.
+#[derive(Clone, Debug)]
+pub struct Doomed {
+    /// Where it is.
+    pub key: InstanceKey,
+    /// Whose it was.
+    pub owner: Owner,
+    /// The service's name.
+    pub service: String,
+    /// Its `ModifyIndex`.
+    pub index: u64,
+}
+
+/// Makes sure that reads leave nothing out for want of a token.
+pub async fn verify_token(client: &Client) -> anyhow::Result<()> {
+    match client.check_token().await.context("cannot reach Consul")? {
+        TokenStanding::AclsOff | TokenStanding::Token { .. } => Ok(()),
+        TokenStanding::Anonymous | TokenStanding::Unknown => bail!(
+            "Consul has ACLs and does not know the token: reads would be silently empty; set \
+             CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
+        ),
+    }
+}
+
+/// Reads all nodes of a cluster with all that is on them; only what is known for sure.
+async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirror> {
+    let mut mirror = Mirror::new(cluster.clone());
+    for name in nodes(client, cluster).await? {
+        let ticket = mirror.start_read();
+        let Done::Read {
+            content, ticket, ..
+        } = apply::read(client.clone(), name.clone(), ticket).await
+        else {
+            continue;
+        };
+        let content = content.with_context(|| format!("cannot read the Consul node {name}"))?;
+        let _ = mirror.finish_read(ticket, &name, &content, &std::collections::HashSet::new());
+    }
+    mirror.complete();
+    Ok(mirror)
+}
+
+async fn nodes(client: &Client, cluster: &ClusterName) -> anyhow::Result<BTreeSet<NodeName>> {
+    let filter = apply::node_filter(cluster);
+    let answer = client.nodes(Some(&filter), Consistency::Consistent).await;
+    let nodes = sure(answer).context("cannot list the nodes in Consul")?;
+    let names = nodes.iter();
+    Ok(names
+        .filter_map(|node| NodeName::parse(cluster, &node.name))
+        .collect())
+}
+
+/// The value of an answer that leaves nothing out.
+fn sure<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
+    let answer = answer?;
+    let quality = answer.quality;
+    answer
+        .authoritative()
+        .ok_or(ReadError::NotAuthoritative(quality))
+}
+
+/// The line of the audit log for a removal.
+fn audit(kind: &str, key: &str, owner: &str, why: &str, epoch: u64, index: u64) {
+    audit::removed(&Removed {
+        kind,
+        key,
+        owner,
+        why,
+        seen: false,
+        epoch,
+        index,
+    });
+}

@@ -1,0 +1,91 @@
+//! What is held, by the hand of `lictor gc` itself, where no process writes.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use globset::GlobSet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::{Doomed, read_all};
+use crate::consul::Client;
+use crate::desired::index::{Index, Touched};
+use crate::desired::watches::Watch;
+use crate::k8s;
+use crate::model::key::Key;
+use crate::model::kind::Kind;
+use crate::model::names::ClusterName;
+use crate::observed::mirror::Mirror;
+use crate::plan::{self, Rules, Step};
+use crate::sync::feed::feed;
+
+/// How long the lists of Kubernetes may take.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Finds the instances of the cluster that nothing in Kubernetes claims. Fails where either side is not
+/// known completely.
+pub async fn find(
+    kube: &kube::Client,
+    consul: &Client,
+    cluster: &ClusterName,
+    excluded: GlobSet,
+) -> anyhow::Result<(Vec<Doomed>, usize)> {
+    let index = tokio::time::timeout(PATIENCE, listed(kube, cluster, excluded))
+        .await
+        .context("Kubernetes could not be listed completely in time")??;
+    let mirror = read_all(consul, cluster).await?;
+    let doomed = doomed(&index, &mirror);
+    Ok((doomed, mirror.owned_instances()))
+}
+
+async fn listed(
+    kube: &kube::Client,
+    cluster: &ClusterName,
+    excluded: GlobSet,
+) -> anyhow::Result<Index> {
+    let (sender, mut events) = mpsc::channel(64);
+    let (_asks, relist) = watch::channel(());
+    // Ends them all when it is dropped.
+    let mut watches = JoinSet::new();
+    for kind in Kind::ALL {
+        let (kube, sender, relist) = (kube.clone(), sender.clone(), relist.clone());
+        watches.spawn(k8s::watch(kind, kube, None, sender, relist));
+    }
+    let mut index = Index::new(cluster.clone(), excluded);
+    while !index.watches.all_complete() {
+        let Some(event) = events.recv().await else {
+            bail!("the watches of Kubernetes ended");
+        };
+        feed(&mut index, event.change, &mut Touched::default());
+        for kind in Kind::ALL {
+            if let Watch::Broken(why) = index.watches.state(kind) {
+                bail!("cannot list {}: {why}", kind.resource());
+            }
+        }
+    }
+    Ok(index)
+}
+
+fn doomed(index: &Index, mirror: &Mirror) -> Vec<Doomed> {
+    let mut rules = Rules::default();
+    for key in mirror.keys() {
+        rules.guard.found(&key);
+    }
+    // Whoever asks judges how much may go.
+    rules.guard.release();
+    let doomed = |key: Key| {
+        let Key::Instance(instance) = &key else {
+            return None;
+        };
+        let Step::Remove(removal) = plan::decide(&key, index, mirror, &rules).step else {
+            return None;
+        };
+        Some(Doomed {
+            key: instance.clone(),
+            owner: removal.owner,
+            service: removal.name.to_string(),
+            index: removal.index,
+        })
+    };
+    mirror.keys().filter_map(doomed).collect()
+}

@@ -1,0 +1,36 @@
+//! The kinds of Kubernetes objects that decide what Consul shall hold.
+
+/// The kinds that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Node.
+    Node,
+    /// `lictor.io/v1alpha1` `ServiceRegistration`.
+    Registration,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::Pod, Self::Node, Self::Registration];
+
+    /// The name of the CRD of a kind of ours.
+    #[must_use]
+    pub const fn crd(self) -> Option<&'static str> {
+        match self {
+            Self::Pod | Self::Node => None,
+            Self::Registration => Some("serviceregistrations.lictor.io"),
+        }
+    }
+
+    /// The name of the resource, as the API server's URLs, logs and metrics have it.
+    #[must_use]
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Pod => "pods",
+            Self::Node => "nodes",
+            Self::Registration => "serviceregistrations",
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The guard against mass removal: found absences are judged together, not one by one.
+//!
+//! A view of Kubernetes that is wrong looks like a cluster in which much was deleted at once: another
+//! cluster behind the address, an empty etcd, a CRD made anew, a narrowed role. What this process saw
+//! being deleted needs no guard; what it only finds missing does.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::gate::Hold;
+use crate::model::key::Key;
+
+/// The time over which found absences are counted.
+const WINDOW: Duration = Duration::from_mins(10);
+/// Lists that must agree before all of a few entries go.
+const LISTS_FOR_THE_LAST: u32 = 3;
+
+/// From how many found absences on nothing of it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `--max-delete-percent`: of what we own.
+    pub percent: u8,
+    /// `--max-delete-floor`: so many may always go, whatever the share.
+    pub floor: usize,
+    /// `--delete-confirm`: complete lists that must show an absence.
+    pub confirm: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            percent: 30,
+            floor: 10,
+            confirm: 1,
+        }
+    }
+}
+
+/// What was said to the found absences that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// They may go once enough lists agree.
+    Pass,
+    /// All that we own would go, but it is not much; or it is what is left of what was held.
+    Confirm,
+    /// They are held until someone releases them, or the objects come back.
+    Hold { would_go: usize, of: usize },
+}
+
+/// Judges found absences.
+#[derive(Debug)]
+pub struct Guard {
+    limits: Limits,
+    removed: VecDeque<(Instant, usize)>,
+    /// The found absences that wait, with the number of rounds of lists before they were found.
+    waiting: BTreeMap<Key, u32>,
+    /// Those that may go.
+    released: BTreeSet<Key>,
+    /// Rounds of lists that were asked for and are complete.
+    rounds: u32,
+    verdict: Verdict,
+    /// Whether something changed since the last verdict.
+    open: bool,
+    /// Whether objects came back since the last verdict.
+    shrunk: bool,
+    /// Whether what waits is the rest of what was held, most of which came back.
+    recovering: bool,
+}
+
+impl Guard {
+    /// A guard that has seen nothing yet.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            removed: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            released: BTreeSet::new(),
+            rounds: 0,
+            verdict: Verdict::Pass,
+            open: false,
+            shrunk: false,
+            recovering: false,
+        }
+    }
+
+    /// Whether a found absence may be removed now.
+    pub fn admits(&self, key: &Key) -> Result<(), Hold> {
+        if self.released.contains(key) {
+            return Ok(());
+        }
+        let Some(since) = self.waiting.get(key) else {
+            return Err(Hold::Unjudged);
+        };
+        Err(match self.verdict {
+            _ if self.open => Hold::Unjudged,
+            Verdict::Hold { would_go, of } => Hold::TooMany { would_go, of },
+            Verdict::Pass | Verdict::Confirm => Hold::Unconfirmed {
+                lists: self.rounds - since + 1,
+                needed: self.needed(),
+            },
+        })
+    }
+
+    /// A key is found to be claimed by nothing.
+    pub fn found(&mut self, key: &Key) {
+        if !self.released.contains(key) && !self.waiting.contains_key(key) {
+            self.waiting.insert(key.clone(), self.rounds);
+            self.open = true;
+        }
+    }
+
+    /// A key is no found absence, or not any more: it is claimed again, was seen going, or is gone.
+    pub fn dismiss(&mut self, key: &Key) {
+        self.released.remove(key);
+        if self.waiting.remove(key).is_some() {
+            self.open = true;
+            self.shrunk = true;
+        }
+    }
+
+    /// A found absence was removed.
+    pub fn removed(&mut self, key: &Key, now: Instant) {
+        self.released.remove(key);
+        match self.removed.back_mut() {
+            Some((at, count)) if *at == now => *count += 1,
+            _ => self.removed.push_back((now, 1)),
+        }
+    }
+
+    /// A round of lists that was asked for is complete.
+    pub fn listed(&mut self) {
+        self.rounds += 1;
+        self.open = true;
+    }
+
+    /// Whether something changed since the last verdict.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Whether more lists are needed to judge.
+    #[must_use]
+    pub fn wants_lists(&self) -> bool {
+        let needed = self.needed();
+        let lacking = |since: &u32| self.rounds - since + 1 < needed;
+        !matches!(self.verdict, Verdict::Hold { .. }) && self.waiting.values().any(lacking)
+    }
+
+    fn needed(&self) -> u32 {
+        match self.verdict {
+            Verdict::Confirm => self.limits.confirm.max(LISTS_FOR_THE_LAST),
+            Verdict::Pass | Verdict::Hold { .. } => self.limits.confirm,
+        }
+    }
+
+    /// Judges what waits, if something changed, with `owned` entries in Consul. Returns the keys that
+    /// may go from now on.
+    ///
+    /// What is held stays held, however much time passes and however many lists agree. If so much of
+    /// it comes back that the rest is within the limits, the rest goes once three lists showed that no
+    /// more does.
+    pub fn judge(&mut self, owned: usize, now: Instant) -> Vec<Key> {
+        if !std::mem::take(&mut self.open) {
+            return Vec::new();
+        }
+        let shrunk = std::mem::take(&mut self.shrunk);
+        let was_held = self.held().is_some();
+        let verdict = self.assess(owned, now);
+        if matches!(verdict, Verdict::Hold { .. }) {
+            self.verdict = verdict;
+            self.recovering = false;
+            return Vec::new();
+        }
+        if was_held && !shrunk {
+            return Vec::new();
+        }
+        // Objects come back one by one: that the rest is few by now does not mean that it stays away.
+        self.recovering = (was_held || self.recovering) && !self.waiting.is_empty();
+        self.verdict = verdict;
+        if self.recovering {
+            self.verdict = Verdict::Confirm;
+            if shrunk {
+                let rounds = self.rounds;
+                self.waiting.values_mut().for_each(|since| *since = rounds);
+            }
+        }
+        let needed = self.needed();
+        let agreed = |since: &u32| self.rounds - since + 1 >= needed;
+        let agreed: Vec<Key> = self
+            .waiting
+            .iter()
+            .filter(|(_, since)| agreed(since))
+            .map(|(key, _)| key.clone())
+            .collect();
+        self.let_go(&agreed);
+        self.recovering &= !self.waiting.is_empty();
+        agreed
+    }
+
+    fn assess(&mut self, owned: usize, now: Instant) -> Verdict {
+        while self
+            .removed
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
+        {
+            self.removed.pop_front();
+        }
+        let before: usize = self.removed.iter().map(|(_, count)| count).sum();
+        let candidates = self.waiting.len() + self.released.len();
+        let (would_go, of) = (before + candidates, before + owned);
+        let share_exceeded = would_go * 100 > usize::from(self.limits.percent) * of;
+        if share_exceeded && would_go > self.limits.floor {
+            return Verdict::Hold { would_go, of };
+        }
+        if candidates >= owned && would_go > 1 {
+            return Verdict::Confirm;
+        }
+        Verdict::Pass
+    }
+
+    /// Someone who may releases all that is held. Returns it.
+    pub fn release(&mut self) -> Vec<Key> {
+        let keys: Vec<Key> = self.waiting.keys().cloned().collect();
+        self.let_go(&keys);
+        self.verdict = Verdict::Pass;
+        self.recovering = false;
+        keys
+    }
+
+    fn let_go(&mut self, keys: &[Key]) {
+        for key in keys {
+            self.waiting.remove(key);
+            self.released.insert(key.clone());
+        }
+    }
+
+    /// What waits or is held.
+    pub fn waiting(&self) -> impl Iterator<Item = &Key> {
+        self.waiting.keys()
+    }
+
+    /// How many would go of how many, while so many are held.
+    #[must_use]
+    pub fn held(&self) -> Option<(usize, usize)> {
+        match self.verdict {
+            Verdict::Hold { would_go, of } if !self.waiting.is_empty() => Some((would_go, of)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

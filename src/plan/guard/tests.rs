@@ -1,0 +1,144 @@
+use super::*;
+use crate::model::names::NodeName;
+
+fn key(number: usize) -> Key {
+    let cluster = "a".parse().unwrap();
+    Key::Node(NodeName::for_kubernetes(&cluster, &format!("n{number:04}")))
+}
+
+fn guard() -> Guard {
+    Guard::new(Limits::default())
+}
+
+/// How many of so many found absences may go at once.
+fn passed(guard: &mut Guard, found: std::ops::Range<usize>, owned: usize, now: Instant) -> usize {
+    for number in found {
+        guard.found(&key(number));
+    }
+    guard.judge(owned, now).len()
+}
+
+fn begin() -> Instant {
+    Instant::now()
+}
+
+#[test]
+fn a_few_may_go_whatever_their_share() {
+    assert_eq!(passed(&mut guard(), 0..10, 11, begin()), 10);
+    assert_eq!(passed(&mut guard(), 0..1, 1, begin()), 1);
+}
+
+#[test]
+fn a_share_above_the_limit_is_held_whole() {
+    assert_eq!(passed(&mut guard(), 0..30, 100, begin()), 30);
+    let mut guard = guard();
+    assert_eq!(passed(&mut guard, 0..31, 100, begin()), 0);
+    assert_eq!(guard.held(), Some((31, 100)));
+    let why = Hold::TooMany {
+        would_go: 31,
+        of: 100,
+    };
+    assert_eq!(guard.admits(&key(3)), Err(why));
+    assert_eq!(passed(&mut self::guard(), 0..11, 11, begin()), 0);
+}
+
+#[test]
+fn neither_time_nor_lists_release_what_is_held() {
+    let (mut guard, now) = (guard(), begin());
+    assert_eq!(passed(&mut guard, 0..20, 40, now), 0);
+    for round in 1..20 {
+        guard.listed();
+        let later = now + WINDOW * round;
+        assert_eq!(guard.judge(4000, later), []);
+        assert!(!guard.wants_lists());
+    }
+    assert_eq!(guard.release().len(), 20);
+    assert_eq!(guard.admits(&key(3)), Ok(()));
+    assert_eq!(guard.held(), None);
+}
+
+#[test]
+fn what_comes_back_releases_the_few_that_do_not_after_three_lists() {
+    let (mut guard, now) = (guard(), begin());
+    assert_eq!(passed(&mut guard, 0..20, 40, now), 0);
+    // One by one, with lists in between.
+    for number in 5..20 {
+        guard.dismiss(&key(number));
+        assert_eq!(guard.judge(40, now), [], "while more come back");
+        guard.listed();
+        assert_eq!(guard.judge(40, now), [], "while more come back");
+    }
+    assert_eq!(guard.held(), None);
+    assert!(guard.wants_lists());
+    guard.listed();
+    assert_eq!(guard.judge(40, now).len(), 5);
+    // What is found later has nothing to do with it.
+    assert_eq!(passed(&mut guard, 30..31, 40, now), 1);
+}
+
+#[test]
+fn the_last_few_go_when_three_lists_agree() {
+    let (mut guard, now) = (guard(), begin());
+    assert_eq!(passed(&mut guard, 0..10, 10, now), 0);
+    for lists in 1..3 {
+        let why = Hold::Unconfirmed { lists, needed: 3 };
+        assert_eq!(guard.admits(&key(1)), Err(why));
+        assert!(guard.wants_lists());
+        assert_eq!(guard.held(), None);
+        guard.listed();
+        let passed = guard.judge(10, now).len();
+        assert_eq!(passed, if lists == 2 { 10 } else { 0 });
+    }
+    assert!(!guard.wants_lists());
+}
+
+#[test]
+fn as_many_lists_as_asked_for_must_agree() {
+    let mut guard = Guard::new(Limits {
+        confirm: 2,
+        ..Limits::default()
+    });
+    let now = begin();
+    assert_eq!(passed(&mut guard, 0..1, 10, now), 0);
+    guard.listed();
+    // What is found later needs lists of its own.
+    guard.found(&key(1));
+    assert_eq!(guard.judge(10, now), [key(0)]);
+    assert!(guard.wants_lists());
+    guard.listed();
+    assert_eq!(guard.judge(10, now), [key(1)]);
+}
+
+#[test]
+fn small_steps_add_up_over_the_window() {
+    let (mut guard, begin) = (guard(), begin());
+    let mut owned = 100;
+    for step in 0..3 {
+        let now = begin + Duration::from_mins(1) * u32::try_from(step).unwrap();
+        assert_eq!(
+            passed(&mut guard, step * 10..step * 10 + 10, owned, now),
+            10
+        );
+        for number in step * 10..step * 10 + 10 {
+            guard.removed(&key(number), now);
+        }
+        owned -= 10;
+    }
+    let now = begin + Duration::from_mins(4);
+    assert_eq!(passed(&mut guard, 30..40, owned, now), 0);
+    assert_eq!(guard.held(), Some((40, 100)));
+
+    let mut fresh = self::guard();
+    for number in 0..30 {
+        fresh.removed(&key(number), begin);
+    }
+    assert_eq!(passed(&mut fresh, 30..40, 70, begin + WINDOW), 10);
+}
+
+#[test]
+fn what_was_released_and_came_back_is_judged_anew() {
+    let (mut guard, now) = (guard(), begin());
+    assert_eq!(passed(&mut guard, 0..1, 10, now), 1);
+    guard.dismiss(&key(0));
+    assert_eq!(guard.admits(&key(0)), Err(Hold::Unjudged));
+}

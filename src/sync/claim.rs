@@ -1,0 +1,140 @@
+//! Taking the epoch in Consul.
+
+use super::apply::ReadError;
+use super::fence::{self, Claim, Last, Refusal, Standing};
+use crate::consul::{
+    Client, Consistency, ConsulError, Txn, TxnFailure, TxnOp, TxnOutcome, TxnResult,
+};
+use crate::model::epoch::{self, Epoch};
+use crate::model::names::ClusterName;
+
+/// What a claim is made with.
+#[derive(Clone, Debug)]
+pub struct Claimant {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The epoch of this process.
+    pub epoch: Epoch,
+    /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
+    pub take_over: Option<String>,
+}
+
+/// The epoch is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The key's `ModifyIndex`.
+    pub index: u64,
+    /// Whether it was ours all the while.
+    pub kept: bool,
+}
+
+/// Why the epoch was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Consul could not be read, or not written.
+    #[error(transparent)]
+    Failed(#[from] ReadError),
+    /// Another process was faster.
+    #[error("another process took the epoch at the same moment")]
+    Raced,
+    /// Consul refuses the write.
+    #[error("Consul refuses the epoch: {0}")]
+    RefusedByConsul(String),
+    /// What stands under the key is no epoch.
+    #[error(
+        "the key {key} in Consul holds no epoch that can be read ({error}): remove it, or repair it"
+    )]
+    Unreadable {
+        /// The key.
+        key: String,
+        /// What is wrong.
+        error: serde_json::Error,
+    },
+    /// It may not be taken.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl From<ConsulError> for ClaimError {
+    fn from(error: ConsulError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Claimant {
+    /// Takes the epoch by compare-and-set, if it may be taken. `last` is the one that this process
+    /// had.
+    pub async fn claim(self, client: &Client, last: Option<Last>) -> Result<Claimed, ClaimError> {
+        let Self {
+            cluster,
+            epoch,
+            take_over,
+        } = self;
+        let key = epoch::key(&cluster);
+        let there = read(client, &key).await?;
+        let index = there.as_ref().map_or(0, |there| there.index);
+        let claim = fence::decide(epoch, there.as_ref(), last, &cluster, take_over.as_deref())?;
+        match claim {
+            Claim::Keep => Ok(Claimed { index, kept: true }),
+            Claim::Write(next) => {
+                let index = write(client, &key, &next, index).await?;
+                Ok(Claimed { index, kept: false })
+            }
+        }
+    }
+}
+
+async fn read(client: &Client, key: &str) -> Result<Option<Standing>, ClaimError> {
+    let answer = client.kv_get(key, Consistency::Consistent).await?;
+    let quality = answer.quality;
+    let there = answer
+        .authoritative()
+        .ok_or(ReadError::NotAuthoritative(quality))?;
+    let Some(pair) = there else { return Ok(None) };
+    match serde_json::from_slice(&pair.value) {
+        Ok(epoch) => Ok(Some(Standing {
+            epoch,
+            index: pair.modify_index,
+        })),
+        Err(error) => Err(ClaimError::Unreadable {
+            key: key.to_owned(),
+            error,
+        }),
+    }
+}
+
+/// Writes the epoch over what has this index (0: over nothing). Returns its index.
+pub async fn write(
+    client: &Client,
+    key: &str,
+    next: &Epoch,
+    index: u64,
+) -> Result<u64, ClaimError> {
+    let value = serde_json::to_vec(next).map_err(|error| ClaimError::Unreadable {
+        key: key.to_owned(),
+        error,
+    })?;
+    let mut txn = Txn::new();
+    txn.push(&TxnOp::KvCas {
+        key,
+        value: &value,
+        index,
+    })
+    .map_err(|full| ClaimError::RefusedByConsul(full.to_string()))?;
+    // A transaction tells the new index, which a plain compare-and-set does not.
+    match client.apply(&txn).await? {
+        TxnOutcome::Applied(results) => match results.first() {
+            Some(TxnResult::Kv(pair)) => Ok(pair.modify_index),
+            _ => Err(ClaimError::RefusedByConsul(
+                "the answer names no index".to_owned(),
+            )),
+        },
+        TxnOutcome::RolledBack(errors) => match errors.first() {
+            Some(error) if error.reason != TxnFailure::StaleIndex => {
+                Err(ClaimError::RefusedByConsul(error.what.to_string()))
+            }
+            _ => Err(ClaimError::Raced),
+        },
+        TxnOutcome::Fenced { what, .. } => Err(ClaimError::RefusedByConsul(what.to_string())),
+    }
+}

@@ -1,0 +1,78 @@
+//! What events of Kubernetes do to the index.
+
+use crate::desired::index::{Index, Touched};
+use crate::desired::registration::Registration;
+use crate::k8s::{Change, WatchEvent};
+use crate::model::kind::Kind;
+
+/// Puts an event into the index.
+pub fn feed(index: &mut Index, change: Change, touched: &mut Touched) {
+    match change {
+        Change::Pod(event) => put(
+            index,
+            Kind::Pod,
+            event,
+            touched,
+            |index, object, touched| match object {
+                Object::Applied(pod) => index.apply_pod(pod, touched),
+                Object::Deleted(pod, _) => index.remove_pod(&pod.namespace, &pod.name, touched),
+            },
+        ),
+        Change::Node(event) => put(
+            index,
+            Kind::Node,
+            event,
+            touched,
+            |index, object, touched| match object {
+                Object::Applied(node) => index.apply_node(node, touched),
+                Object::Deleted(node, _) => index.remove_node(&node.name, touched),
+            },
+        ),
+        Change::Registration(event) => put(
+            index,
+            Kind::Registration,
+            event,
+            touched,
+            |index, object, touched| match object {
+                Object::Applied(object) => {
+                    index.apply_registration(Registration::of(&object), touched);
+                }
+                Object::Deleted(object, by_itself) => {
+                    let (namespace, name) = (&object.namespace, &object.name);
+                    index.remove_registration(namespace, name, by_itself, touched);
+                }
+            },
+        ),
+    }
+}
+
+/// A change of one object.
+enum Object<T> {
+    Applied(T),
+    /// Whether by itself, too.
+    Deleted(T, bool),
+}
+
+fn put<T>(
+    index: &mut Index,
+    kind: Kind,
+    event: WatchEvent<T>,
+    touched: &mut Touched,
+    change: impl Fn(&mut Index, Object<T>, &mut Touched),
+) {
+    match event {
+        WatchEvent::Listing => index.begin_list(kind),
+        WatchEvent::Page(page) => {
+            for object in page {
+                change(index, Object::Applied(object), touched);
+            }
+        }
+        WatchEvent::Listed { .. } => index.end_list(kind, touched),
+        WatchEvent::Applied(object) => change(index, Object::Applied(object), touched),
+        WatchEvent::Deleted { object, by_itself } => {
+            change(index, Object::Deleted(object, by_itself), touched);
+        }
+        WatchEvent::Broken(broken) => index.watches.broken(kind, broken.message.to_string()),
+        WatchEvent::Healthy => index.watches.healthy(kind),
+    }
+}

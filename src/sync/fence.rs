@@ -1,0 +1,373 @@
+//! The fence: every transaction holds only while nobody else took the epoch. Pure: time is passed in.
+//!
+//! An epoch that failed once is never used again, not even where its index would be valid once more,
+//! as after the restore of a snapshot.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::consul::TxnFailure;
+use crate::model::epoch::{ClusterNameTaken, Epoch, EpochKind};
+use crate::model::names::ClusterName;
+
+/// How long to wait before the epoch is claimed again after a failed attempt.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Whether this process may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// The epoch is to be claimed, not before this time.
+    Wanted {
+        /// Not before.
+        after: Option<Instant>,
+        /// The epoch that this process had.
+        last: Option<Last>,
+    },
+    /// It is being claimed.
+    Claiming {
+        /// The epoch that this process had.
+        last: Option<Last>,
+    },
+    /// It is ours, with this index.
+    Held(u64),
+    /// Another process took it: this one stands by for good.
+    Replaced(String),
+    /// The name belongs to another cluster, or another scope of this one, until its epoch changes.
+    NameTaken(String),
+}
+
+/// An epoch that this process had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    /// Its index.
+    pub index: u64,
+    /// Whether a transaction failed at it; else it is only in doubt.
+    pub failed: bool,
+}
+
+/// The epoch as Consul has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The value.
+    pub epoch: Epoch,
+    /// The key's `ModifyIndex`.
+    pub index: u64,
+}
+
+/// What to do to have the epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing: it is ours and unharmed.
+    Keep,
+    /// Write this over what stands there.
+    Write(Epoch),
+}
+
+/// Why the epoch may not be taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The name is not ours.
+    #[error("ClusterNameTaken: {0}")]
+    NameTaken(#[from] ClusterNameTaken),
+    /// Another process of this cluster took it after us.
+    #[error(
+        "replaced: {holder} took the epoch and writes for this cluster since; this process stands by: \
+         restart it if that is wrong"
+    )]
+    Replaced {
+        /// Who.
+        holder: String,
+    },
+}
+
+/// Decides whether this process may have the epoch.
+///
+/// At its start it takes the epoch from any other of its cluster. One that had it takes it again
+/// where Consul lost it (the key is missing, or has a lower index: wiped or restored), or where
+/// `lictor gc` holds it, and else stands by.
+pub fn decide(
+    ours: Epoch,
+    there: Option<&Standing>,
+    last: Option<Last>,
+    cluster: &ClusterName,
+    take_over: Option<&str>,
+) -> Result<Claim, Refusal> {
+    if let (Some(there), Some(last)) = (there, last) {
+        let is_ours = there.epoch.holder == ours.holder;
+        if is_ours && there.index == last.index && !last.failed {
+            return Ok(Claim::Keep);
+        }
+        let newer = there.index > last.index;
+        if newer && !is_ours && there.epoch.kind == EpochKind::Run {
+            let holder = there.epoch.holder.clone();
+            return Err(Refusal::Replaced { holder });
+        }
+    }
+    let before = there.map(|there| &there.epoch);
+    Ok(Claim::Write(ours.succeed(before, cluster, take_over)?))
+}
+
+impl Fence {
+    /// The fence of a process that starts.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::Wanted {
+            after: None,
+            last: None,
+        }
+    }
+
+    /// The index that transactions are fenced with, if this process may write.
+    #[must_use]
+    pub fn index(&self) -> Option<u64> {
+        match self {
+            Self::Held(index) => Some(*index),
+            _ => None,
+        }
+    }
+
+    /// Whether this process had the epoch before.
+    #[must_use]
+    pub fn was_held(&self) -> bool {
+        matches!(
+            self,
+            Self::Held(_) | Self::Wanted { last: Some(_), .. } | Self::Claiming { last: Some(_) }
+        )
+    }
+
+    /// Why this process stands by, if it does.
+    #[must_use]
+    pub fn stands_by(&self) -> Option<&str> {
+        match self {
+            Self::Replaced(why) | Self::NameTaken(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Whether another process took over for good.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        matches!(self, Self::Replaced(_))
+    }
+
+    /// Why the name of the cluster is not ours, if it is not.
+    #[must_use]
+    pub fn name_taken(&self) -> Option<&str> {
+        match self {
+            Self::NameTaken(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Begins a claim, if one is due: the epoch that this process had before.
+    pub fn begin(&mut self, now: Instant) -> Option<Option<Last>> {
+        let Self::Wanted { after, last } = self else {
+            return None;
+        };
+        if after.is_some_and(|after| after > now) {
+            return None;
+        }
+        let last = *last;
+        *self = Self::Claiming { last };
+        Some(last)
+    }
+
+    /// When it is to be claimed.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        match self {
+            Self::Wanted { after, .. } => *after,
+            _ => None,
+        }
+    }
+
+    /// A claim could not be carried out: it is tried again.
+    pub fn claim_failed(&mut self, now: Instant) {
+        if let Self::Claiming { last } = *self {
+            let after = Some(now + RETRY);
+            *self = Self::Wanted { after, last };
+        }
+    }
+
+    /// A claim was refused.
+    pub fn refused(&mut self, why: &Refusal) {
+        let text = why.to_string();
+        *self = match why {
+            Refusal::NameTaken(_) => Self::NameTaken(text),
+            Refusal::Replaced { .. } => Self::Replaced(text),
+        };
+    }
+
+    /// A transaction that was fenced with `index` failed at the fence.
+    pub fn failed(&mut self, index: u64, reason: TxnFailure) {
+        // The right to read it may be missing, which says nothing about the epoch; and a transaction
+        // of an earlier epoch of ours says nothing about this one.
+        if self.index() == Some(index) && reason != TxnFailure::PermissionDenied {
+            let last = Some(Last {
+                index,
+                failed: true,
+            });
+            *self = Self::Wanted { after: None, last };
+        }
+    }
+
+    /// The key was seen to have this index; `None` if it is not there.
+    pub fn seen(&mut self, seen: Option<u64>) {
+        match self {
+            // What was seen may be older than our claim: it is only doubted.
+            Self::Held(index) if seen != Some(*index) => {
+                let last = Some(Last {
+                    index: *index,
+                    failed: false,
+                });
+                *self = Self::Wanted { after: None, last };
+            }
+            Self::NameTaken(_) => *self = Self::new(),
+            _ => {}
+        }
+    }
+}
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(holder: &str, kind: EpochKind) -> Epoch {
+        Epoch {
+            holder: holder.to_owned(),
+            uid: "uid".to_owned(),
+            scope: Vec::new(),
+            kind,
+            term: 4,
+            other: serde_json::Map::new(),
+        }
+    }
+
+    fn decided(
+        holder: &str,
+        kind: EpochKind,
+        index: u64,
+        last: Option<Last>,
+    ) -> Result<Claim, Refusal> {
+        let there = Standing {
+            epoch: epoch(holder, kind),
+            index,
+        };
+        let ours = epoch("we", EpochKind::Run);
+        decide(ours, Some(&there), last, &"a".parse().unwrap(), None)
+    }
+
+    fn had(index: u64, failed: bool) -> Last {
+        Last { index, failed }
+    }
+
+    #[test]
+    fn a_process_that_starts_takes_the_epoch_from_its_predecessor() {
+        let Ok(Claim::Write(next)) = decided("they", EpochKind::Run, 12, None) else {
+            panic!("not taken");
+        };
+        assert_eq!((&*next.holder, next.term), ("we", 5));
+        let ours = epoch("we", EpochKind::Run);
+        let none = decide(ours.clone(), None, None, &"a".parse().unwrap(), None);
+        assert_eq!(none, Ok(Claim::Write(ours)));
+    }
+
+    #[test]
+    fn one_that_was_replaced_stands_by() {
+        for failed in [true, false] {
+            let refused = decided("they", EpochKind::Run, 12, Some(had(9, failed)));
+            let Err(why @ Refusal::Replaced { .. }) = refused else {
+                panic!("{refused:?}");
+            };
+            let mut fence = Fence::Claiming { last: None };
+            fence.refused(&why);
+            assert!(fence.stands_by().unwrap().contains("they"));
+            fence.seen(None);
+            assert_eq!(fence.begin(Instant::now()), None);
+        }
+    }
+
+    #[test]
+    fn what_consul_lost_or_gc_took_is_taken_again() {
+        for (holder, kind, index) in [
+            ("they", EpochKind::Run, 3),
+            ("they", EpochKind::Gc, 12),
+            ("we", EpochKind::Run, 12),
+        ] {
+            let decided = decided(holder, kind, index, Some(had(9, true)));
+            assert!(matches!(decided, Ok(Claim::Write(_))), "{decided:?}");
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_kept_when_only_in_doubt_and_never_when_it_failed() {
+        assert_eq!(
+            decided("we", EpochKind::Run, 9, Some(had(9, false))),
+            Ok(Claim::Keep)
+        );
+        let again = decided("we", EpochKind::Run, 9, Some(had(9, true)));
+        assert!(matches!(again, Ok(Claim::Write(_))));
+        // A restored snapshot may have another's epoch under the very same index.
+        let others = decided("they", EpochKind::Run, 9, Some(had(9, false)));
+        assert!(matches!(others, Ok(Claim::Write(_))));
+    }
+
+    #[test]
+    fn a_failure_at_the_fence_ends_the_epoch_and_a_missing_right_does_not() {
+        let now = Instant::now();
+        let replaced = TxnFailure::FailedIndexCheck {
+            current: 12,
+            expected: 9,
+        };
+        for reason in [TxnFailure::Missing, replaced] {
+            let mut fence = Fence::Held(9);
+            fence.failed(9, reason);
+            assert_eq!(fence.index(), None);
+            assert_eq!(fence.begin(now), Some(Some(had(9, true))));
+        }
+        let mut fence = Fence::Held(9);
+        fence.failed(9, TxnFailure::PermissionDenied);
+        assert_eq!(fence, Fence::Held(9));
+        fence.failed(7, TxnFailure::Missing);
+        assert_eq!(fence, Fence::Held(9), "a late answer to an earlier epoch");
+    }
+
+    #[test]
+    fn what_is_seen_only_raises_a_doubt() {
+        let now = Instant::now();
+        let mut fence = Fence::Held(9);
+        fence.seen(Some(9));
+        assert_eq!(fence, Fence::Held(9));
+        for seen in [None, Some(8), Some(10)] {
+            let mut fence = Fence::Held(9);
+            fence.seen(seen);
+            assert_eq!(fence.begin(now), Some(Some(had(9, false))));
+        }
+    }
+
+    #[test]
+    fn a_taken_name_is_asked_for_again_when_its_epoch_changes() {
+        let mut fence = Fence::NameTaken("taken".to_owned());
+        fence.seen(Some(30));
+        assert_eq!(fence.begin(Instant::now()), Some(None));
+    }
+
+    #[test]
+    fn a_failed_claim_is_tried_again_after_a_while() {
+        let (mut fence, now) = (Fence::new(), Instant::now());
+        assert_eq!(fence.begin(now), Some(None));
+        assert_eq!(fence.begin(now), None);
+        fence.claim_failed(now);
+        assert_eq!(fence.begin(now), None);
+        assert_eq!(fence.wake_at(), Some(now + RETRY));
+        assert_eq!(fence.begin(now + RETRY), Some(None));
+    }
+}

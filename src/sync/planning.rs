@@ -1,0 +1,195 @@
+//! What the engine plans, and what it starts to write.
+
+use tokio::time::Instant;
+
+use super::apply;
+use super::dirty::{Cause, Due};
+use super::engine::Engine;
+use crate::model::key::Key;
+use crate::plan::batch::{Batch, Overflow};
+use crate::plan::gate::Hold;
+use crate::plan::{self, Finding, Mode, Step};
+use crate::status::board::{Reason, Trouble};
+
+/// Keys planned in a row before events are looked at again.
+const PLANNED_IN_A_ROW: usize = 512;
+
+impl Engine {
+    pub(super) fn start_writes(&mut self, now: Instant) {
+        let Some(epoch) = self.fence.index() else {
+            return;
+        };
+        let mut planned = 0;
+        while self.may_write(now) && self.dirty.has_ready() && planned < PLANNED_IN_A_ROW {
+            let mut batch = Batch::default();
+            while planned < PLANNED_IN_A_ROW
+                && let Some((key, due)) = self.dirty.take()
+            {
+                planned += 1;
+                let alone = self.alone.contains(&key);
+                if alone && !batch.is_empty() {
+                    self.dirty.put_back(key, due);
+                    break;
+                }
+                let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
+                let full = self.add(&mut batch, key, due, finding)
+                    || batch.len() >= self.pace.most_entries();
+                if full || (alone && !batch.is_empty()) {
+                    break;
+                }
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            let (txn, steps) = batch.into_parts();
+            for step in &steps {
+                self.dirty.start(step.key.clone());
+            }
+            self.pace.begun(steps.len(), now);
+            let id = self.own.start();
+            let fence = (self.fence_key.clone(), epoch);
+            self.jobs
+                .spawn(apply::write(self.consul.clone(), id, fence, txn, steps));
+        }
+    }
+
+    /// Tells what would be written (`--policy dry-run`).
+    pub(super) fn rehearse(&mut self) {
+        let mut planned = 0;
+        while self.is_ready()
+            && planned < PLANNED_IN_A_ROW
+            && let Some((key, _)) = self.dirty.take()
+        {
+            planned += 1;
+            let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
+            let guarded = finding.held().is_some_and(Hold::is_guards);
+            let judged = self.rules.guard.held().is_some();
+            if guarded {
+                self.rules.guard.found(&key);
+            }
+            match finding.step {
+                Step::Settled | Step::Waiting | Step::Lingering => self.rules.guard.dismiss(&key),
+                Step::Held(_) if guarded && !judged => {}
+                Step::Held(hold) => tracing::info!(key = %key, "{hold}"),
+                step => tracing::info!(key = %key, "would {step}"),
+            }
+        }
+    }
+
+    /// Judges what is found missing, once all that is due was planned: together, and not one by one.
+    pub(super) fn judge(&mut self, now: Instant) {
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        if !(rehearses || self.may_write(now)) || self.dirty.has_ready() {
+            return;
+        }
+        let before = self.rules.guard.held();
+        let judged = self.rules.guard.is_open();
+        let mut again = self.rules.guard.judge(self.mirror.owned_instances(), now);
+        if judged {
+            // How it stands is told anew.
+            again.extend(self.rules.guard.waiting().cloned());
+        }
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        for key in again {
+            self.dirty.touch(key, due);
+        }
+        if let Some((would_go, of)) = self.rules.guard.held().filter(|held| Some(*held) != before) {
+            self.tell_guarded(would_go, of);
+        }
+        if self.rounds.want(self.rules.guard.wants_lists(), now) {
+            tracing::info!("everything is listed anew, to confirm what is found missing");
+            self.relist.send_replace(());
+        }
+    }
+
+    /// Adds what a finding asks for to the batch. Returns whether the batch is full.
+    fn add(&mut self, batch: &mut Batch<Due>, key: Key, due: Due, finding: Finding) -> bool {
+        self.note(&key, &finding);
+        let step = match finding.step {
+            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
+                if let Key::Node(node) = &key {
+                    self.go_on(node);
+                }
+                return false;
+            }
+            Step::Waiting => {
+                self.wait_for_node(key, due);
+                return false;
+            }
+            step @ (Step::PutNode(_) | Step::Put(_) | Step::Remove(_) | Step::RemoveNode(_)) => {
+                step
+            }
+        };
+        if due.cause == Cause::Written {
+            self.contested(&key, due, &step);
+            return false;
+        }
+        if self.leaves_drift(&key, due) {
+            return false;
+        }
+        if due.cause == Cause::Audit {
+            tracing::warn!(key = %key, "found by the total pass, missed before: {step:?}");
+            self.report.metrics.audit_findings.inc();
+        }
+        if let (Key::Instance(instance), Step::Put(write)) = (&key, &step)
+            && write.creates()
+            && self.mirror.node(&instance.node).is_none()
+        {
+            let node = Key::Node(instance.node.clone());
+            if self.dirty.busy().contains(&node) || self.dirty.is_parked(&node) {
+                if let Some(Trouble { reason, message }) = self.node_troubles.get(&instance.node) {
+                    self.trouble(&key, *reason, message.clone());
+                }
+                self.wait_for_node(key, due);
+                return false;
+            }
+            if !batch.contains(&node) {
+                let first = self.dirty.take_key(&node).unwrap_or(due);
+                let finding = plan::decide(&node, &self.index, &self.mirror, &self.rules);
+                if !matches!(finding.step, Step::PutNode(_)) {
+                    let message = format!(
+                        "the Kubernetes node of {instance} has no InternalIP, and the pod no host \
+                         IP, yet"
+                    );
+                    self.trouble(&key, Reason::Writing, message);
+                    self.wait_for_node(key, due);
+                    return false;
+                }
+                if batch.push(node.clone(), finding.step, first).is_err() {
+                    self.dirty.touch(node, first);
+                    self.dirty.put_back(key, due);
+                    return true;
+                }
+            }
+        }
+        let again = key.clone();
+        match batch.push(key, step, due) {
+            Ok(()) => return false,
+            Err(Overflow::Full) => self.dirty.put_back(again, due),
+            Err(Overflow::TooLarge) => {
+                self.too_large(&again, due);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// A key waits until its node is written, read, or known better.
+    fn wait_for_node(&mut self, key: Key, due: Due) {
+        let waiting = self.on_node.entry(key.node().clone()).or_default();
+        waiting
+            .entry(key)
+            .and_modify(|known| *known = due.merged(Some(*known)))
+            .or_insert(due);
+    }
+
+    fn too_large(&mut self, key: &Key, due: Due) {
+        let message = "the entry is larger than a transaction of Consul's may be: use fewer or \
+                       shorter tags and meta";
+        self.trouble(key, Reason::ConsulRefused, message.to_owned());
+        self.dirty.penalise(key, due, Instant::now());
+    }
+}

@@ -1,0 +1,205 @@
+//! `lictor gc`, and nodes that nothing is on any more.
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use crate::support::{Annotated as _, Scene, run_within, until};
+
+/// How long `lictor gc --dead` waits whether the cluster lives, and then some.
+const BURIAL: std::time::Duration = std::time::Duration::from_mins(2);
+
+struct Outcome {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
+    let mut args = scene.args();
+    "gc".clone_into(&mut args[0]);
+    args.retain(|arg| !arg.starts_with("--listen"));
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (code, out, err) = run_within(BURIAL, &args).await?;
+    Ok(Outcome { code, out, err })
+}
+
+/// So many pods, registered, of which all but two are deleted while no lictor runs.
+async fn much_is_gone(scene: &Scene, count: usize) -> Result<()> {
+    let lictor = scene.lictor().await?;
+    for number in 0..count {
+        let pod = scene.pod(&format!("web-{number}"));
+        let pod = pod.lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+    }
+    for number in 0..count {
+        scene
+            .status("web", &format!("web-{number}"), "passing")
+            .await?;
+    }
+    lictor.stop().await?;
+    for number in 2..count {
+        let pod = scene.pod(&format!("web-{number}"));
+        pod.finish_deletion(&scene.client).await?;
+    }
+    Ok(())
+}
+
+async fn two_are_left(scene: &Scene, count: usize) -> Result<()> {
+    for number in 2..count {
+        scene.gone("web", &format!("web-{number}")).await?;
+    }
+    for name in ["web-0", "web-1"] {
+        scene.status("web", name, "passing").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_held_is_shown_and_released_by_the_process_that_runs() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 14).await?;
+    let lictor = scene.lictor().await?;
+    until("all to be held", async || {
+        let held = lictor.metric("lictor_held_deletes", &[]).await?;
+        ensure!((held - 12.0).abs() < 0.5, "{held}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+
+    let shown = gc(&scene, &["--dry-run"]).await?;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    assert!(shown.out.contains(&scene.id("web", "web-7")));
+    assert!(shown.out.contains("12 of 14"), "{}", shown.out);
+    assert!(shown.out.contains("12 held by"), "{}", shown.out);
+    let kept = format!("{}  ", scene.id("web", "web-1"));
+    assert!(!shown.out.contains(&kept), "{}", shown.out);
+    assert!(scene.find("web", "web-7").await?.is_some(), "only shown");
+
+    let released = gc(&scene, &["--yes"]).await?;
+    assert_eq!(released.code, Some(0), "{}", released.err);
+    assert!(released.out.contains("12 released"), "{}", released.out);
+    two_are_left(&scene, 14).await?;
+    let nothing = gc(&scene, &["--yes"]).await?;
+    assert!(nothing.out.contains("nothing is held"), "{}", nothing.out);
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 5).await?;
+    let entry = json!({
+        "Node": scene.consul_node(), "Address": "10.88.0.1", "SkipNodeUpdate": true,
+        "Service": {"ID": "hand", "Service": "web", "Port": 1},
+    });
+    scene.by_hand(&entry).await?;
+    let shown = gc(&scene, &[]).await?;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    assert!(shown.err.contains("by ourselves"), "{}", shown.err);
+    assert!(
+        shown.out.contains("3 of 5 are claimed by nothing"),
+        "{}",
+        shown.out
+    );
+    let removed = gc(&scene, &["--yes"]).await?;
+    assert_eq!(removed.code, Some(0), "{}", removed.err);
+    assert!(removed.out.contains("3 instances removed"));
+    assert!(removed.err.contains("audit"), "{}", removed.err);
+    two_are_left(&scene, 5).await?;
+    assert!(scene.find_id("web", "hand").await?.is_some());
+    // The next process takes the epoch as ever.
+    let lictor = scene.lictor().await?;
+    lictor.stop().await?;
+    Ok(())
+}
+
+async fn keys_of(scene: &Scene, cluster: &str) -> Result<Value> {
+    let path = format!("/v1/kv/lictor/v1/{cluster}/?keys&consistent");
+    Ok(scene.consul.get(&path).await.unwrap_or(json!([])))
+}
+
+#[tokio::test]
+async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
+    let scene = Scene::new().await?;
+    let pod = scene.pod("web-0").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    let lictor = scene.lictor().await?;
+    scene.status("web", "web-0", "passing").await?;
+    let undertaker = format!("--cluster={}x", scene.cluster);
+    let dead = format!("--dead={}", scene.cluster);
+    let bury = async |more: &[&str]| {
+        let mut args = vec![&*undertaker, &*dead];
+        args.extend(more);
+        let mut all = scene.args();
+        "gc".clone_into(&mut all[0]);
+        all.retain(|arg| !arg.starts_with("--listen") && !arg.starts_with("--cluster"));
+        all.extend(args.iter().map(|&arg| arg.to_owned()));
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let (code, out, err) = run_within(BURIAL, &all).await?;
+        Ok::<_, anyhow::Error>(Outcome { code, out, err })
+    };
+
+    let before = scene.find("web", "web-0").await?;
+    let refused = bury(&["--yes"]).await?;
+    assert_eq!(refused.code, Some(1), "{}", refused.out);
+    assert!(refused.err.contains("lives"), "{}", refused.err);
+    assert_eq!(scene.find("web", "web-0").await?, before);
+    assert_eq!(lictor.http("/readyz").await?.0, 200);
+    lictor.kill();
+
+    let entry = json!({
+        "Node": scene.consul_node(), "Address": "10.88.0.1", "SkipNodeUpdate": true,
+        "Service": {"ID": "hand", "Service": "web", "Port": 1},
+    });
+    scene.by_hand(&entry).await?;
+    let shown = bury(&[]).await?;
+    assert!(shown.out.contains(&scene.id("web", "web-0")));
+    assert!(shown.out.contains("1 entries of others"), "{}", shown.out);
+    let buried = bury(&["--yes"]).await?;
+    assert_eq!(buried.code, Some(1), "a node stays: {}", buried.out);
+    assert!(scene.find("web", "web-0").await?.is_none());
+    assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
+    let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
+    scene.away_by_hand(&gone).await?;
+    let buried = bury(&["--yes"]).await?;
+    assert_eq!(buried.code, Some(0), "{}", buried.err);
+    assert_eq!(keys_of(&scene, &scene.cluster).await?, json!([]));
+    let nothing = bury(&["--yes"]).await?;
+    assert!(nothing.out.contains("nothing is left"), "{}", nothing.out);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_empty_node_goes_with_its_kubernetes_node_and_not_before_others_left() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--node-grace=1s"]).await?;
+    let pod = scene.pod("web-0").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    scene.status("web", "web-0", "passing").await?;
+    let entry = json!({
+        "Node": scene.consul_node(), "Address": "10.88.0.1", "SkipNodeUpdate": true,
+        "Service": {"ID": "hand", "Service": "web", "Port": 1},
+    });
+    scene.by_hand(&entry).await?;
+    scene.pod("web-0").finish_deletion(&scene.client).await?;
+    scene.gone("web", "web-0").await?;
+    scene.kubernetes_node().delete(&scene.client).await?;
+    let check = format!("/v1/health/node/{}?consistent", scene.consul_node());
+    lictor.idle().await?;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
+
+    let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
+    scene.away_by_hand(&gone).await?;
+    until("the node to be gone", async || {
+        let checks = scene.consul.get(&check).await?;
+        ensure!(checks == json!([]), "{checks}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    assert!(lictor.log().contains("audit"), "{}", lictor.log());
+    lictor.stop().await?;
+    Ok(())
+}
