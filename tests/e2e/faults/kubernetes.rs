@@ -244,7 +244,13 @@ async fn a_wiped_etcd_removes_nothing_and_a_restored_one_ends_the_hold() -> Resu
         let crds = crate::support::run(&["crds"]).await?.1;
         scene.bed.kubectl_apply(&crds).await?;
         held(MANY).await?;
-        ensure!(lictor.log().contains("DeletesHeld"), "it is not told");
+        // Held at first because registrations are not listed yet, and by the guard once they are.
+        until("the guard to tell of it", async || {
+            ensure!(lictor.log().contains("DeletesHeld"), "it is not told");
+            Ok(())
+        })
+        .await?;
+        held(MANY).await?;
         scene.bed.restore_kubernetes(&saved).await
     })
     .await?;
