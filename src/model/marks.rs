@@ -77,6 +77,18 @@ pub fn is_unmarked(meta: &Pairs) -> bool {
     !meta.iter().any(|(key, _)| is_mark(key))
 }
 
+/// Whether meta carries the mark of another cluster, or of another tool.
+#[must_use]
+pub fn is_anothers(cluster: &ClusterName, meta: &Pairs) -> bool {
+    let is_mark = |(key, value): (&Text, &Text)| match &**key {
+        CLUSTER => **value != *cluster.as_ref(),
+        EXTERNAL_SOURCE => **value != *KUBERNETES,
+        MANAGED_BY => true,
+        key => key.starts_with("consul.hashicorp.com/"),
+    };
+    meta.iter().any(is_mark)
+}
+
 /// What the marks of a service entry say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {

@@ -1,6 +1,7 @@
 //! The domain's own types, parsed once. Pure.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod backoff;
 pub mod entry;
 pub mod epoch;
 pub mod facts;

@@ -46,6 +46,8 @@ pub struct ObservedNode {
     pub node: Node,
     /// `CreateIndex`: the same for as long as the node was not removed.
     pub create_index: u64,
+    /// Whether it has something that Lictor never gives to a node.
+    pub embellished: bool,
     /// `ModifyIndex`, for compare-and-set.
     pub modify_index: u64,
     /// The checks of the node itself.
@@ -90,6 +92,7 @@ impl ObservedNode {
                 meta: node.meta.clone(),
             },
             create_index: node.create_index,
+            embellished: !node.tagged_addresses.is_empty(),
             modify_index: node.modify_index,
             checks: Vec::new(),
         }

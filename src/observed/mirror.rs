@@ -119,11 +119,12 @@ impl Mirror {
         )
     }
 
-    /// Whether an entry without any owner's marks is ours all the same: this process saw it marked, and
-    /// it was not removed since. The usual hand edit, a register without meta, makes such entries.
+    /// Whether an entry that lacks some or all of our marks, and has no other's, is ours all the same:
+    /// this process saw it marked, and it was not removed since. The usual hand edit, a register with
+    /// another meta or none, makes such entries.
     #[must_use]
-    pub fn lost_marks(instance: &ObservedInstance) -> bool {
-        instance.was_ours && marks::is_unmarked(&instance.service.meta)
+    pub fn lost_marks(&self, instance: &ObservedInstance) -> bool {
+        instance.was_ours && !marks::is_anothers(&self.cluster, &instance.service.meta)
     }
 
     /// Whether a node is ours: by its mark; or without any cluster's mark, by having had ours, or by

@@ -154,5 +154,15 @@ fn instance_ops<'a>(key: &'a InstanceKey, write: &'a InstanceWrite) -> Vec<TxnOp
         check: Cow::Owned(wire_readiness(key, &write.name, check)),
         index: *index,
     });
-    service.into_iter().chain(check).collect()
+    let surplus = write
+        .surplus
+        .iter()
+        .map(|(check_id, index)| TxnOp::CheckDeleteCas {
+            node: key.node.as_ref(),
+            check_id,
+            service_id: key.id.as_ref(),
+            service: &write.name,
+            index: *index,
+        });
+    service.into_iter().chain(check).chain(surplus).collect()
 }

@@ -112,13 +112,28 @@ impl Guard {
         }
     }
 
-    /// A key is no found absence, or not any more: it is claimed again, was seen going, or is gone.
-    pub fn dismiss(&mut self, key: &Key) {
+    /// A key is claimed again: its object came back.
+    pub fn returned(&mut self, key: &Key) {
+        self.shrunk |= self.dismiss(key);
+    }
+
+    /// A key is no found absence, or not any more: it was seen going, is gone from Consul, or is
+    /// another's. That says nothing about the view of Kubernetes in which others are missing, and
+    /// releases none of them.
+    pub fn lapsed(&mut self, key: &Key) {
+        self.dismiss(key);
+    }
+
+    /// Whether it waited.
+    fn dismiss(&mut self, key: &Key) -> bool {
         self.released.remove(key);
-        if self.waiting.remove(key).is_some() {
-            self.open = true;
-            self.shrunk = true;
+        let waited = self.waiting.remove(key).is_some();
+        self.open |= waited;
+        if self.waiting.is_empty() {
+            self.verdict = Verdict::Pass;
+            self.recovering = false;
         }
+        waited
     }
 
     /// A found absence was removed.
@@ -213,10 +228,11 @@ impl Guard {
         let candidates = self.waiting.len() + self.released.len();
         let (would_go, of) = (before + candidates, before + owned);
         let share_exceeded = would_go * 100 > usize::from(self.limits.percent) * of;
-        if share_exceeded && would_go > self.limits.floor {
+        let all = candidates >= owned && would_go > 1;
+        if (share_exceeded || all) && would_go > self.limits.floor {
             return Verdict::Hold { would_go, of };
         }
-        if candidates >= owned && would_go > 1 {
+        if all {
             return Verdict::Confirm;
         }
         Verdict::Pass

@@ -166,6 +166,8 @@ pub struct InstanceWrite {
     pub service: Option<(Service, u64)>,
     /// The readiness check, likewise.
     pub check: Option<(Check, u64)>,
+    /// Checks of ours that nobody asks for, by id, to be removed; the `ModifyIndex` of each.
+    pub surplus: Vec<(Text, u64)>,
     /// What differs, for logs.
     pub fields: Vec<&'static str>,
 }
@@ -242,7 +244,7 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rule
     }
     let index = ours.map_or(0, |ours| ours.modify_index);
     let node = ours
-        .is_none_or(|ours| ours.node != node)
+        .is_none_or(|ours| ours.node != node || ours.embellished)
         .then_some((node, index));
     let check = check.and_then(|check| {
         let there = ours.and_then(ObservedNode::own_check);
@@ -302,14 +304,14 @@ fn decide_instance(
                 .map(|node| node_holder(desired, node));
             let step = match (there, standing) {
                 (Some(there), Some(Standing::Foreign(holder)))
-                    if !Mirror::lost_marks(there) && !adopts(&claim, there) =>
+                    if !observed.lost_marks(there) && !adopts(&claim, there) =>
                 {
                     Step::OwnedByAnother { holder }
                 }
                 _ if foreign_node.is_some() => Step::OwnedByAnother {
                     holder: foreign_node.unwrap_or_default(),
                 },
-                (Some(there), _) => update(key, &claim, there),
+                (Some(there), _) => update(key, &claim, there, rules.mode),
                 (None, _) => create(&claim),
             };
             let Claim {
@@ -393,6 +395,7 @@ fn yield_address(
         name: there.service.name.clone(),
         service: None,
         check: Some((check, known.map_or(0, |known| known.modify_index))),
+        surplus: Vec::new(),
         fields: vec!["check"],
     })
 }
@@ -419,12 +422,13 @@ fn create(claim: &Claim) -> Step {
             name: service.name.clone(),
             service: Some((service.clone(), 0)),
             check: claim.live.readiness.clone().map(|check| (check, 0)),
+            surplus: Vec::new(),
             fields: Vec::new(),
         }),
     }
 }
 
-fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
+fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode) -> Step {
     let mut wanted = match &claim.shape {
         Shape::Valid(service) => service.clone(),
         Shape::Frozen(_) => claim.live.onto(&there.service),
@@ -445,8 +449,16 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
         let equal = there.is_some_and(|there| there.well_formed && there.check == *check);
         (!equal).then(|| (check.clone(), there.map_or(0, |there| there.modify_index)))
     });
+    let surplus = if frozen || mode == Mode::UpsertOnly {
+        Vec::new()
+    } else {
+        surplus(key, claim, there)
+    };
     if check.is_some() {
         fields.push("check");
+    }
+    if !surplus.is_empty() {
+        fields.push("other checks");
     }
     if fields.is_empty() {
         return Step::Settled;
@@ -456,8 +468,23 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Step {
         name: there.service.name.clone(),
         service,
         check,
+        surplus,
         fields,
     })
+}
+
+/// The checks of an instance that are ours by their id and that nobody asks for: what is left of a
+/// newer release, or of another hand, would keep it out of service for good. Checks of operators have
+/// other ids.
+fn surplus(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Vec<(Text, u64)> {
+    let prefix = format!("{}:", key.id);
+    let readiness = readiness_check_id(&key.id);
+    let wanted = |id: &str| claim.live.readiness.is_some() && *id == *readiness;
+    let checks = there.checks.iter();
+    checks
+        .filter(|check| check.id.starts_with(&prefix) && !wanted(&check.id))
+        .map(|check| (check.id.clone(), check.modify_index))
+        .collect()
 }
 
 #[cfg(test)]

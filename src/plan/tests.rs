@@ -174,6 +174,29 @@ fn a_check_or_a_kind_by_another_hand_is_drift() {
 }
 
 #[test]
+fn checks_of_ours_that_nobody_asks_for_go_and_those_of_others_stay() {
+    let with = |id: &str| {
+        let id = Text::from(id);
+        Bed::registered().change(|instance| {
+            let mut check = instance.checks[0].clone();
+            (check.id, check.modify_index) = (id, 12);
+            instance.checks.push(check);
+        })
+    };
+    let ours = format!("{}:api", instance_key("p").id);
+    let mut bed = with(&ours);
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!((write.service, write.check), (None, None));
+    assert_eq!(write.surplus, [(Text::from(&*ours), 12)]);
+    bed.rules.mode = Mode::UpsertOnly;
+    assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+    let bed = with("_service_maintenance:a.shop.web.p");
+    assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+    let bed = with(&ours).with(web("p").lictor("paused", "true"));
+    assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+}
+
+#[test]
 fn marks_of_a_newer_release_are_no_drift_and_stay() {
     let later = |meta: &Pairs| -> Pairs {
         let more = [("lictor-later".into(), "1".into())];
@@ -217,6 +240,13 @@ fn another_hands_entry_is_left_alone() {
 fn an_entry_that_lost_its_marks_is_repaired() {
     let unmarked = |instance: &mut ObservedInstance| instance.service.meta = Pairs::default();
     let bed = Bed::registered().change(unmarked);
+    assert_eq!(put(bed.decide(&key("p")).step).fields, ["meta"]);
+    // Nor does one that is left make it another's.
+    let bed = bed.change(|instance| {
+        let left = [("lictor-cluster", "a"), ("external-source", "kubernetes")];
+        let left = left.map(|(key, value)| (Text::from(key), Text::from(value)));
+        instance.service.meta = left.into_iter().collect();
+    });
     assert_eq!(put(bed.decide(&key("p")).step).fields, ["meta"]);
     // Another owner's mark is no loss.
     let bed = bed.change(|instance| {

@@ -63,6 +63,12 @@ impl Vacancies {
         nodes
     }
 
+    /// Whether a node was found empty.
+    #[must_use]
+    pub fn knows(&self, node: &NodeName) -> bool {
+        self.since.contains_key(node) || self.ripe.contains(node)
+    }
+
     /// Whether a node was empty for long enough.
     #[must_use]
     pub fn is_ripe(&self, node: &NodeName) -> bool {

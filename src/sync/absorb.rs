@@ -6,10 +6,9 @@ use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::apply::{Done, Nodes, ReadError};
-use super::claim::{ClaimError, Claimed};
+use super::claim::{Before, ClaimError, Claimed};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
-use super::fence::Fence;
 use crate::consul::ErrorClass;
 use crate::model::key::Key;
 use crate::model::names::NodeName;
@@ -44,16 +43,16 @@ impl Engine {
     fn absorb_claim(&mut self, claimed: Result<Claimed, ClaimError>) {
         let now = Instant::now();
         match claimed {
-            Ok(Claimed { index, kept }) => {
-                let again = self.fence.was_held();
-                self.fence = Fence::Held(index);
+            Ok(Claimed { index, before }) => {
+                self.fence.claimed(index);
                 self.answered();
-                if kept {
-                    return;
+                if before != Before::Kept {
+                    tracing::info!(index, "epoch taken");
                 }
-                tracing::info!(index, "epoch taken");
-                if again {
-                    self.start_over();
+                match before {
+                    Before::None | Before::Kept => {}
+                    Before::Taken => self.look_again(),
+                    Before::Lost => self.start_over(),
                 }
             }
             Err(ClaimError::Refused(why)) => {
@@ -69,8 +68,21 @@ impl Engine {
         }
     }
 
-    /// Consul lost the epoch, or someone else had it meanwhile: what Consul holds is read anew before
-    /// anything is written.
+    /// Someone else had the epoch meanwhile and may have written with it: everything is read before
+    /// it is planned again. What is known of entries' pasts still holds.
+    fn look_again(&mut self) {
+        tracing::warn!("the epoch was another's meanwhile: what Consul holds is read again");
+        let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
+        for node in nodes {
+            self.doubt(node);
+        }
+        self.own.forget();
+        // Nodes may have come, or gone.
+        self.sweeper.signal(Instant::now());
+    }
+
+    /// Consul lost the epoch, and with it maybe everything: what it holds is read anew before anything
+    /// is written.
     fn start_over(&mut self) {
         tracing::warn!("the epoch was lost: what Consul holds is read anew");
         self.mirror.start_over();
@@ -178,7 +190,7 @@ impl Engine {
     }
 
     /// Keys that a read found other than they were known.
-    fn changed(&mut self, keys: Vec<Key>) {
+    pub(super) fn changed(&mut self, keys: Vec<Key>) {
         if self.mirror.completeness() == Completeness::Unknown || keys.is_empty() {
             return;
         }
@@ -192,7 +204,7 @@ impl Engine {
                     self.look_again_on(node);
                     self.try_again_on(node);
                 }
-                Key::Instance(instance) => self.vacated(&instance.node, due.since),
+                Key::Instance(instance) => self.occupied(&instance.node, due.since),
             }
             self.dirty.touch(key, due);
         }

@@ -24,8 +24,21 @@ pub struct Claimant {
 pub struct Claimed {
     /// The key's `ModifyIndex`.
     pub index: u64,
-    /// Whether it was ours all the while.
-    pub kept: bool,
+    /// What became of the one that this process had before, if it had one.
+    pub before: Before,
+}
+
+/// What became of the epoch that this process had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// There was none.
+    None,
+    /// It is the same.
+    Kept,
+    /// Someone took it meanwhile, in a Consul that kept what it holds.
+    Taken,
+    /// Consul lost it, or went back to an earlier one: so it may have with everything.
+    Lost,
 }
 
 /// Why the epoch was not taken.
@@ -75,10 +88,18 @@ impl Claimant {
         let index = there.as_ref().map_or(0, |there| there.index);
         let claim = fence::decide(epoch, there.as_ref(), last, &cluster, take_over.as_deref())?;
         match claim {
-            Claim::Keep => Ok(Claimed { index, kept: true }),
+            Claim::Keep => Ok(Claimed {
+                index,
+                before: Before::Kept,
+            }),
             Claim::Write(next) => {
+                let before = match last {
+                    None => Before::None,
+                    Some(last) if index > last.index => Before::Taken,
+                    Some(_) => Before::Lost,
+                };
                 let index = write(client, &key, &next, index).await?;
-                Ok(Claimed { index, kept: false })
+                Ok(Claimed { index, before })
             }
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::backoff;
 use crate::model::key::Key;
 
 /// A key that was left alone for so long is not fought over any more.
@@ -54,9 +55,7 @@ impl Contests {
     pub fn pause(&self, key: &Key, now: Instant) -> Option<(Instant, u32)> {
         let fight = self.keys.get(key)?;
         let beyond = fight.repairs.checked_sub(AT_ONCE)?;
-        let pause = FIRST_PAUSE
-            .saturating_mul(1 << beyond.min(16))
-            .min(LONGEST_PAUSE);
+        let pause = backoff::ceiling(FIRST_PAUSE, beyond, LONGEST_PAUSE);
         let until = fight.last + pause;
         (until > now).then_some((until, fight.repairs))
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::backoff;
 use crate::model::key::Key;
 
 /// Why a key is to be planned. Of several causes the greatest is kept.
@@ -53,9 +54,9 @@ struct Penalty {
     parked: Option<(Instant, Due)>,
 }
 
-/// First wait of a key that failed.
+/// First ceiling of the wait of a key that failed.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// Longest wait of a key that failed.
+/// Highest ceiling of the wait of a key that failed.
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
 /// The keys that are to be planned.
@@ -98,16 +99,15 @@ impl Dirty {
         self.ready.insert(key, due);
     }
 
-    /// A key failed: it is planned again after a wait that doubles each time, unless Kubernetes
-    /// changes first.
-    pub fn penalise(&mut self, key: &Key, due: Due, now: Instant) {
+    /// A key failed: it is planned again after a wait whose ceiling doubles each time, unless
+    /// Kubernetes changes first. `chance` is from 0 to 1: keys that failed together are spread.
+    pub fn penalise(&mut self, key: &Key, due: Due, now: Instant, chance: f64) {
         let failures = self
             .penalties
             .get(key)
             .map_or(0, |penalty| penalty.failures);
-        let wait = FIRST_WAIT
-            .saturating_mul(1 << failures.min(16))
-            .min(LONGEST_WAIT);
+        let ceiling = backoff::ceiling(FIRST_WAIT, failures, LONGEST_WAIT);
+        let wait = backoff::jittered(ceiling, chance).max(FIRST_WAIT / 4);
         self.absolve(key);
         if self.ready.contains_key(key) {
             return;
@@ -134,9 +134,9 @@ impl Dirty {
     }
 
     /// A key was planned on old knowledge: it goes again at once, and waits if that was in vain.
-    pub fn stumble(&mut self, key: &Key, due: Due, now: Instant) {
+    pub fn stumble(&mut self, key: &Key, due: Due, now: Instant, chance: f64) {
         if self.penalties.contains_key(key) {
-            self.penalise(key, due, now);
+            self.penalise(key, due, now, chance);
             return;
         }
         let penalty = Penalty {
@@ -298,7 +298,7 @@ mod tests {
         let due = due(Cause::Read, now);
         let mut waits = Vec::new();
         for _ in 0..12 {
-            dirty.penalise(&key("n"), due, now);
+            dirty.penalise(&key("n"), due, now, 1.0);
             let ripe = dirty.next_ripe().unwrap();
             waits.push((ripe - now).as_secs());
             dirty.ripen(ripe - Duration::from_millis(1));
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(&waits[..4], [1, 2, 4, 8]);
         assert_eq!(waits[11], LONGEST_WAIT.as_secs());
         dirty.absolve(&key("n"));
-        dirty.penalise(&key("n"), due, now);
+        dirty.penalise(&key("n"), due, now, 1.0);
         assert_eq!(dirty.next_ripe().unwrap() - now, FIRST_WAIT);
     }
 
@@ -317,20 +317,20 @@ mod tests {
     fn a_key_that_stumbles_goes_again_once_at_once() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
         let due = due(Cause::Kubernetes, now);
-        dirty.stumble(&key("n"), due, now);
+        dirty.stumble(&key("n"), due, now, 1.0);
         assert!(dirty.take().is_some());
-        dirty.stumble(&key("n"), due, now);
+        dirty.stumble(&key("n"), due, now, 1.0);
         assert_eq!(dirty.take(), None);
         assert!(dirty.is_parked(&key("n")));
         dirty.absolve(&key("n"));
-        dirty.stumble(&key("n"), due, now);
+        dirty.stumble(&key("n"), due, now, 1.0);
         assert!(dirty.take().is_some());
     }
 
     #[test]
     fn a_change_in_kubernetes_lifts_the_wait_and_drift_does_not() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
-        dirty.penalise(&key("n"), due(Cause::Read, now), now);
+        dirty.penalise(&key("n"), due(Cause::Read, now), now, 1.0);
         dirty.touch(key("n"), due(Cause::Drift, now));
         assert_eq!(dirty.take(), None);
         dirty.touch(key("n"), due(Cause::Kubernetes, now));
@@ -343,7 +343,7 @@ mod tests {
     fn a_key_is_parked_from_its_failure_to_its_next_try() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
         assert!(!dirty.is_parked(&key("n")));
-        dirty.penalise(&key("n"), due(Cause::Read, now), now);
+        dirty.penalise(&key("n"), due(Cause::Read, now), now, 1.0);
         assert!(dirty.is_parked(&key("n")));
         dirty.ripen(now + FIRST_WAIT);
         assert!(!dirty.is_parked(&key("n")));

@@ -42,6 +42,11 @@ impl Engine {
                     "{key} was repaired {repairs} times of late and changed by another hand again: \
                      find out who writes it; the next repair waits"
                 );
+                if matches!(key, Key::Node(_)) {
+                    // No object of a user's stands for it.
+                    self.report
+                        .own_event(EventReason::DriftContested, message.clone());
+                }
                 self.trouble(key, Reason::DriftContested, message);
                 self.dirty.park(key, due, until);
                 true

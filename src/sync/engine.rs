@@ -28,7 +28,7 @@ use crate::desired::watches::Watch;
 use crate::k8s::{KubeEvent, Relist};
 use crate::metrics::KindLabel;
 use crate::model::epoch::{self, Epoch};
-use crate::model::key::{InstanceKey, Key};
+use crate::model::key::Key;
 use crate::model::kind::Kind;
 use crate::model::names::NodeName;
 use crate::model::text::Text;
@@ -121,7 +121,9 @@ pub struct Engine {
     /// Keys that go into a transaction of their own, because Consul refused one that they were in.
     pub(super) alone: HashSet<Key>,
     /// Removals whose answer was lost: whether they were carried out is told once that is read.
-    pub(super) lost_removals: BTreeMap<InstanceKey, Removal>,
+    pub(super) lost_removals: BTreeMap<Key, LostRemoval>,
+    /// Keys whose writes the token does not allow.
+    pub(super) denied: HashSet<Key>,
     /// Nodes whose content could not be understood, and until when they are left alone.
     pub(super) garbled: BTreeMap<NodeName, Outage>,
     pub(super) own: OwnWrites,
@@ -184,6 +186,7 @@ impl Engine {
             contests: Contests::default(),
             alone: HashSet::new(),
             lost_removals: BTreeMap::new(),
+            denied: HashSet::new(),
             garbled: BTreeMap::new(),
             own: OwnWrites::default(),
             fence: Fence::new(),
@@ -241,7 +244,12 @@ impl Engine {
                 () = sleep_until(wake), if wake.is_some() => {}
             }
         }
-        let last = async { while self.jobs.join_next().await.is_some() {} };
+        let last = async {
+            while let Some(Ok(done)) = self.jobs.join_next().await {
+                // What was removed is told to the last.
+                self.absorb(done);
+            }
+        };
         // Whatever is left may or may not be applied; the next process reads before it writes.
         let _ = tokio::time::timeout(LAST_WRITES, last).await;
         Ok(())
@@ -465,6 +473,14 @@ impl Engine {
         owned("instance", self.mirror.owned_instances());
         owned("node", self.mirror.owned_nodes());
     }
+}
+
+/// A removal whose answer was lost, and the epoch that it was fenced with.
+#[derive(Clone, Debug)]
+pub(super) enum LostRemoval {
+    Instance(Removal, u64),
+    /// With the `ModifyIndex` that the node had.
+    Node(u64, u64),
 }
 
 /// A step of a batch that is under way.

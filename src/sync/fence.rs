@@ -29,6 +29,8 @@ pub enum Fence {
     Claiming {
         /// The epoch that this process had.
         last: Option<Last>,
+        /// What the key was seen to hold since the claim began.
+        seen: Option<Sighting>,
     },
     /// It is ours, with this index.
     Held(u64),
@@ -37,6 +39,9 @@ pub enum Fence {
     /// The name belongs to another cluster, or another scope of this one, until its epoch changes.
     NameTaken(String),
 }
+
+/// What the key of the epoch was seen to hold: its index, or nothing.
+type Sighting = Option<u64>;
 
 /// An epoch that this process had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,15 +133,6 @@ impl Fence {
         }
     }
 
-    /// Whether this process had the epoch before.
-    #[must_use]
-    pub fn was_held(&self) -> bool {
-        matches!(
-            self,
-            Self::Held(_) | Self::Wanted { last: Some(_), .. } | Self::Claiming { last: Some(_) }
-        )
-    }
-
     /// Why this process stands by, if it does.
     #[must_use]
     pub fn stands_by(&self) -> Option<&str> {
@@ -170,7 +166,7 @@ impl Fence {
             return None;
         }
         let last = *last;
-        *self = Self::Claiming { last };
+        *self = Self::Claiming { last, seen: None };
         Some(last)
     }
 
@@ -185,7 +181,7 @@ impl Fence {
 
     /// A claim could not be carried out: it is tried again.
     pub fn claim_failed(&mut self, now: Instant) {
-        if let Self::Claiming { last } = *self {
+        if let Self::Claiming { last, .. } = *self {
             let after = Some(now + RETRY);
             *self = Self::Wanted { after, last };
         }
@@ -213,17 +209,31 @@ impl Fence {
         }
     }
 
+    /// The claim was carried out: the epoch is ours with this index.
+    pub fn claimed(&mut self, index: u64) {
+        let sighting = match self {
+            Self::Claiming { seen, .. } => *seen,
+            _ => None,
+        };
+        *self = Self::Held(index);
+        // The key does not change again by itself: what was seen meanwhile is not told twice.
+        if let Some(seen) = sighting {
+            self.seen(seen);
+        }
+    }
+
     /// The key was seen to have this index; `None` if it is not there.
-    pub fn seen(&mut self, seen: Option<u64>) {
+    pub fn seen(&mut self, now: Sighting) {
         match self {
             // What was seen may be older than our claim: it is only doubted.
-            Self::Held(index) if seen != Some(*index) => {
+            Self::Held(index) if now != Some(*index) => {
                 let last = Some(Last {
                     index: *index,
                     failed: false,
                 });
                 *self = Self::Wanted { after: None, last };
             }
+            Self::Claiming { seen, .. } => *seen = Some(now),
             Self::NameTaken(_) => *self = Self::new(),
             _ => {}
         }
@@ -287,7 +297,10 @@ mod tests {
             let Err(why @ Refusal::Replaced { .. }) = refused else {
                 panic!("{refused:?}");
             };
-            let mut fence = Fence::Claiming { last: None };
+            let mut fence = Fence::Claiming {
+                last: None,
+                seen: None,
+            };
             fence.refused(&why);
             assert!(fence.stands_by().unwrap().contains("they"));
             fence.seen(None);
@@ -358,6 +371,19 @@ mod tests {
         let mut fence = Fence::NameTaken("taken".to_owned());
         fence.seen(Some(30));
         assert_eq!(fence.begin(Instant::now()), Some(None));
+    }
+
+    #[test]
+    fn what_is_seen_while_the_epoch_is_claimed_puts_it_in_doubt() {
+        let now = Instant::now();
+        for (seen, doubted) in [(Some(12), true), (None, true), (Some(9), false)] {
+            let mut fence = Fence::new();
+            fence.begin(now);
+            fence.seen(seen);
+            fence.claimed(9);
+            let begun = fence.begin(now);
+            assert_eq!(begun, doubted.then_some(Some(had(9, false))), "{seen:?}");
+        }
     }
 
     #[test]

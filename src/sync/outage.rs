@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::model::backoff;
+
 /// First ceiling of the wait after a failure.
 const FIRST: Duration = Duration::from_millis(100);
 /// Highest ceiling of the wait.
@@ -27,11 +29,9 @@ impl Outage {
             // One of several calls that failed together.
             return;
         }
-        let ceiling = FIRST
-            .saturating_mul(1 << self.failures.min(16))
-            .min(CEILING);
+        let ceiling = backoff::ceiling(FIRST, self.failures, CEILING);
         self.failures += 1;
-        self.until = Some(now + ceiling.mul_f64(chance.clamp(0.0, 1.0)).max(FIRST / 4));
+        self.until = Some(now + backoff::jittered(ceiling, chance).max(FIRST / 4));
     }
 
     /// A call was answered.

@@ -68,7 +68,10 @@ impl Engine {
                 self.rules.guard.found(&key);
             }
             match finding.step {
-                Step::Settled | Step::Waiting | Step::Lingering => self.rules.guard.dismiss(&key),
+                Step::Settled | Step::Waiting | Step::Lingering if finding.owner.is_some() => {
+                    self.rules.guard.returned(&key);
+                }
+                Step::Settled | Step::Waiting | Step::Lingering => self.rules.guard.lapsed(&key),
                 Step::Held(_) if guarded && !judged => {}
                 Step::Held(hold) => tracing::info!(key = %key, "{hold}"),
                 step => tracing::info!(key = %key, "would {step}"),
@@ -136,9 +139,10 @@ impl Engine {
         }
         if let (Key::Instance(instance), Step::Put(write)) = (&key, &step)
             && write.creates()
-            && self.mirror.node(&instance.node).is_none()
+            && let node = Key::Node(instance.node.clone())
+            // Also a node that is there may be on its way out, with all that comes onto it.
+            && (self.mirror.node(&instance.node).is_none() || self.dirty.busy().contains(&node))
         {
-            let node = Key::Node(instance.node.clone());
             if self.dirty.busy().contains(&node) || self.dirty.is_parked(&node) {
                 if let Some(Trouble { reason, message }) = self.node_troubles.get(&instance.node) {
                     self.trouble(&key, *reason, message.clone());
@@ -190,6 +194,6 @@ impl Engine {
         let message = "the entry is larger than a transaction of Consul's may be: use fewer or \
                        shorter tags and meta";
         self.trouble(key, Reason::ConsulRefused, message.to_owned());
-        self.dirty.penalise(key, due, Instant::now());
+        self.penalise(key, due);
     }
 }

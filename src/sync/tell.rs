@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::engine::Engine;
+use super::engine::{Engine, LostRemoval};
 use super::report::subject;
 use crate::audit::{self, Removed};
 use crate::desired::claim::Freeze;
@@ -82,7 +82,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn tell_removed(&mut self, key: &InstanceKey, removal: &Removal) {
+    pub(super) fn tell_removed(&mut self, key: &InstanceKey, removal: &Removal, epoch: u64) {
         let Removal {
             owner, index, why, ..
         } = removal;
@@ -98,7 +98,7 @@ impl Engine {
             owner: &owner.to_string(),
             why,
             seen,
-            epoch: self.fence.index().unwrap_or_default(),
+            epoch,
             index: *index,
         });
         let note = format!("{key} is removed from Consul: {why}");
@@ -136,14 +136,14 @@ impl Engine {
             .own_event(EventReason::DeletesHeld, hold.to_string());
     }
 
-    pub(super) fn tell_node_removed(&self, name: &NodeName, index: u64) {
+    pub(super) fn tell_node_removed(&self, name: &NodeName, index: u64, epoch: u64) {
         audit::removed(&Removed {
             kind: "node",
             key: name.as_ref(),
             owner: "",
             why: "it is empty, and its Kubernetes node is gone",
             seen: false,
-            epoch: self.fence.index().unwrap_or_default(),
+            epoch,
             index,
         });
     }
@@ -172,13 +172,14 @@ impl Engine {
                 self.alone.remove(key);
                 self.held.remove(key);
                 self.drifted.remove(key);
-                self.rules.guard.dismiss(key);
+                self.not_missing(key, finding);
             }
             _ => {
                 self.held.remove(key);
-                self.rules.guard.dismiss(key);
+                self.not_missing(key, finding);
             }
         }
+        self.tell_lost_removal(key);
         if let Key::Node(name) = key {
             match finding.step {
                 Step::Lingering => self.rules.vacancies.found(name, Instant::now()),
@@ -192,11 +193,6 @@ impl Engine {
             }
             return;
         };
-        if let Some(removal) = self.lost_removals.remove(key)
-            && self.mirror.instance(key).is_none()
-        {
-            self.tell_removed(key, &removal);
-        }
         let registered = self.registered(key);
         let mut standings = Vec::new();
         if let Some(owner) = &finding.owner {
@@ -251,6 +247,35 @@ impl Engine {
         }
     }
 
+    /// A key is no found absence: because something claims it, or for another reason.
+    fn not_missing(&mut self, key: &Key, finding: &Finding) {
+        if finding.owner.is_some() {
+            self.rules.guard.returned(key);
+        } else {
+            self.rules.guard.lapsed(key);
+        }
+    }
+
+    /// Tells of a removal whose answer was lost, if what was read since shows that it was carried out.
+    fn tell_lost_removal(&mut self, key: &Key) {
+        let Some(lost) = self.lost_removals.remove(key) else {
+            return;
+        };
+        match (key, lost) {
+            (Key::Instance(key), LostRemoval::Instance(removal, epoch))
+                if self.mirror.instance(key).is_none() =>
+            {
+                self.removed(key, &removal, epoch, Instant::now());
+            }
+            (Key::Node(name), LostRemoval::Node(index, epoch))
+                if self.mirror.node(name).is_none() =>
+            {
+                self.tell_node_removed(name, index, epoch);
+            }
+            _ => {}
+        }
+    }
+
     /// Who an entry that nothing claims any more belonged to, while it is still there.
     fn leaving(
         &self,
@@ -275,7 +300,10 @@ impl Engine {
 
     /// Puts a trouble on all that claim a key.
     pub(super) fn trouble(&mut self, key: &Key, reason: Reason, message: String) {
-        let Key::Instance(key) = key else { return };
+        let Key::Instance(key) = key else {
+            tracing::warn!(key = %key, reason = reason.as_str(), "{message}");
+            return;
+        };
         let trouble = Trouble { reason, message };
         let standings = self.report.standings(key).iter().map(|(owner, standing)| {
             (

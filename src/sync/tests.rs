@@ -1,5 +1,7 @@
 //! The engine against a Consul that is a few lines long and fails as it is told to.
 
+mod state;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -155,6 +157,32 @@ async fn serve(State(consul): State<Shared>, request: Request) -> Response {
     consul.answer(parts.uri.path(), &body)
 }
 
+fn client(addresses: String) -> Client {
+    let config = ConsulConfig::new(ConsulSettings {
+        addresses,
+        ..ConsulSettings::default()
+    });
+    Client::new(config.unwrap()).unwrap()
+}
+
+/// An engine that knows nothing yet, and tells nobody.
+fn engine(client: Client) -> Engine {
+    let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    let kube = kube::Client::try_from(nowhere).unwrap();
+    let (told, _) = EventWriter::new(kube.clone(), "");
+    let (statuses, _) = StatusWriter::new(kube);
+    let metrics = Metrics::new(&mut Registry::default());
+    let report = Report::new(told, statuses, metrics);
+    let index = Index::new("a".parse().unwrap(), GlobSet::empty());
+    let options = Options {
+        drift_interval: Duration::from_secs(1),
+        write_rate: None,
+        take_over: None,
+        rules: Rules::default(),
+    };
+    Engine::new(client, index, report, options).0
+}
+
 struct Bed {
     consul: Shared,
     events: mpsc::Sender<KubeEvent>,
@@ -169,27 +197,9 @@ impl Bed {
         let addresses = listener.local_addr().unwrap().to_string();
         let routes = Router::new().fallback(serve).with_state(consul.clone());
         tokio::spawn(async { axum::serve(listener, routes).await });
-        let config = ConsulConfig::new(ConsulSettings {
-            addresses,
-            ..ConsulSettings::default()
-        });
-        let client = Client::new(config.unwrap()).unwrap();
+        let client = client(addresses);
         client.check_token().await.unwrap();
-
-        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
-        let kube = kube::Client::try_from(nowhere).unwrap();
-        let (told, _) = EventWriter::new(kube.clone(), "");
-        let (statuses, _) = StatusWriter::new(kube);
-        let metrics = Metrics::new(&mut Registry::default());
-        let report = Report::new(told, statuses, metrics);
-        let index = Index::new("a".parse().unwrap(), GlobSet::empty());
-        let options = Options {
-            drift_interval: Duration::from_secs(1),
-            write_rate: None,
-            take_over: None,
-            rules: Rules::default(),
-        };
-        let (engine, _) = Engine::new(client.clone(), index, report, options);
+        let engine = engine(client.clone());
         let (introduce, introduced) = oneshot::channel();
         let epoch = json!({"holder": "h", "uid": "u", "kind": "run"});
         introduce
@@ -325,15 +335,29 @@ impl std::io::Write for Log {
     }
 }
 
+impl Log {
+    /// Everything that this thread logs from now on.
+    fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// The lines of the audit log.
+    fn removals(&self) -> Vec<String> {
+        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let told = log.lines().filter(|line| line.contains("audit: removed"));
+        told.map(str::to_owned).collect()
+    }
+}
+
 #[tokio::test]
 async fn a_removal_whose_answer_was_lost_is_in_the_audit_log_once() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (log, _guard) = Log::of_this_thread();
     let bed = Bed::start(Consul::default()).await;
     bed.list(Change::Pod, vec![web("p", "n1")]).await;
     bed.until("it is there", |consul| consul.services.len() == 1)
@@ -350,7 +374,6 @@ async fn a_removal_whose_answer_was_lost_is_in_the_audit_log_once() {
     bed.consul().refusal = None;
     sleep(Duration::from_secs(1)).await;
     bed.end().await;
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let told = log.lines().filter(|line| line.contains("audit: removed"));
-    assert_eq!(told.count(), 1, "{log}");
+    let told = log.removals();
+    assert_eq!(told.len(), 1, "{told:?}");
 }

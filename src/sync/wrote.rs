@@ -1,16 +1,18 @@
 //! What the engine makes of the outcomes of its writes.
 
+use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::dirty::{Cause, Due};
-use super::engine::{Engine, Written};
+use super::engine::{Engine, LostRemoval, Written};
 use crate::consul::{ConsulError, ErrorClass, TxnError, TxnFailure, TxnOutcome, TxnResult};
 use crate::metrics::KindLabel;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::names::NodeName;
+use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use crate::plan::gate::Why;
-use crate::plan::{InstanceWrite, NodeWrite, Step};
+use crate::plan::{InstanceWrite, NodeWrite, Removal, Step};
 use crate::status::board::{Reason, Trouble};
 
 impl Engine {
@@ -29,6 +31,7 @@ impl Engine {
             Ok(TxnOutcome::Applied(_)) if self.fence.index() != Some(epoch) => {
                 for step in steps {
                     self.count(&step.step, "ok");
+                    self.lost_removal(&step, epoch);
                     self.doubt(step.key.node().clone());
                     self.again(step);
                 }
@@ -39,7 +42,7 @@ impl Engine {
                 for step in steps {
                     let results = &results[step.ops.clone()];
                     self.count(&step.step, "ok");
-                    self.applied(step.key, step.step, step.tag, results, at);
+                    self.applied(step.key, step.step, step.tag, results, (at, epoch));
                 }
             }
             Ok(TxnOutcome::Fenced { what, reason }) => {
@@ -57,12 +60,20 @@ impl Engine {
                 self.writable();
                 self.rolled_back(steps, &errors);
             }
-            Err(error) => self.write_failed(steps, &error),
+            Err(error) => self.write_failed(steps, epoch, &error),
         }
     }
 
-    fn applied(&mut self, key: Key, step: Step, due: Due, results: &[TxnResult], at: Instant) {
+    fn applied(
+        &mut self,
+        key: Key,
+        step: Step,
+        due: Due,
+        results: &[TxnResult],
+        (at, epoch): (Instant, u64),
+    ) {
         self.alone.remove(&key);
+        self.allowed(&key, at);
         if results.contains(&TxnResult::Dropped) {
             // The entry that the check belongs to went meanwhile.
             self.doubt(key.node().clone());
@@ -94,22 +105,21 @@ impl Engine {
             (Key::Instance(key), Step::Put(write)) => {
                 let index = self.applied_instance(key, &write, results);
                 self.tell_written(key, &write, drift, index);
+                self.occupied(&key.node, at);
             }
-            (Key::Instance(key), Step::Remove(removal)) => {
-                self.mirror.wrote_instance(key, None);
+            (Key::Instance(instance), Step::Remove(removal)) => {
+                self.mirror.wrote_instance(instance, None);
                 self.own.removed(at);
-                self.lost_removals.remove(key);
-                if removal.why == Why::Found {
-                    self.rules.guard.removed(&Key::Instance(key.clone()), at);
-                }
-                self.tell_removed(key, &removal);
-                self.vacated(&key.node, at);
+                self.lost_removals.remove(&key);
+                self.removed(instance, &removal, epoch, at);
+                self.occupied(&instance.node, at);
             }
             (Key::Node(name), Step::RemoveNode(index)) => {
                 self.mirror.removed_node(name);
                 self.own.removed(at);
+                self.lost_removals.remove(&key);
                 self.rules.vacancies.dismiss(name);
-                self.tell_node_removed(name, index);
+                self.tell_node_removed(name, index, epoch);
             }
             _ => {}
         }
@@ -191,15 +201,32 @@ impl Engine {
         }
         self.own.wrote(index);
         if let Some(mut instance) = instance {
+            let removed = |id: &Text| write.surplus.iter().any(|(surplus, _)| surplus == id);
+            checks.retain(|check| !removed(&check.id));
             instance.checks = checks;
             self.mirror.wrote_instance(key, Some(instance));
         }
         index
     }
 
-    /// The last entry on a node may have gone, and the node is to go after it.
-    pub(super) fn vacated(&mut self, node: &NodeName, now: Instant) {
-        if self.mirror.on_node(node).next().is_none() {
+    /// The removal of an instance was carried out.
+    pub(super) fn removed(
+        &mut self,
+        key: &InstanceKey,
+        removal: &Removal,
+        epoch: u64,
+        at: Instant,
+    ) {
+        if removal.why == Why::Found {
+            self.rules.guard.removed(&Key::Instance(key.clone()), at);
+        }
+        self.tell_removed(key, removal, epoch);
+    }
+
+    /// Something came onto a node or went from it: when it was empty last counts for its own end.
+    pub(super) fn occupied(&mut self, node: &NodeName, now: Instant) {
+        let empty = self.mirror.on_node(node).next().is_none();
+        if empty || self.rules.vacancies.knows(node) {
             let due = Due {
                 cause: Cause::Read,
                 since: now,
@@ -255,13 +282,15 @@ impl Engine {
                     // What is there is read, and planned with.
                     tracing::debug!(key = %step.key, "planned on old knowledge: {}", error.what);
                     self.doubt(step.key.node().clone());
-                    self.dirty.stumble(&step.key, step.tag, Instant::now());
+                    let chance = rand::rng().random::<f64>();
+                    self.dirty
+                        .stumble(&step.key, step.tag, Instant::now(), chance);
                 }
             }
         }
     }
 
-    fn write_failed(&mut self, steps: Vec<Written>, error: &ConsulError) {
+    fn write_failed(&mut self, steps: Vec<Written>, epoch: u64, error: &ConsulError) {
         let class = error.class();
         let refused = matches!(class, ErrorClass::Refused | ErrorClass::AccessDenied);
         if !refused {
@@ -273,10 +302,8 @@ impl Engine {
         let single = steps.len() == 1;
         for step in steps {
             self.count(&step.step, class.as_str());
-            if let (Key::Instance(key), Step::Remove(removal)) = (&step.key, &step.step)
-                && class.may_be_applied()
-            {
-                self.lost_removals.insert(key.clone(), removal.clone());
+            if class.may_be_applied() {
+                self.lost_removal(&step, epoch);
             }
             if class.may_be_applied() || class == ErrorClass::Conflict {
                 self.doubt(step.key.node().clone());
@@ -299,6 +326,16 @@ impl Engine {
         }
     }
 
+    /// It is not known whether a removal was carried out: if it was, that is told once it is read.
+    fn lost_removal(&mut self, step: &Written, epoch: u64) {
+        let removal = match &step.step {
+            Step::Remove(removal) => LostRemoval::Instance(removal.clone(), epoch),
+            Step::RemoveNode(index) => LostRemoval::Node(*index, epoch),
+            _ => return,
+        };
+        self.lost_removals.insert(step.key.clone(), removal);
+    }
+
     /// It is not known what stands on the node: it is read before anything on it is planned.
     pub(super) fn doubt(&mut self, node: NodeName) {
         self.mirror.doubt(&node);
@@ -306,8 +343,10 @@ impl Engine {
     }
 
     fn give_up(&mut self, step: &Written, reason: Reason, message: String) {
-        let now = Instant::now();
-        self.dirty.penalise(&step.key, step.tag, now);
+        self.penalise(&step.key, step.tag);
+        if reason == Reason::AccessDenied {
+            self.denied.insert(step.key.clone());
+        }
         match &step.key {
             Key::Node(node) => {
                 tracing::warn!(key = %node, reason = reason.as_str(), "{message}");
@@ -323,14 +362,31 @@ impl Engine {
     /// another hand changed it at once. Trying again without end would help nobody.
     pub(super) fn contested(&mut self, key: &Key, due: Due, step: &Step) {
         tracing::warn!(key = %key, "Consul does not hold what was written: {step:?}");
-        self.dirty.penalise(
-            key,
-            Due {
-                cause: Cause::Read,
-                ..due
-            },
-            Instant::now(),
-        );
+        let due = Due {
+            cause: Cause::Read,
+            ..due
+        };
+        self.penalise(key, due);
+    }
+
+    pub(super) fn penalise(&mut self, key: &Key, due: Due) {
+        let chance = rand::rng().random::<f64>();
+        self.dirty.penalise(key, due, Instant::now(), chance);
+    }
+
+    /// A write of a key that was denied is allowed now: so may be those of the others.
+    pub(super) fn allowed(&mut self, key: &Key, now: Instant) {
+        if !self.denied.remove(key) {
+            return;
+        }
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        for key in std::mem::take(&mut self.denied) {
+            self.dirty.absolve(&key);
+            self.dirty.touch(key, due);
+        }
     }
 }
 

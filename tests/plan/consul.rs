@@ -21,6 +21,8 @@ pub enum Left {
     Node(wire::Node),
     Service(wire::NodeService),
     Check(wire::HealthCheck),
+    /// Not the check of this id any more.
+    NoCheck(Text),
     Nothing,
     Dropped,
 }
@@ -89,6 +91,14 @@ impl Consul {
                 }
                 if let Some((check, cas)) = &write.check {
                     left.push(self.check_cas(wire_readiness(key, &write.name, check), *cas)?);
+                }
+                for (id, cas) in &write.surplus {
+                    let place = (key.node.to_string(), id.to_string());
+                    if self.checks.get(&place)?.modify_index != *cas {
+                        return None;
+                    }
+                    self.checks.remove(&place);
+                    left.push(Left::NoCheck(id.clone()));
                 }
             }
             (Key::Instance(key), Step::Remove(removal)) => {

@@ -117,6 +117,7 @@ fn hand() -> impl Strategy<Value = Hand> {
         1 => (0..NODES).prop_map(Hand::RemoveNode),
         1 => (0..NODES).prop_map(Hand::EraseNode),
         1 => any::<usize>().prop_map(Hand::Maintain),
+        1 => any::<usize>().prop_map(Hand::Stray),
         1 => Just(Hand::Leave),
     ]
 }

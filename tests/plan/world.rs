@@ -84,6 +84,8 @@ pub enum Hand {
     EraseNode(usize),
     /// Puts an instance into maintenance.
     Maintain(usize),
+    /// A check by our own name that Lictor does not write.
+    Stray(usize),
     /// Takes away what others have added.
     Leave,
 }
@@ -418,7 +420,7 @@ impl World {
                 return true;
             }
             Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
-                self.rules.guard.dismiss(&key);
+                self.rules.guard.lapsed(&key);
                 if let (Key::Instance(key), Step::Settled, None) =
                     (&key, &finding.step, &finding.owner)
                 {
@@ -595,6 +597,7 @@ impl World {
                         Left::Check(check) => {
                             replace(&mut checks, ObservedCheck::of(&check, Some(&key.id)));
                         }
+                        Left::NoCheck(id) => checks.retain(|check| check.id != id),
                         Left::Nothing => {
                             self.mirror.wrote_instance(key, None);
                             self.index.forget_absence(key);
@@ -811,19 +814,30 @@ impl World {
                 }
             }
             Hand::Maintain(number) => {
-                if let Some((node, id)) = chosen(number) {
-                    let check = wire::HealthCheck {
-                        node: Text::from(node),
-                        check_id: format!("_service_maintenance:{id}").into(),
-                        status: "critical".into(),
-                        service_id: id.into(),
-                        ..wire::HealthCheck::default()
-                    };
-                    self.consul.put_check(check);
+                if let Some(place) = chosen(number) {
+                    let id = format!("_service_maintenance:{}", place.1);
+                    self.put_critical(place, &id);
+                }
+            }
+            Hand::Stray(number) => {
+                if let Some(place) = chosen(number) {
+                    let id = format!("{}:stray", place.1);
+                    self.put_critical(place, &id);
                 }
             }
             Hand::Leave => self.strangers_leave(),
         }
+    }
+
+    fn put_critical(&mut self, (node, id): Place, check_id: &str) {
+        let check = wire::HealthCheck {
+            node: Text::from(node),
+            check_id: check_id.into(),
+            status: "critical".into(),
+            service_id: id.into(),
+            ..wire::HealthCheck::default()
+        };
+        self.consul.put_check(check);
     }
 
     fn check_of(&self, (node, id): &Place) -> Option<wire::HealthCheck> {

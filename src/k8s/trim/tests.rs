@@ -363,27 +363,3 @@ fn what_recurs_is_held_once() {
         pods[1].node.as_ref().unwrap()
     ));
 }
-
-/// `cargo test --release -- --ignored --nocapture decoding_is_fast`
-#[test]
-#[ignore = "a measurement"]
-fn decoding_is_fast() {
-    let mut pod = pod();
-    let field = json!({"f:metadata": {"f:annotations": {"f:a": {}}, "f:labels": {"f:b": {}}}});
-    let fields: Vec<_> = (0..30)
-        .map(|n| json!({"manager": format!("m{n}"), "fieldsV1": field}))
-        .collect();
-    pod["metadata"]["managedFields"] = json!(fields);
-    let item = pod.to_string();
-    let body = format!(
-        r#"{{"metadata":{{"resourceVersion":"1"}},"items":[{}]}}"#,
-        vec![item.as_str(); 5000].join(",")
-    );
-    let start = std::time::Instant::now();
-    let pods = page::<PodFacts>(body.as_bytes(), &mut Texts::default())
-        .unwrap()
-        .items;
-    let took = start.elapsed();
-    println!("{} pods of {} bytes in {took:?}", pods.len(), item.len());
-    assert!(cfg!(debug_assertions) || took.as_millis() < 500, "{took:?}");
-}

@@ -63,7 +63,7 @@ fn what_comes_back_releases_the_few_that_do_not_after_three_lists() {
     assert_eq!(passed(&mut guard, 0..20, 40, now), 0);
     // One by one, with lists in between.
     for number in 5..20 {
-        guard.dismiss(&key(number));
+        guard.returned(&key(number));
         assert_eq!(guard.judge(40, now), [], "while more come back");
         guard.listed();
         assert_eq!(guard.judge(40, now), [], "while more come back");
@@ -139,6 +139,37 @@ fn small_steps_add_up_over_the_window() {
 fn what_was_released_and_came_back_is_judged_anew() {
     let (mut guard, now) = (guard(), begin());
     assert_eq!(passed(&mut guard, 0..1, 10, now), 1);
-    guard.dismiss(&key(0));
+    guard.returned(&key(0));
     assert_eq!(guard.admits(&key(0)), Err(Hold::Unjudged));
+}
+
+#[test]
+fn what_goes_by_another_hand_releases_nothing_of_the_rest() {
+    let (mut guard, now) = (guard(), begin());
+    assert_eq!(passed(&mut guard, 0..12, 14, now), 0);
+    guard.lapsed(&key(0));
+    guard.lapsed(&key(1));
+    for _ in 0..5 {
+        assert_eq!(guard.judge(12, now), []);
+        assert!(!guard.wants_lists());
+        guard.listed();
+    }
+    assert!(guard.admits(&key(2)).is_err());
+    for number in 2..12 {
+        guard.lapsed(&key(number));
+    }
+    assert_eq!(guard.held(), None);
+    assert_eq!(passed(&mut guard, 20..21, 14, now), 1, "a new case");
+}
+
+#[test]
+fn all_that_we_own_is_held_whatever_the_share_that_is_allowed() {
+    let limits = Limits {
+        percent: 100,
+        ..Limits::default()
+    };
+    let mut guard = Guard::new(limits);
+    assert_eq!(passed(&mut guard, 0..11, 11, begin()), 0);
+    assert_eq!(guard.held(), Some((11, 11)));
+    assert_eq!(passed(&mut Guard::new(limits), 0..11, 12, begin()), 11);
 }

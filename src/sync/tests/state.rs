@@ -1,0 +1,208 @@
+//! What the engine makes of single outcomes, without any Consul.
+
+use super::*;
+use crate::consul::{TxnOutcome, TxnResult};
+use crate::desired::index::Touched;
+use crate::model::entry::{Node, readiness_check_id};
+use crate::model::key::{InstanceKey, Key};
+use crate::model::kind::Kind;
+use crate::model::names::{InstanceId, NodeName};
+use crate::model::owner::Owner;
+use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode, wire_service};
+use crate::plan::batch::BatchedStep;
+use crate::plan::gate::Why;
+use crate::plan::{self, Removal, Step};
+use crate::sync::apply::Done;
+use crate::sync::claim::{Before, Claimed};
+use crate::sync::dirty::{Cause, Due};
+use crate::sync::engine::LostRemoval;
+
+fn n1() -> NodeName {
+    NodeName::for_kubernetes(&"a".parse().unwrap(), "n1")
+}
+
+fn instance(pod: &str) -> InstanceKey {
+    let (cluster, service) = ("a".parse().unwrap(), "web".parse().unwrap());
+    InstanceKey {
+        node: n1(),
+        id: InstanceId::of_pod(&cluster, "shop", &service, pod),
+    }
+}
+
+fn due() -> Due {
+    Due {
+        cause: Cause::Kubernetes,
+        since: Instant::now(),
+    }
+}
+
+/// An engine that may write, with the pod `p` on the node `n1`, which Consul has and which is empty.
+fn ready() -> Engine {
+    let mut engine = engine(client("127.0.0.1:1".to_owned()));
+    let mut touched = Touched::default();
+    for kind in Kind::ALL {
+        engine.index.begin_list(kind);
+        engine.index.end_list(kind, &mut touched);
+    }
+    engine.index.apply_node(node("n1"), &mut touched);
+    engine.index.apply_pod(web("p", "n1"), &mut touched);
+    engine.mirror.complete();
+    engine.fence.begin(Instant::now());
+    engine.fence.claimed(5);
+    let step = plan::decide(
+        &Key::Node(n1()),
+        &engine.index,
+        &engine.mirror,
+        &engine.rules,
+    )
+    .step;
+    let Step::PutNode(write) = step else {
+        panic!("{step:?}")
+    };
+    let Node { address, meta } = write.node.unwrap().0;
+    let there = ObservedNode::of(&crate::consul::wire::Node {
+        address,
+        meta,
+        ..crate::consul::wire::Node::default()
+    });
+    engine.mirror.wrote_node(&n1(), there);
+    engine
+}
+
+#[tokio::test]
+async fn nothing_is_created_on_a_node_that_is_being_written() {
+    for busy in [true, false] {
+        let mut engine = ready();
+        if busy {
+            // Perhaps it is being removed, with all that comes onto it.
+            engine.dirty.start(Key::Node(n1()));
+        }
+        let key = Key::Instance(instance("p"));
+        engine.dirty.touch(key.clone(), due());
+        engine.start_writes(Instant::now());
+        assert_eq!(engine.dirty.busy().contains(&key), !busy);
+        let waits = engine.on_node.get(&n1());
+        assert_eq!(waits.is_some_and(|keys| keys.contains_key(&key)), busy);
+    }
+}
+
+#[tokio::test]
+async fn what_comes_onto_an_empty_node_puts_off_its_end() {
+    let mut engine = ready();
+    engine.rules.vacancies.found(&n1(), Instant::now());
+    let strangers = InstanceKey {
+        node: n1(),
+        id: InstanceId::observed("strangers"),
+    };
+    let service = crate::consul::wire::NodeService::default();
+    let there = ObservedInstance::of(&service);
+    engine.mirror.wrote_instance(&strangers, Some(there));
+    engine.changed(vec![Key::Instance(strangers)]);
+    assert!(engine.dirty.take_key(&Key::Node(n1())).is_some());
+}
+
+#[tokio::test]
+async fn an_epoch_that_was_taken_casts_doubt_and_one_that_was_lost_ends_all_knowledge() {
+    for (before, lost) in [(Before::Taken, false), (Before::Lost, true)] {
+        let mut engine = ready();
+        engine.drifted.insert(Key::Instance(instance("p")));
+        let index = 9;
+        engine.absorb(Done::Claimed(Ok(Claimed { index, before })));
+        assert_eq!(engine.fence.index(), Some(9));
+        assert_eq!(engine.drifted.is_empty(), lost);
+        assert_eq!(engine.mirror.node(&n1()).is_none(), lost);
+        assert!(lost || engine.mirror.is_unsure(&n1()));
+        assert!(lost || engine.unread.contains(&n1()));
+    }
+}
+
+#[tokio::test]
+async fn one_write_that_is_allowed_again_lets_all_that_were_denied_go_on() {
+    let mut engine = ready();
+    let now = Instant::now();
+    let keys = ["p", "q"].map(|pod| Key::Instance(instance(pod)));
+    for key in &keys {
+        engine.dirty.penalise(key, due(), now, 1.0);
+        engine.denied.insert(key.clone());
+    }
+    engine.allowed(&keys[0], now);
+    assert!(engine.dirty.take_key(&keys[1]).is_some());
+    assert!(engine.denied.is_empty());
+}
+
+#[tokio::test]
+async fn removals_whose_answer_was_lost_are_told_and_count_for_the_guard() {
+    let (log, _guard) = Log::of_this_thread();
+    let mut engine = ready();
+    let epoch = 7;
+    for number in 0..11 {
+        let key = Key::Instance(instance(&format!("gone-{number}")));
+        let removal = Removal {
+            owner: Owner::pod(&"shop".into(), &"gone".into()),
+            name: "web".into(),
+            index: 3,
+            why: Why::Found,
+        };
+        engine
+            .lost_removals
+            .insert(key, LostRemoval::Instance(removal, epoch));
+    }
+    let n2 = Key::Node(NodeName::for_kubernetes(&"a".parse().unwrap(), "n2"));
+    engine.lost_removals.insert(n2, LostRemoval::Node(4, epoch));
+    let keys: Vec<Key> = engine.lost_removals.keys().cloned().collect();
+    for key in keys {
+        let finding = plan::decide(&key, &engine.index, &engine.mirror, &engine.rules);
+        engine.note(&key, &finding);
+    }
+    let told = log.removals();
+    assert_eq!(told.len(), 12, "{told:?}");
+    assert!(told.iter().all(|line| line.contains("epoch=7")), "{told:?}");
+    engine.rules.guard.found(&Key::Instance(instance("next")));
+    let now = Instant::now();
+    assert!(engine.rules.guard.judge(5, now).is_empty());
+    assert_eq!(engine.rules.guard.held(), Some((12, 16)));
+}
+
+#[tokio::test]
+async fn a_check_that_was_removed_is_known_to_be_gone() {
+    let mut engine = ready();
+    let key = Key::Instance(instance("p"));
+    let wanted = key.clone();
+    let decide =
+        |engine: &Engine| plan::decide(&wanted, &engine.index, &engine.mirror, &engine.rules).step;
+    let Step::Put(write) = decide(&engine) else {
+        panic!("not planned")
+    };
+    let (service, (check, _)) = (write.service.unwrap().0, write.check.unwrap());
+    let mut there = ObservedInstance::of(&wire_service(&instance("p"), &service));
+    for id in [readiness_check_id(&instance("p").id), surplus_id()] {
+        there.checks.push(ObservedCheck {
+            id: id.into(),
+            check: check.clone(),
+            well_formed: true,
+            modify_index: 3,
+        });
+    }
+    engine.mirror.wrote_instance(&instance("p"), Some(there));
+    let step = decide(&engine);
+    assert!(matches!(&step, Step::Put(write) if write.fields == ["other checks"]));
+    let (ops, tag) = (0..1, due());
+    let id = engine.own.start();
+    engine.absorb(Done::Wrote {
+        id,
+        epoch: 5,
+        steps: vec![BatchedStep {
+            key,
+            step,
+            ops,
+            tag,
+        }],
+        outcome: Ok(TxnOutcome::Applied(vec![TxnResult::Nothing])),
+        at: Instant::now(),
+    });
+    assert_eq!(decide(&engine), Step::Settled);
+}
+
+fn surplus_id() -> String {
+    format!("{}:api", instance("p").id)
+}
