@@ -92,7 +92,7 @@ impl ObservedNode {
                 meta: node.meta.clone(),
             },
             create_index: node.create_index,
-            embellished: !node.tagged_addresses.is_empty(),
+            embellished: !node.id.is_empty() || !node.tagged_addresses.is_empty(),
             modify_index: node.modify_index,
             checks: Vec::new(),
         }

@@ -10,7 +10,42 @@ use crate::support::{Annotated as _, Instance, Lictor, Scene, condition, until};
 
 #[tokio::test]
 async fn every_change_by_hand_is_repaired() -> Result<()> {
+    let whats = [
+        "service",
+        "tags",
+        "port",
+        "check status",
+        "check",
+        "node check",
+        "node meta",
+        "node",
+    ];
     let scene = Scene::new().await?;
+    let lictor = repaired(&scene, &whats).await?;
+    scene
+        .event(
+            "DriftRepaired",
+            "web-0",
+            "was removed in Consul by another hand",
+        )
+        .await?;
+    scene.event("DriftRepaired", "web-0", "tags").await?;
+    ensure!(lictor.metric("lictor_drift_total", &["instance"]).await? >= 5.0);
+    ensure!(lictor.metric("lictor_drift_total", &["node"]).await? >= 2.0);
+    Ok(())
+}
+
+/// What Lictor never writes itself is taken away again.
+#[tokio::test]
+async fn what_another_hand_adds_or_spoils_is_repaired() -> Result<()> {
+    let scene = Scene::new().await?;
+    let whats = ["one mark", "another check", "node addresses", "node id"];
+    repaired(&scene, &whats).await?;
+    Ok(())
+}
+
+/// Changes one thing after the other by hand, and sees each repaired and counted.
+async fn repaired(scene: &Scene, whats: &[&str]) -> Result<Lictor> {
     let lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
     scene
         .pod("web-0")
@@ -28,19 +63,10 @@ async fn every_change_by_hand_is_repaired() -> Result<()> {
         plain(first) == plain(second)
     };
     let mut drifted = 0.0;
-    for what in [
-        "service",
-        "tags",
-        "port",
-        "check status",
-        "check",
-        "node check",
-        "node meta",
-        "node",
-    ] {
+    for what in whats {
         lictor.idle().await?;
         let whole = scene.status("web", "web-0", "passing").await?;
-        meddle(&scene, what, &whole).await?;
+        meddle(scene, what, &whole).await?;
         scene
             .instance("web", "web-0", |seen| same(seen, &whole))
             .await
@@ -52,17 +78,7 @@ async fn every_change_by_hand_is_repaired() -> Result<()> {
         })
         .await?;
     }
-    scene
-        .event(
-            "DriftRepaired",
-            "web-0",
-            "was removed in Consul by another hand",
-        )
-        .await?;
-    scene.event("DriftRepaired", "web-0", "tags").await?;
-    ensure!(lictor.metric("lictor_drift_total", &["instance"]).await? >= 5.0);
-    ensure!(lictor.metric("lictor_drift_total", &["node"]).await? >= 2.0);
-    Ok(())
+    Ok(lictor)
 }
 
 /// Changes something of the instance by hand.
@@ -87,6 +103,28 @@ async fn meddle(scene: &Scene, what: &str, whole: &Instance) -> Result<()> {
         "port" => service_with("Port", json!(6666)),
         "check status" => critical(whole.check(&check_id)),
         "node check" => critical(whole.check("lictor-node")),
+        "one mark" => {
+            let mut meta = whole.raw["Service"]["Meta"].clone();
+            meta["lictor-owner"] = json!("by-hand");
+            service_with("Meta", meta)
+        }
+        "another check" => {
+            let mut check = whole.check(&check_id).clone();
+            check["CheckID"] = json!(format!("{id}:stray"));
+            critical(&check)
+        }
+        "node addresses" | "node id" => {
+            let mut node = json!({
+                "Node": node, "Address": whole.raw["Node"]["Address"],
+                "NodeMeta": whole.raw["Node"]["Meta"],
+            });
+            if what == "node id" {
+                node["ID"] = json!("11111111-2222-3333-4444-555555555555");
+            } else {
+                node["TaggedAddresses"] = json!({"lan": "10.66.6.6"});
+            }
+            node
+        }
         _ => {
             let mut meta = whole.raw["Node"]["Meta"].clone();
             meta["topology-zone"] = json!("elsewhere");
