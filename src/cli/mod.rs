@@ -90,4 +90,27 @@ mod tests {
     fn the_command_line_holds_together() {
         super::Cli::command().debug_assert();
     }
+
+    #[test]
+    fn every_flag_has_its_twin_in_the_environment() {
+        let cli = super::Cli::command();
+        let run = cli.find_subcommand("run").unwrap();
+        let flags = run.get_arguments().filter_map(|arg| {
+            let long = arg.get_long().filter(|long| *long != "help")?;
+            Some((
+                long.to_owned(),
+                arg.get_env().map(|env| env.to_string_lossy()),
+            ))
+        });
+        for (long, env) in flags {
+            let name = long.replace('-', "_").to_uppercase();
+            let twin = match &*name {
+                name if name.starts_with("CONSUL_") && name != "CONSUL_WRITE_RATE" => {
+                    name.to_owned()
+                }
+                name => format!("LICTOR_{name}"),
+            };
+            assert_eq!(env.as_deref(), Some(&*twin), "--{long}");
+        }
+    }
 }

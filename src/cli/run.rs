@@ -187,7 +187,7 @@ impl Run {
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        runtime.block_on(async {
+        let ended = runtime.block_on(async {
             let stop = CancellationToken::new();
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
@@ -201,9 +201,10 @@ impl Run {
                 stopping.cancel();
             });
             Box::pin(app::run(settings, stop)).await
-        })?;
+        });
+        // Also after a failure: else the end would wait for a name that cannot be resolved.
         runtime.shutdown_timeout(Duration::from_secs(1));
-        Ok(())
+        Ok(ended?)
     }
 }
 

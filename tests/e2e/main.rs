@@ -12,6 +12,7 @@
     reason = "tests"
 )]
 
+mod chart;
 mod drift;
 mod faults;
 mod fence;

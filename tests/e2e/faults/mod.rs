@@ -34,7 +34,7 @@ async fn alone() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
 }
 
 /// The bed with three Consul servers and ACLs, with a leader, for one test at a time.
-async fn three() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
+pub(crate) async fn three() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
     static ONE: Mutex<()> = Mutex::const_new(());
     static BED: OnceCell<Installed> = OnceCell::const_new();
     let guard = ONE.lock().await;
