@@ -11,6 +11,7 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Number, Value};
 
 use super::conditions::MESSAGE_BYTES;
+use crate::model::{limits, marks};
 
 /// A lower-case DNS label.
 pub(super) fn dns_label(what: &str) -> Rule {
@@ -53,15 +54,18 @@ pub(super) fn tags_without_control_characters() -> Rule {
 
 /// Keys that Consul accepts.
 pub(super) fn meta_keys() -> Rule {
-    Rule::new("self.all(key, key.matches('^[A-Za-z0-9_-]{1,128}$'))")
-        .message("a meta key must be 1 to 128 of the characters A-Z, a-z, 0-9, '_' and '-'")
+    let most = limits::MAX_META_KEY_BYTES;
+    let rule = format!("self.all(key, key.matches('^[A-Za-z0-9_-]{{1,{most}}}$'))");
+    let message =
+        format!("a meta key must be 1 to {most} of the characters A-Z, a-z, 0-9, '_' and '-'");
+    Rule::new(rule).message(message.as_str())
 }
 
 /// Keys that say who owns an entry are not for users.
 pub(super) fn meta_reserved() -> Rule {
-    let reserved = "key.startsWith('lictor-') || key.startsWith('consul-') || key in \
-        ['external-source', 'external-k8s-ns', 'external-k8s-ref-kind', 'external-k8s-ref-name', \
-        'external-k8s-node-name', 'managed-by']";
+    let prefixes = marks::RESERVED_PREFIXES.map(|prefix| format!("key.startsWith('{prefix}')"));
+    let names = marks::RESERVED.map(|name| format!("'{name}'"));
+    let reserved = format!("{} || key in [{}]", prefixes.join(" || "), names.join(", "));
     let message = format!(
         "'the meta key ' + self.filter(key, {reserved})[0] + ' is reserved: it says who owns an entry in Consul. \
          Choose another name, that does not start with lictor- or consul-'"
@@ -73,8 +77,8 @@ pub(super) fn meta_reserved() -> Rule {
 pub(super) fn tags(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
-        "maxItems": 64,
-        "items": {"type": "string", "minLength": 1, "maxLength": 255},
+        "maxItems": limits::MAX_TAGS,
+        "items": {"type": "string", "minLength": 1, "maxLength": limits::MAX_TAG_BYTES},
     })
 }
 
@@ -82,8 +86,8 @@ pub(super) fn tags(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn meta(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
-        "maxProperties": 48,
-        "additionalProperties": {"type": "string", "maxLength": 512},
+        "maxProperties": limits::MAX_META_PAIRS,
+        "additionalProperties": {"type": "string", "maxLength": limits::MAX_META_VALUE_BYTES},
     })
 }
 

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::problems::Problems;
-use super::spec::{AddressChoice, InstanceSpec, MAX_SERVICES, PortChoice, Terminating};
+use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
 use crate::model::entry::Health;
 use crate::model::facts::PodFacts;
+use crate::model::limits::MAX_SERVICES;
 use crate::model::names::ServiceName;
 use crate::model::text::Text;
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use super::problems::Problems;
-use super::spec::{
-    AddressChoice, InstanceSpec, MAX_META_KEY_BYTES, MAX_META_PAIRS, MAX_META_VALUE_BYTES,
-    MAX_TAG_BYTES, MAX_TAGS, PortChoice,
-};
+use super::spec::{AddressChoice, InstanceSpec, PortChoice};
 use super::template;
 use crate::model::entry::{Service, TaggedAddress};
 use crate::model::facts::PodFacts;
 use crate::model::key::InstanceKey;
+use crate::model::limits::{
+    MAX_META_KEY_BYTES, MAX_META_PAIRS, MAX_META_VALUE_BYTES, MAX_TAG_BYTES, MAX_TAGS,
+};
 use crate::model::marks;
 use crate::model::names::{ClusterName, ServiceName};
 use crate::model::owner::{Owner, OwnerKind};

@@ -35,14 +35,25 @@ pub const NODE_ZONE: &str = "topology-zone";
 /// Meta key that consul-k8s marks its instances with.
 const MANAGED_BY: &str = "managed-by";
 
-/// Whether users may not set the meta key, because Lictor, Consul or consul-k8s reads a meaning in it.
+/// Meta keys that users may not set, because Lictor, Consul or consul-k8s reads a meaning in them.
+pub const RESERVED: [&str; 6] = [
+    EXTERNAL_SOURCE,
+    K8S_NAMESPACE,
+    K8S_REF_KIND,
+    K8S_REF_NAME,
+    K8S_NODE_NAME,
+    MANAGED_BY,
+];
+/// How further meta keys begin that users may not set.
+pub const RESERVED_PREFIXES: [&str; 2] = ["lictor-", "consul-"];
+
+/// Whether users may not set the meta key.
 #[must_use]
 pub fn is_reserved(key: &str) -> bool {
-    matches!(
-        key,
-        EXTERNAL_SOURCE | K8S_NAMESPACE | K8S_REF_KIND | K8S_REF_NAME | K8S_NODE_NAME | MANAGED_BY
-    ) || key.starts_with("lictor-")
-        || key.starts_with("consul-")
+    RESERVED.contains(&key)
+        || RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| key.starts_with(prefix))
 }
 
 /// Our keys that this release writes.

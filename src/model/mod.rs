@@ -8,6 +8,7 @@ pub mod facts;
 pub mod gc;
 pub mod key;
 pub mod kind;
+pub mod limits;
 pub mod marks;
 pub mod names;
 pub mod owner;

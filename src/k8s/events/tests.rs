@@ -58,6 +58,22 @@ async fn what_is_too_much_is_counted_and_warnings_have_their_own_room() {
     assert_eq!(sender.dropped(), 7);
 }
 
+/// However fast they come: the API server's own limit is a thing that all share.
+#[tokio::test]
+async fn at_most_ten_leave_in_a_second() {
+    let (sender, writer) = EventWriter::new(client(), "i");
+    for n in 0..11 {
+        sender.send(record(EventReason::Conflict, &n.to_string()));
+    }
+    let dropped = sender.dropped.clone();
+    drop(sender);
+    let began = Instant::now();
+    writer.run().await;
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    // Nobody listens there.
+    assert_eq!(dropped.load(Ordering::Relaxed), 11);
+}
+
 #[tokio::test]
 async fn the_writer_ends_with_its_senders() {
     let (sender, writer) = EventWriter::new(client(), "i");

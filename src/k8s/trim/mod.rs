@@ -82,9 +82,6 @@ impl Meta<'_> {
     }
 }
 
-/// The domain of Lictor's annotations.
-const OWN_DOMAIN: &str = "lictor.io/";
-
 /// A page of a list.
 #[derive(Debug)]
 pub struct Page<T> {

@@ -4,7 +4,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Deserialize;
 
 use super::lenient::{Flag, Int, Obj, Seq, Str};
-use super::{Meta, OWN_DOMAIN, Texts, Trim};
+use super::{Meta, Texts, Trim};
+use crate::desired::annotations::DOMAIN;
 use crate::model::facts::{ContainerPort, Phase, PodFacts, Tristate, UnreadyContainer};
 use crate::model::text::Text;
 
@@ -174,7 +175,7 @@ impl Trim for PodFacts {
 fn kept(key: &str, _: &str) -> Option<usize> {
     match key {
         LAST_APPLIED => None,
-        _ if key.starts_with(OWN_DOMAIN) => Some(PodFacts::ANNOTATION_BYTES),
+        _ if key.starts_with(DOMAIN) => Some(PodFacts::ANNOTATION_BYTES),
         _ => Some(PodFacts::FOREIGN_ANNOTATION_BYTES),
     }
 }

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Meta, OWN_DOMAIN, Texts, Trim};
+use super::{Meta, Texts, Trim};
 use crate::api::{RegistrationObject, ServiceRegistration, ServiceRegistrationSpec};
+use crate::desired::annotations::DOMAIN;
 use crate::model::facts::PodFacts;
 use crate::model::text::Text;
 
@@ -17,7 +18,7 @@ impl Trim for RegistrationObject {
 
     fn trim(meta: &Meta<'_>, spec: Value, status: Value, texts: &mut Texts) -> Self {
         let own = |key: &str, _: &str| {
-            key.starts_with(OWN_DOMAIN)
+            key.starts_with(DOMAIN)
                 .then_some(PodFacts::ANNOTATION_BYTES)
         };
         Self {
