@@ -15,7 +15,7 @@ use crate::gc::remove::Remover;
 use crate::gc::{Doomed, ask, dead, offline, verify_token};
 use crate::k8s;
 use crate::model::epoch::{self, EpochKind};
-use crate::model::gc::{Answer, MOST_NAMED};
+use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
 use crate::sync::claim::Claimant;
 use crate::telemetry::{self, LogFormat};
@@ -93,36 +93,54 @@ struct Held {
 
 impl Held {
     async fn handle(self, consul: &Client) -> anyhow::Result<()> {
-        if let Some(answer) = ask::ask(consul, &self.cluster, false).await? {
-            return self.by_the_writer(consul, &answer).await;
+        if let Some(answer) = ask::show(consul, &self.cluster, None).await? {
+            return self.by_the_writer(consul, answer).await;
         }
         complain("no process of the cluster answers: looking by ourselves");
         self.by_ourselves(consul).await
     }
 
-    async fn by_the_writer(self, consul: &Client, shown: &Answer) -> anyhow::Result<()> {
-        let Answer {
-            held,
-            total,
-            holder,
-            ..
-        } = shown;
-        if *total == 0 {
+    async fn by_the_writer(self, consul: &Client, first: Answer) -> anyhow::Result<()> {
+        let (holder, epoch) = (first.holder.clone(), first.epoch);
+        let (mut shown, mut count) = (first, 0);
+        loop {
+            for entry in &shown.held {
+                say(&format!("{}  {}  {}", entry.key, entry.owner, entry.why))?;
+            }
+            count += shown.held.len();
+            if shown.more == 0 || shown.held.is_empty() {
+                break;
+            }
+            let next = ask::show(consul, &self.cluster, Some(&shown)).await?;
+            shown =
+                next.with_context(|| format!("{holder} does not answer any more: try again"))?;
+            if (&shown.holder, shown.epoch) != (&holder, epoch) {
+                bail!("{} writes now: try again", shown.holder);
+            }
+        }
+        if count == 0 {
             return say(&format!("nothing is held ({holder})"));
         }
-        for entry in held {
-            say(&format!("{}  {}  {}", entry.key, entry.owner, entry.why))?;
-        }
-        if *total > held.len() {
-            say(&format!("... of which {MOST_NAMED} are shown"))?;
-        }
         if !self.yes {
-            return say(&format!("{total} held by {holder}; --yes releases them"));
+            return say(&format!("{count} held by {holder}; --yes releases them"));
         }
-        match ask::ask(consul, &self.cluster, true).await? {
-            Some(answer) => say(&format!("{} released, {holder} removes them", answer.total)),
-            None => bail!("{holder} does not answer any more: try again"),
+        let Some(answer) = ask::release(consul, &self.cluster, &shown).await? else {
+            bail!("{holder} does not answer any more, and releases nothing: try again");
+        };
+        if let Some(why) = answer.refused {
+            bail!("{} releases nothing: {why}: try again", answer.holder);
         }
+        let released = answer.released;
+        say(&format!("{released} released, {holder} removes them"))?;
+        if released < count {
+            let rest = count - released;
+            say(&format!("{rest} of those shown are not held any more"))?;
+        }
+        if answer.more > 0 {
+            let more = answer.more;
+            say(&format!("{more} that were found meanwhile stay held"))?;
+        }
+        Ok(())
     }
 
     async fn by_ourselves(self, consul: &Client) -> anyhow::Result<()> {

@@ -1,12 +1,17 @@
 //! `lictor gc`, and nodes that nothing is on any more.
 
-use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use std::time::Duration;
 
+use anyhow::{Result, ensure};
+use lictor_testbed::proxy::{Answer, Fault, Proxy};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::faults::alone;
 use crate::support::{Annotated as _, Scene, run_within, until};
 
 /// How long `lictor gc --dead` waits whether the cluster lives, and then some.
-const BURIAL: std::time::Duration = std::time::Duration::from_mins(2);
+const BURIAL: Duration = Duration::from_mins(3);
 
 struct Outcome {
     code: Option<i32>,
@@ -17,11 +22,45 @@ struct Outcome {
 async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     let mut args = scene.args();
     "gc".clone_into(&mut args[0]);
-    args.retain(|arg| !arg.starts_with("--listen"));
+    let flag = |arg: &str| arg.split('=').next().unwrap_or_default().to_owned();
+    let given: Vec<String> = more.iter().map(|arg| flag(arg)).collect();
+    args.retain(|arg| !arg.starts_with("--listen") && !given.contains(&flag(arg)));
     args.extend(more.iter().map(|&arg| arg.to_owned()));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, out, err) = run_within(BURIAL, &args).await?;
     Ok(Outcome { code, out, err })
+}
+
+/// Asks as `lictor gc` does, and waits for the answer.
+async fn asked(scene: &Scene, id: &str, more: Value) -> Result<Value> {
+    question(scene, id, more).await?;
+    answer(scene, id).await
+}
+
+/// Leaves a question behind.
+async fn question(scene: &Scene, id: &str, mut more: Value) -> Result<()> {
+    more["id"] = json!(id);
+    let path = format!("/v1/kv/lictor/v1/{}/gc", scene.cluster);
+    scene.consul.put(&path, &json!({"request": more})).await?;
+    Ok(())
+}
+
+async fn answer(scene: &Scene, id: &str) -> Result<Value> {
+    let path = format!("/v1/kv/lictor/v1/{}/gc?raw&consistent", scene.cluster);
+    until("an answer", async || {
+        let exchange = scene.consul.get(&path).await?;
+        let answer = exchange["answer"].clone();
+        ensure!(answer["id"] == id, "{exchange}");
+        Ok::<_, anyhow::Error>(answer)
+    })
+    .await
+}
+
+/// The question to release what this answer showed.
+fn release(shown: &Value) -> Value {
+    json!({"release": {
+        "shown": shown["id"], "holder": shown["holder"], "epoch": shown["epoch"],
+    }})
 }
 
 /// So many pods, registered, of which all but two are deleted while no lictor runs.
@@ -60,12 +99,7 @@ async fn what_is_held_is_shown_and_released_by_the_process_that_runs() -> Result
     let scene = Scene::new().await?;
     much_is_gone(&scene, 14).await?;
     let lictor = scene.lictor().await?;
-    until("all to be held", async || {
-        let held = lictor.metric("lictor_held_deletes", &[]).await?;
-        ensure!((held - 12.0).abs() < 0.5, "{held}");
-        Ok::<_, anyhow::Error>(())
-    })
-    .await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
 
     let shown = gc(&scene, &["--dry-run"]).await?;
     assert_eq!(shown.code, Some(0), "{}", shown.err);
@@ -82,6 +116,112 @@ async fn what_is_held_is_shown_and_released_by_the_process_that_runs() -> Result
     two_are_left(&scene, 14).await?;
     let nothing = gc(&scene, &["--yes"]).await?;
     assert!(nothing.out.contains("nothing is held"), "{}", nothing.out);
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_question_that_was_left_behind_releases_nothing() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    much_is_gone(&scene, 14).await?;
+    let consul = Proxy::start(&installed.bed.consul_addr())?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    let shown = asked(&scene, "show", json!({})).await?;
+    assert_eq!(shown["held"].as_array().map(Vec::len), Some(12), "{shown}");
+
+    // The asker is gone before anyone could answer.
+    consul.set(Fault::Refuse).await?;
+    question(&scene, "left", release(&shown)).await?;
+    installed.bed.consul_server.stop().await?;
+    installed.bed.consul_server.start().await?;
+    consul.set(Fault::Pass).await?;
+    let left = answer(&scene, "left").await?;
+    assert_eq!(left["released"], 0, "{left}");
+    assert!(left["refused"].to_string().contains("old one"), "{left}");
+    // Nor does it when it is asked once more.
+    let again = asked(&scene, "again", release(&shown)).await?;
+    assert!(again["refused"].is_string(), "{again}");
+    lictor.idle().await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    for number in 0..14 {
+        let name = format!("web-{number}");
+        assert!(scene.find("web", &name).await?.is_some(), "{name}");
+    }
+
+    let released = gc(&scene, &["--yes"]).await?;
+    assert!(released.out.contains("12 released"), "{}", released.err);
+    two_are_left(&scene, 14).await?;
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_not_released() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 14).await?;
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    let shown = asked(&scene, "show", json!({})).await?;
+    let answer = Answer::new(502).only("/v1/txn");
+    consul.set(Fault::Answer(answer)).await?;
+    question(&scene, "release", release(&shown)).await?;
+    until("it to give up", async || {
+        let log = lictor.log();
+        ensure!(log.contains("lictor gc is to ask again"));
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    consul.set(Fault::Pass).await?;
+    lictor.idle().await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    assert!(scene.find("web", "web-7").await?.is_some());
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_found_after_it_was_shown_is_not_released() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 14).await?;
+    let lictor = scene.lictor().await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    let shown = asked(&scene, "show", json!({})).await?;
+    let late = scene.id("web", "late");
+    let entry = json!({
+        "Node": scene.consul_node(), "Address": "192.168.7.1", "SkipNodeUpdate": true,
+        "Service": {"ID": late, "Service": "web", "Port": 1, "Meta": {
+            "lictor-cluster": scene.cluster, "lictor-node": scene.consul_node(),
+            "lictor-owner": format!("Pod/{}/late", scene.namespace),
+        }},
+    });
+    scene.by_hand(&entry).await?;
+    lictor.shows("lictor_held_deletes", 13.0).await?;
+
+    let mut other = release(&shown);
+    other["release"]["epoch"] = json!(1);
+    let refused = asked(&scene, "other", other).await?;
+    assert!(refused["refused"].is_string(), "{refused}");
+    let shown = asked(&scene, "show-2", json!({})).await?;
+    assert_eq!(shown["held"].as_array().map(Vec::len), Some(13), "{shown}");
+    let more = scene.id("web", "more");
+    let mut entry = entry;
+    entry["Service"]["ID"] = json!(more);
+    entry["Service"]["Meta"]["lictor-owner"] = json!(format!("Pod/{}/more", scene.namespace));
+    scene.by_hand(&entry).await?;
+    lictor.shows("lictor_held_deletes", 14.0).await?;
+    let released = asked(&scene, "release", release(&shown)).await?;
+    assert_eq!(released["released"], 13, "{released}");
+    assert_eq!(released["more"], 1, "{released}");
+    two_are_left(&scene, 14).await?;
+    scene.gone_id("web", &late).await?;
+    lictor.idle().await?;
+    lictor.shows("lictor_held_deletes", 1.0).await?;
+    assert!(scene.find_id("web", &more).await?.is_some());
     lictor.stop().await?;
     Ok(())
 }
@@ -129,17 +269,7 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     scene.status("web", "web-0", "passing").await?;
     let undertaker = format!("--cluster={}x", scene.cluster);
     let dead = format!("--dead={}", scene.cluster);
-    let bury = async |more: &[&str]| {
-        let mut args = vec![&*undertaker, &*dead];
-        args.extend(more);
-        let mut all = scene.args();
-        "gc".clone_into(&mut all[0]);
-        all.retain(|arg| !arg.starts_with("--listen") && !arg.starts_with("--cluster"));
-        all.extend(args.iter().map(|&arg| arg.to_owned()));
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let (code, out, err) = run_within(BURIAL, &all).await?;
-        Ok::<_, anyhow::Error>(Outcome { code, out, err })
-    };
+    let bury = async |more: &[&str]| gc(&scene, &[&[&*undertaker, &*dead], more].concat()).await;
 
     let before = scene.find("web", "web-0").await?;
     let refused = bury(&["--yes"]).await?;
@@ -188,7 +318,7 @@ async fn an_empty_node_goes_with_its_kubernetes_node_and_not_before_others_left(
     scene.kubernetes_node().delete(&scene.client).await?;
     let check = format!("/v1/health/node/{}?consistent", scene.consul_node());
     lictor.idle().await?;
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(2)).await;
     assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
 
     let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
