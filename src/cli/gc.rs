@@ -147,31 +147,40 @@ impl Held {
         let kube = k8s::client::client(&self.kubernetes)
             .await
             .context("cannot set up Kubernetes access")?;
+        // What is read before the epoch is ours may be changed by whoever has it.
+        let epoch = if self.yes {
+            Some(claim(&kube, consul, &self.cluster).await?)
+        } else {
+            None
+        };
         let (doomed, owned) = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
         show(&doomed)?;
         if doomed.is_empty() {
             return say("nothing is in Consul that Kubernetes does not claim");
         }
         let count = doomed.len();
-        if !self.yes {
+        let Some(index) = epoch else {
             return say(&format!(
                 "{count} of {owned} are claimed by nothing; --yes removes them"
             ));
-        }
-        let uid = app::kube_system_uid(&kube).await.map_err(|error| {
-            anyhow::anyhow!("cannot read the namespace kube-system, whose UID is needed: {error}")
-        })?;
-        let claimant = Claimant {
-            cluster: self.cluster.clone(),
-            epoch: app::epoch_of(uid, EpochKind::Gc),
-            take_over: None,
         };
-        let claimed = claimant.claim(consul, None).await?;
-        let mut remover = Remover::new(consul, epoch::key(&self.cluster), claimed.index);
+        let mut remover = Remover::new(consul, epoch::key(&self.cluster), index);
         let done = remover.instances(&doomed, "no object claims it").await;
         report(remover.removed, &remover.stayed)?;
         done
     }
+}
+
+async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> anyhow::Result<u64> {
+    let uid = app::kube_system_uid(kube).await.map_err(|error| {
+        anyhow::anyhow!("cannot read the namespace kube-system, whose UID is needed: {error}")
+    })?;
+    let claimant = Claimant {
+        cluster: cluster.clone(),
+        epoch: app::epoch_of(uid, EpochKind::Gc),
+        take_over: None,
+    };
+    Ok(claimant.claim(consul, None).await?.index)
 }
 
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {

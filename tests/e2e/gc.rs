@@ -63,6 +63,14 @@ fn release(shown: &Value) -> Value {
     }})
 }
 
+/// The key of the epoch: its value, and its index.
+async fn epoch(scene: &Scene) -> Result<(Value, Value)> {
+    let path = format!("/v1/kv/lictor/v1/{}/epoch", scene.cluster);
+    let pairs = scene.consul.get(&format!("{path}?consistent")).await?;
+    let value = scene.consul.get(&format!("{path}?raw&consistent")).await?;
+    Ok((value, pairs[0]["ModifyIndex"].clone()))
+}
+
 /// So many pods, registered, of which all but two are deleted while no lictor runs.
 async fn much_is_gone(scene: &Scene, count: usize) -> Result<()> {
     let lictor = scene.lictor().await?;
@@ -252,6 +260,35 @@ async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Re
     // The next process takes the epoch as ever.
     let lictor = scene.lictor().await?;
     lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_process_the_epoch_is_taken_before_anything_is_read() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 3).await?;
+    let before = epoch(&scene).await?;
+    assert_eq!(before.0["kind"], "run");
+    assert_eq!(gc(&scene, &[]).await?.code, Some(0));
+    assert_eq!(epoch(&scene).await?, before, "only shown");
+
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let answer = Answer::new(403).body("Permission denied");
+    consul
+        .set(Fault::Answer(answer.only("/v1/catalog/nodes")))
+        .await?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let failed = gc(&scene, &["--yes", &through]).await?;
+    assert_eq!(failed.code, Some(1), "{}", failed.out);
+    assert!(
+        failed.err.contains("cannot list the nodes"),
+        "{}",
+        failed.err
+    );
+    let after = epoch(&scene).await?;
+    assert_eq!(after.0["kind"], "gc");
+    assert_ne!(after.1, before.1);
+    assert!(scene.find("web", "web-2").await?.is_some());
     Ok(())
 }
 
