@@ -10,8 +10,8 @@ use super::kubernetes::KubernetesFlags;
 use super::run::{cluster, globs};
 use super::{Failure, complain};
 use crate::app;
-use crate::consul::Client;
-use crate::gc::remove::Remover;
+use crate::consul::{Client, Fence};
+use crate::gc::remove::{Removed, Remover};
 use crate::gc::{Doomed, ask, dead, offline, verify_token};
 use crate::k8s;
 use crate::model::epoch::{self, EpochKind};
@@ -164,10 +164,12 @@ impl Held {
                 "{count} of {owned} are claimed by nothing; --yes removes them"
             ));
         };
-        let mut remover = Remover::new(consul, epoch::key(&self.cluster), index);
-        let done = remover.instances(&doomed, "no object claims it").await;
-        report(remover.removed, &remover.stayed)?;
-        done
+        let key = epoch::key(&self.cluster);
+        let fence = Fence { key: &key, index };
+        let mut remover = Remover::new(consul, fence, "no object claims it");
+        let done = remover.instances(&doomed).await;
+        say(&format!("{} instances removed", remover.removed.instances))?;
+        done.and(judge(&remover.stayed))
     }
 }
 
@@ -186,22 +188,34 @@ async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> a
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {
     let estate = dead::find(consul, dead).await?;
     show(&estate.instances)?;
-    let (instances, nodes, keys) = (estate.instances.len(), estate.nodes, estate.keys);
+    for name in &estate.nodes {
+        say(&format!("{name}  node"))?;
+    }
+    for (key, _) in &estate.keys {
+        say(&format!("{key}  key"))?;
+    }
+    for (name, why) in &estate.kept {
+        say(&format!("{name}  stays: {why}"))?;
+    }
     if estate.foreign > 0 {
         let foreign = estate.foreign;
         say(&format!("{foreign} entries of others on its nodes stay"))?;
     }
-    let all = format!("{instances} instances, {nodes} nodes and {keys} keys of {dead}");
-    if instances + nodes + keys == 0 {
+    let removed = Removed {
+        instances: estate.instances.len(),
+        nodes: estate.nodes.len(),
+        keys: estate.keys.len(),
+    };
+    if removed == Removed::default() {
         return say(&format!("nothing is left of {dead}"));
     }
     if !yes {
-        return say(&format!("{all}; --yes removes them"));
+        return say(&format!("{removed} of {dead}; --yes removes them"));
     }
     let epoch = dead::take_epoch(consul, dead, app::holder(), complain).await?;
-    let stayed = estate.remove(consul, epoch).await?;
-    say(&format!("removed: {all}"))?;
-    report(instances, &stayed)
+    let (outcome, done) = estate.remove(consul, epoch).await;
+    say(&format!("removed: {} of {dead}", outcome.removed))?;
+    done.and(judge(&outcome.stayed))
 }
 
 fn show(doomed: &[Doomed]) -> anyhow::Result<()> {
@@ -211,8 +225,8 @@ fn show(doomed: &[Doomed]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(removed: usize, stayed: &[String]) -> anyhow::Result<()> {
-    say(&format!("{removed} instances removed"))?;
+/// Says what stayed.
+fn judge(stayed: &[String]) -> anyhow::Result<()> {
     for text in stayed {
         say(&format!("stayed: {text}"))?;
     }

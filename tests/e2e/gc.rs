@@ -326,6 +326,11 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     assert!(shown.out.contains("1 entries of others"), "{}", shown.out);
     let buried = bury(&["--yes"]).await?;
     assert_eq!(buried.code, Some(1), "a node stays: {}", buried.out);
+    let removed = format!(
+        "removed: 1 instances, 0 nodes and 0 keys of {}",
+        scene.cluster
+    );
+    assert!(buried.out.contains(&removed), "{}", buried.out);
     assert!(scene.find("web", "web-0").await?.is_none());
     assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
     let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
@@ -335,6 +340,71 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     assert_eq!(keys_of(&scene, &scene.cluster).await?, json!([]));
     let nothing = bury(&["--yes"]).await?;
     assert!(nothing.out.contains("nothing is left"), "{}", nothing.out);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_a_dead_cluster_only_what_carries_its_marks_goes() -> Result<()> {
+    let scene = Scene::new().await?;
+    let dead = format!("{}d", scene.cluster);
+    let node = |name: &str| format!("lictor-{dead}--{name}");
+    let marks = [("marked", json!(dead)), ("bare", Value::Null)];
+    for (name, mark) in marks.into_iter().chain([("theirs", json!("x"))]) {
+        let meta = match mark {
+            Value::Null => json!({}),
+            mark => json!({"lictor-cluster": mark}),
+        };
+        let entry = json!({"Node": node(name), "Address": "10.88.0.2", "NodeMeta": meta});
+        scene.by_hand(&entry).await?;
+    }
+    // On the first all marks agree; on the other it is a copy.
+    for name in ["marked", "theirs"] {
+        let entry = json!({
+            "Node": node(name), "Address": "10.88.0.2", "SkipNodeUpdate": true,
+            "Service": {"ID": format!("{dead}.shop.web.p"), "Service": "web", "Port": 1, "Meta": {
+                "lictor-cluster": dead, "lictor-node": node("marked"), "lictor-owner": "Pod/shop/p",
+            }},
+        });
+        scene.by_hand(&entry).await?;
+    }
+    let key = format!("lictor/v1/{dead}/name/web");
+    let path = format!("/v1/kv/{key}");
+    scene.consul.put(&path, &json!({})).await?;
+
+    let bury = format!("--dead={dead}");
+    let shown = gc(&scene, &[&bury]).await?;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    let out = &shown.out;
+    let all = format!("1 instances, 1 nodes and 1 keys of {dead}");
+    for line in [
+        format!("{}  node", node("marked")),
+        format!("{}  stays: it does not carry the mark", node("bare")),
+        format!("{}  stays: it is marked as the cluster x", node("theirs")),
+        format!("{key}  key"),
+        format!("{all}; --yes"),
+    ] {
+        assert!(out.contains(&line), "{line} is not in {out}");
+    }
+    let buried = gc(&scene, &[&bury, "--yes"]).await?;
+    assert_eq!(buried.code, Some(1), "two nodes stay: {}", buried.err);
+    let removed = format!("removed: {all}");
+    assert!(buried.out.contains(&removed), "{}", buried.out);
+    for name in ["bare", "theirs"] {
+        let stayed = format!("stayed: {}", node(name));
+        assert!(buried.out.contains(&stayed), "{}", buried.out);
+    }
+    for kind in ["instance", "node", "key"] {
+        let kind = format!("kind=\"{kind}\"");
+        assert!(buried.err.contains(&kind), "{}", buried.err);
+    }
+    let nodes = scene.consul.get("/v1/catalog/nodes?consistent").await?;
+    let nodes = nodes.to_string();
+    assert!(nodes.contains(&node("bare")) && nodes.contains(&node("theirs")));
+    assert!(!nodes.contains(&node("marked")));
+    let on = format!("/v1/catalog/node-services/{}?consistent", node("theirs"));
+    let on = scene.consul.get(&on).await?;
+    assert_eq!(on["Services"].as_array().map(Vec::len), Some(1), "{on}");
+    assert_eq!(scene.consul.find(&path).await?, None);
     Ok(())
 }
 
