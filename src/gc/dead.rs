@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::remove::{Removed, Remover, Thing};
 use super::{Doomed, read_all, sure};
@@ -18,6 +18,13 @@ use crate::observed::mirror::Mirror;
 /// How long a process of the cluster may take to show that it lives. Any that runs takes its epoch back
 /// at once, if it reaches Consul.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How often the epoch is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Answers that are further apart tell nothing of the time between them.
+const APART: Duration = Duration::from_secs(5);
+/// When to give up where Consul does not answer for [`PATIENCE`] in a row.
+const ENOUGH: Duration = Duration::from_mins(15);
+
 /// All that a cluster has in Consul.
 #[derive(Debug)]
 pub struct Estate {
@@ -100,25 +107,54 @@ pub async fn take_epoch(
     say(&format!(
         "waiting for {seconds} s whether a process of {cluster} still runs ..."
     ));
-    let until = Instant::now() + PATIENCE;
-    let mut watch = client.watch_kv(&key);
-    while let Ok(change) = timeout_at(until, watch.next()).await {
-        // A failure is followed by another try, with a pause.
-        let Ok(change) = change else { continue };
-        let now = change.observed.value.first().map(|pair| pair.modify_index);
-        if now.is_some_and(|now| now > index) {
-            bail!(
+    let (mut quiet, began) = (Quiet::default(), Instant::now());
+    loop {
+        match sure(client.kv_get(&key, Consistency::Consistent).await) {
+            Ok(there) if there.as_ref().map(|pair| pair.modify_index) == Some(index) => {
+                if quiet.answered(Instant::now()) >= PATIENCE {
+                    return Ok(index);
+                }
+            }
+            Ok(_) => bail!(
                 "the cluster {cluster} lives: one of its processes took its epoch back; nothing was \
                  removed"
-            );
+            ),
+            Err(error) => {
+                if quiet.failed() {
+                    say(&format!(
+                        "Consul does not answer ({error}): the {seconds} s begin anew when it does"
+                    ));
+                }
+            }
         }
+        if began.elapsed() >= ENOUGH {
+            bail!("Consul did not answer for {seconds} s in a row: nothing was removed");
+        }
+        sleep(LOOK).await;
     }
-    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
-        .with_context(|| format!("cannot read {key} in Consul"))?;
-    if there.map(|pair| pair.modify_index) != Some(index) {
-        bail!("the epoch of {cluster} changed meanwhile: nothing was removed");
+}
+
+/// For how long Consul has answered without a break. A process that lives cannot take its epoch back while
+/// Consul does not answer, nor be seen to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quiet {
+    /// The first answer of the row, and the last.
+    answers: Option<(Instant, Instant)>,
+}
+
+impl Quiet {
+    /// Consul answered. Returns for how long it has.
+    fn answered(&mut self, now: Instant) -> Duration {
+        let goes_on = |(_, last): &(Instant, Instant)| now.duration_since(*last) <= APART;
+        let first = self.answers.filter(goes_on).map_or(now, |(first, _)| first);
+        self.answers = Some((first, now));
+        now.duration_since(first)
     }
-    Ok(index)
+
+    /// Consul did not answer. Returns whether it did before.
+    fn failed(&mut self) -> bool {
+        self.answers.take().is_some()
+    }
 }
 
 impl Estate {
@@ -220,6 +256,22 @@ pub struct Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_time_in_which_consul_answered_counts() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut quiet = Quiet::default();
+        assert_eq!(quiet.answered(at(0)), Duration::ZERO);
+        for second in 1..=50 {
+            assert_eq!(quiet.answered(at(second)), Duration::from_secs(second));
+        }
+        assert!(quiet.failed() && !quiet.failed());
+        assert_eq!(quiet.answered(at(59)), Duration::ZERO);
+        assert_eq!(quiet.answered(at(60)), Duration::from_secs(1));
+        // No failure was seen, but neither was anything else.
+        assert_eq!(quiet.answered(at(120)), Duration::ZERO);
+    }
 
     #[test]
     fn a_node_goes_by_its_mark_and_not_by_its_name() {

@@ -409,6 +409,50 @@ async fn of_a_dead_cluster_only_what_carries_its_marks_goes() -> Result<()> {
 }
 
 #[tokio::test]
+async fn while_consul_is_away_no_cluster_is_taken_for_dead() -> Result<()> {
+    let scene = Scene::new().await?;
+    let (theirs, ours) = (
+        Proxy::start(&scene.bed.consul_addr())?,
+        Proxy::start(&scene.bed.consul_addr())?,
+    );
+    let through = format!("--consul-http-addr={}", theirs.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    let pod = scene.pod("web-0").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    let before = scene.status("web", "web-0", "passing").await?;
+    theirs.set(Fault::Refuse).await?;
+
+    let through = format!("--consul-http-addr={}", ours.url());
+    let dead = format!("--dead={}", scene.cluster);
+    let cluster = format!("--cluster={}x", scene.cluster);
+    let args = [&*through, &*dead, &*cluster, "--yes"];
+    let outage = async {
+        until("the epoch to be taken", async || {
+            let (epoch, _) = epoch(&scene).await?;
+            ensure!(epoch["kind"] == "gc", "{epoch}");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await?;
+        sleep(Duration::from_secs(2)).await;
+        ours.set(Fault::Refuse).await?;
+        sleep(Duration::from_secs(50)).await;
+        ours.set(Fault::Pass).await?;
+        // The process that lives needs longer to notice.
+        sleep(Duration::from_secs(20)).await;
+        theirs.set(Fault::Pass).await
+    };
+    let (refused, outage) = tokio::join!(gc(&scene, &args), outage);
+    outage?;
+    let refused = refused?;
+    assert_eq!(refused.code, Some(1), "{}", refused.out);
+    assert!(refused.err.contains("begin anew"), "{}", refused.err);
+    assert!(refused.err.contains("lives"), "{}", refused.err);
+    assert_eq!(scene.find("web", "web-0").await?, Some(before));
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_empty_node_goes_with_its_kubernetes_node_and_not_before_others_left() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor_with(&["--node-grace=1s"]).await?;
