@@ -4,11 +4,11 @@
 /// What was removed.
 #[derive(Clone, Copy, Debug)]
 pub struct Removed<'a> {
-    /// `instance` or `node`.
+    /// `instance`, `node` or, by `lictor gc --dead`, `key`.
     pub kind: &'a str,
     /// Its key.
     pub key: &'a str,
-    /// The object that it was for; empty for a node.
+    /// The object that it was for; empty for a node or a key.
     pub owner: &'a str,
     /// How it is known that nothing claims it.
     pub why: &'a str,

@@ -10,12 +10,12 @@ use super::kubernetes::KubernetesFlags;
 use super::run::{cluster, globs};
 use super::{Failure, complain};
 use crate::app;
-use crate::consul::Client;
-use crate::gc::remove::Remover;
+use crate::consul::{Client, Fence};
+use crate::gc::remove::{Removed, Remover};
 use crate::gc::{Doomed, ask, dead, offline, verify_token};
 use crate::k8s;
 use crate::model::epoch::{self, EpochKind};
-use crate::model::gc::{Answer, MOST_NAMED};
+use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
 use crate::sync::claim::Claimant;
 use crate::telemetry::{self, LogFormat};
@@ -93,88 +93,129 @@ struct Held {
 
 impl Held {
     async fn handle(self, consul: &Client) -> anyhow::Result<()> {
-        if let Some(answer) = ask::ask(consul, &self.cluster, false).await? {
-            return self.by_the_writer(consul, &answer).await;
+        if let Some(answer) = ask::show(consul, &self.cluster, None).await? {
+            return self.by_the_writer(consul, answer).await;
         }
         complain("no process of the cluster answers: looking by ourselves");
         self.by_ourselves(consul).await
     }
 
-    async fn by_the_writer(self, consul: &Client, shown: &Answer) -> anyhow::Result<()> {
-        let Answer {
-            held,
-            total,
-            holder,
-            ..
-        } = shown;
-        if *total == 0 {
+    async fn by_the_writer(self, consul: &Client, first: Answer) -> anyhow::Result<()> {
+        let (holder, epoch) = (first.holder.clone(), first.epoch);
+        let (mut shown, mut count) = (first, 0);
+        loop {
+            for entry in &shown.held {
+                say(&format!("{}  {}  {}", entry.key, entry.owner, entry.why))?;
+            }
+            count += shown.held.len();
+            if shown.more == 0 || shown.held.is_empty() {
+                break;
+            }
+            let next = ask::show(consul, &self.cluster, Some(&shown)).await?;
+            shown =
+                next.with_context(|| format!("{holder} does not answer any more: try again"))?;
+            if (&shown.holder, shown.epoch) != (&holder, epoch) {
+                bail!("{} writes now: try again", shown.holder);
+            }
+        }
+        if count == 0 {
             return say(&format!("nothing is held ({holder})"));
         }
-        for entry in held {
-            say(&format!("{}  {}  {}", entry.key, entry.owner, entry.why))?;
-        }
-        if *total > held.len() {
-            say(&format!("... of which {MOST_NAMED} are shown"))?;
-        }
         if !self.yes {
-            return say(&format!("{total} held by {holder}; --yes releases them"));
+            return say(&format!("{count} held by {holder}; --yes releases them"));
         }
-        match ask::ask(consul, &self.cluster, true).await? {
-            Some(answer) => say(&format!("{} released, {holder} removes them", answer.total)),
-            None => bail!("{holder} does not answer any more: try again"),
+        let Some(answer) = ask::release(consul, &self.cluster, &shown).await? else {
+            bail!("{holder} does not answer any more, and releases nothing: try again");
+        };
+        if let Some(why) = answer.refused {
+            bail!("{} releases nothing: {why}: try again", answer.holder);
         }
+        let released = answer.released;
+        say(&format!("{released} released, {holder} removes them"))?;
+        if released < count {
+            let rest = count - released;
+            say(&format!("{rest} of those shown are not held any more"))?;
+        }
+        if answer.more > 0 {
+            let more = answer.more;
+            say(&format!("{more} that were found meanwhile stay held"))?;
+        }
+        Ok(())
     }
 
     async fn by_ourselves(self, consul: &Client) -> anyhow::Result<()> {
         let kube = k8s::client::client(&self.kubernetes)
             .await
             .context("cannot set up Kubernetes access")?;
+        // What is read before the epoch is ours may be changed by whoever has it.
+        let epoch = if self.yes {
+            Some(claim(&kube, consul, &self.cluster).await?)
+        } else {
+            None
+        };
         let (doomed, owned) = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
         show(&doomed)?;
         if doomed.is_empty() {
             return say("nothing is in Consul that Kubernetes does not claim");
         }
         let count = doomed.len();
-        if !self.yes {
+        let Some(index) = epoch else {
             return say(&format!(
                 "{count} of {owned} are claimed by nothing; --yes removes them"
             ));
-        }
-        let uid = app::kube_system_uid(&kube).await.map_err(|error| {
-            anyhow::anyhow!("cannot read the namespace kube-system, whose UID is needed: {error}")
-        })?;
-        let claimant = Claimant {
-            cluster: self.cluster.clone(),
-            epoch: app::epoch_of(uid, EpochKind::Gc),
-            take_over: None,
         };
-        let claimed = claimant.claim(consul, None).await?;
-        let mut remover = Remover::new(consul, epoch::key(&self.cluster), claimed.index);
-        let done = remover.instances(&doomed, "no object claims it").await;
-        report(remover.removed, &remover.stayed)?;
-        done
+        let key = epoch::key(&self.cluster);
+        let fence = Fence { key: &key, index };
+        let mut remover = Remover::new(consul, fence, "no object claims it");
+        let done = remover.instances(&doomed).await;
+        say(&format!("{} instances removed", remover.removed.instances))?;
+        done.and(judge(&remover.stayed))
     }
+}
+
+async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> anyhow::Result<u64> {
+    let uid = app::kube_system_uid(kube).await.map_err(|error| {
+        anyhow::anyhow!("cannot read the namespace kube-system, whose UID is needed: {error}")
+    })?;
+    let claimant = Claimant {
+        cluster: cluster.clone(),
+        epoch: app::epoch_of(uid, EpochKind::Gc),
+        take_over: None,
+    };
+    Ok(claimant.claim(consul, None).await?.index)
 }
 
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {
     let estate = dead::find(consul, dead).await?;
     show(&estate.instances)?;
-    let (instances, nodes, keys) = (estate.instances.len(), estate.nodes, estate.keys);
+    for name in &estate.nodes {
+        say(&format!("{name}  node"))?;
+    }
+    for (key, _) in &estate.keys {
+        say(&format!("{key}  key"))?;
+    }
+    for (name, why) in &estate.kept {
+        say(&format!("{name}  stays: {why}"))?;
+    }
     if estate.foreign > 0 {
         let foreign = estate.foreign;
         say(&format!("{foreign} entries of others on its nodes stay"))?;
     }
-    let all = format!("{instances} instances, {nodes} nodes and {keys} keys of {dead}");
-    if instances + nodes + keys == 0 {
+    let removed = Removed {
+        instances: estate.instances.len(),
+        nodes: estate.nodes.len(),
+        keys: estate.keys.len(),
+    };
+    if removed == Removed::default() {
         return say(&format!("nothing is left of {dead}"));
     }
     if !yes {
-        return say(&format!("{all}; --yes removes them"));
+        return say(&format!("{removed} of {dead}; --yes removes them"));
     }
     let epoch = dead::take_epoch(consul, dead, app::holder(), complain).await?;
-    let stayed = estate.remove(consul, epoch).await?;
-    say(&format!("removed: {all}"))?;
-    report(instances, &stayed)
+    let (outcome, done) = estate.remove(consul, epoch).await;
+    say(&format!("removed: {} of {dead}", outcome.removed))?;
+    done.and(judge(&outcome.stayed))
 }
 
 fn show(doomed: &[Doomed]) -> anyhow::Result<()> {
@@ -184,8 +225,8 @@ fn show(doomed: &[Doomed]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report(removed: usize, stayed: &[String]) -> anyhow::Result<()> {
-    say(&format!("{removed} instances removed"))?;
+/// Says what stayed.
+fn judge(stayed: &[String]) -> anyhow::Result<()> {
     for text in stayed {
         say(&format!("stayed: {text}"))?;
     }

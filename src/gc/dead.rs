@@ -3,19 +3,27 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep};
 
-use super::remove::{Remover, entry};
-use super::{Doomed, nodes, read_all, sure};
-use crate::consul::{Client, Consistency, TxnOp};
+use super::remove::{Removed, Remover, Thing};
+use super::{Doomed, read_all, sure};
+use crate::consul::wire::KvPair;
+use crate::consul::{Client, Consistency, Fence};
 use crate::model::epoch::{self, Epoch, EpochKind};
-use crate::model::marks::Standing;
-use crate::model::names::ClusterName;
+use crate::model::marks::{self, Standing};
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::text::Pairs;
 use crate::observed::mirror::Mirror;
 
 /// How long a process of the cluster may take to show that it lives. Any that runs takes its epoch back
-/// at once.
+/// at once, if it reaches Consul.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How often the epoch is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Answers that are further apart tell nothing of the time between them.
+const APART: Duration = Duration::from_secs(5);
+/// When to give up where Consul does not answer for [`PATIENCE`] in a row.
+const ENOUGH: Duration = Duration::from_mins(15);
 
 /// All that a cluster has in Consul.
 #[derive(Debug)]
@@ -23,51 +31,43 @@ pub struct Estate {
     cluster: ClusterName,
     /// Its instances.
     pub instances: Vec<Doomed>,
-    /// Its nodes.
-    pub nodes: usize,
-    /// Entries of others on its nodes, which stay.
+    /// The nodes that have its mark and nothing of others on them.
+    pub nodes: Vec<NodeName>,
+    /// The nodes with a name of its that stay, and why.
+    pub kept: Vec<(NodeName, String)>,
+    /// Entries of others on nodes with a name of its, which stay.
     pub foreign: usize,
-    /// Its keys in Consul's KV.
-    pub keys: usize,
+    /// Its keys in Consul's KV, with their `ModifyIndex`.
+    pub keys: Vec<(String, u64)>,
 }
 
 /// Reads what a cluster has in Consul.
 pub async fn find(client: &Client, cluster: &ClusterName) -> anyhow::Result<Estate> {
     let mirror = read_all(client, cluster).await?;
-    let (instances, foreign) = divided(&mirror);
-    let prefix = prefix(cluster);
+    let mut estate = Estate::of(cluster, &mirror);
+    let keys = keys(client, cluster).await?;
+    let keys = keys.iter();
+    estate.keys = keys
+        .map(|pair| (pair.key.to_string(), pair.modify_index))
+        .collect();
+    Ok(estate)
+}
+
+async fn keys(client: &Client, cluster: &ClusterName) -> anyhow::Result<Vec<KvPair>> {
+    let prefix = format!("lictor/v1/{cluster}/");
     let keys = client.kv_list(&prefix, Consistency::Consistent);
-    let keys = sure(keys.await).context("cannot list the keys of the cluster in Consul")?;
-    Ok(Estate {
-        cluster: cluster.clone(),
-        instances,
-        nodes: mirror.owned_nodes(),
-        foreign,
-        keys: keys.len(),
-    })
+    sure(keys.await).context("cannot list the keys of the cluster in Consul")
 }
 
-fn prefix(cluster: &ClusterName) -> String {
-    format!("lictor/v1/{cluster}/")
-}
-
-/// Its instances, and how many entries on its nodes are others'.
-fn divided(mirror: &Mirror) -> (Vec<Doomed>, usize) {
-    let names: Vec<_> = mirror.node_names().cloned().collect();
-    let all = names.iter().flat_map(|name| mirror.on_node(name));
-    let (mut ours, mut foreign) = (Vec::new(), 0);
-    for (key, instance) in all {
-        match mirror.standing(key, instance) {
-            Standing::Ours(owner) => ours.push(Doomed {
-                key: key.clone(),
-                owner,
-                service: instance.service.name.to_string(),
-                index: instance.modify_index,
-            }),
-            Standing::Foreign(_) => foreign += 1,
+/// Why a node stays, if it does. That its name is one of the cluster's does not make it the cluster's.
+fn stays(cluster: &ClusterName, meta: &Pairs, others: usize) -> Option<String> {
+    match meta.get(marks::CLUSTER) {
+        Some(mark) if **mark == *cluster.as_ref() => {
+            (others > 0).then(|| format!("{others} entries that stay are on it"))
         }
+        Some(mark) => Some(format!("it is marked as the cluster {mark}'s")),
+        None => Some(format!("it does not carry the mark of {cluster}")),
     }
-    (ours, foreign)
 }
 
 /// Takes the epoch of the cluster and waits whether one of its processes takes it back.
@@ -107,83 +107,188 @@ pub async fn take_epoch(
     say(&format!(
         "waiting for {seconds} s whether a process of {cluster} still runs ..."
     ));
-    let until = Instant::now() + PATIENCE;
-    let mut watch = client.watch_kv(&key);
-    while let Ok(change) = timeout_at(until, watch.next()).await {
-        // A failure is followed by another try, with a pause.
-        let Ok(change) = change else { continue };
-        let now = change.observed.value.first().map(|pair| pair.modify_index);
-        if now.is_some_and(|now| now > index) {
-            bail!(
+    let (mut quiet, began) = (Quiet::default(), Instant::now());
+    loop {
+        match sure(client.kv_get(&key, Consistency::Consistent).await) {
+            Ok(there) if there.as_ref().map(|pair| pair.modify_index) == Some(index) => {
+                if quiet.answered(Instant::now()) >= PATIENCE {
+                    return Ok(index);
+                }
+            }
+            Ok(_) => bail!(
                 "the cluster {cluster} lives: one of its processes took its epoch back; nothing was \
                  removed"
-            );
+            ),
+            Err(error) => {
+                if quiet.failed() {
+                    say(&format!(
+                        "Consul does not answer ({error}): the {seconds} s begin anew when it does"
+                    ));
+                }
+            }
         }
+        if began.elapsed() >= ENOUGH {
+            bail!("Consul did not answer for {seconds} s in a row: nothing was removed");
+        }
+        sleep(LOOK).await;
     }
-    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
-        .with_context(|| format!("cannot read {key} in Consul"))?;
-    if there.map(|pair| pair.modify_index) != Some(index) {
-        bail!("the epoch of {cluster} changed meanwhile: nothing was removed");
+}
+
+/// For how long Consul has answered without a break. A process that lives cannot take its epoch back while
+/// Consul does not answer, nor be seen to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quiet {
+    /// The first answer of the row, and the last.
+    answers: Option<(Instant, Instant)>,
+}
+
+impl Quiet {
+    /// Consul answered. Returns for how long it has.
+    fn answered(&mut self, now: Instant) -> Duration {
+        let goes_on = |(_, last): &(Instant, Instant)| now.duration_since(*last) <= APART;
+        let first = self.answers.filter(goes_on).map_or(now, |(first, _)| first);
+        self.answers = Some((first, now));
+        now.duration_since(first)
     }
-    Ok(index)
+
+    /// Consul did not answer. Returns whether it did before.
+    fn failed(&mut self) -> bool {
+        self.answers.take().is_some()
+    }
 }
 
 impl Estate {
-    /// Removes it: instances, then the nodes that are empty by then, then the keys, the epoch last.
-    /// Returns what stayed and why.
-    pub async fn remove(self, client: &Client, epoch: u64) -> anyhow::Result<Vec<String>> {
-        let fence = epoch::key(&self.cluster);
-        let mut remover = Remover::new(client, fence.clone(), epoch);
-        remover
-            .instances(&self.instances, "its cluster is dead")
-            .await?;
-        let mut stayed = remover.stayed;
-        for name in nodes(client, &self.cluster).await? {
-            let services = client.node_services(name.as_ref(), Consistency::Consistent);
-            let Some((node, services)) = sure(services.await)? else {
+    /// What the mirror shows of the cluster, which knows nothing of keys.
+    fn of(cluster: &ClusterName, mirror: &Mirror) -> Self {
+        let mut estate = Self {
+            cluster: cluster.clone(),
+            instances: Vec::new(),
+            nodes: Vec::new(),
+            kept: Vec::new(),
+            foreign: 0,
+            keys: Vec::new(),
+        };
+        for name in mirror.node_names() {
+            let mut foreign = 0;
+            for (key, instance) in mirror.on_node(name) {
+                match mirror.standing(key, instance) {
+                    Standing::Ours(owner) => estate.instances.push(Doomed {
+                        key: key.clone(),
+                        owner,
+                        service: instance.service.name.to_string(),
+                        index: instance.modify_index,
+                    }),
+                    Standing::Foreign(_) => foreign += 1,
+                }
+            }
+            estate.foreign += foreign;
+            let meta = mirror.node(name).map(|node| &node.node.meta);
+            match meta.and_then(|meta| stays(cluster, meta, foreign)) {
+                Some(why) => estate.kept.push((name.clone(), why)),
+                None => estate.nodes.push(name.clone()),
+            }
+        }
+        estate
+    }
+
+    /// Removes what was shown of it: instances, then the nodes that are empty by then, then the keys, the
+    /// epoch last. Tells what went and what stayed also where it fails half-way.
+    pub async fn remove(&self, client: &Client, epoch: u64) -> (Outcome, anyhow::Result<()>) {
+        let key = epoch::key(&self.cluster);
+        let fence = Fence {
+            key: &key,
+            index: epoch,
+        };
+        let mut remover = Remover::new(client, fence, "its cluster is dead");
+        let done = self.remove_by(client, &mut remover).await;
+        let Remover {
+            removed, stayed, ..
+        } = remover;
+        (Outcome { removed, stayed }, done)
+    }
+
+    async fn remove_by(&self, client: &Client, remover: &mut Remover<'_>) -> anyhow::Result<()> {
+        remover.instances(&self.instances).await?;
+        for (name, why) in &self.kept {
+            remover.stayed.push(format!("{name}: {why}"));
+        }
+        for name in &self.nodes {
+            let there = client.node_services(name.as_ref(), Consistency::Consistent);
+            let there = sure(there.await).with_context(|| format!("cannot read {name}"))?;
+            let Some((node, services)) = there else {
                 continue;
             };
-            if !services.is_empty() {
-                stayed.push(format!(
-                    "{name}: {} entries of others are on it",
-                    services.len()
-                ));
+            if let Some(why) = stays(&self.cluster, &node.meta, services.len()) {
+                remover.stayed.push(format!("{name}: {why}"));
                 continue;
             }
-            let op = TxnOp::NodeDeleteCas {
-                name: name.as_ref(),
-                index: node.modify_index,
-            };
-            if entry(client, &fence, epoch, &op).await? {
-                super::audit(
-                    "node",
-                    name.as_ref(),
-                    "",
-                    "its cluster is dead",
-                    epoch,
-                    node.modify_index,
-                );
+            let index = node.modify_index;
+            remover.one(Thing::Node { name, index }).await?;
+        }
+        let fence = remover.fence();
+        let there = keys(client, &self.cluster).await?;
+        for pair in there.iter().filter(|pair| *pair.key != *fence.key) {
+            let (key, index) = (&*pair.key, pair.modify_index);
+            let shown = |(known, at): &(String, u64)| *known == *key && *at == index;
+            if self.keys.iter().any(shown) {
+                remover.one(Thing::Key { key, index }).await?;
             } else {
-                stayed.push(format!("{name}: it changed meanwhile"));
+                remover.stayed.push(format!("{key}: it changed meanwhile"));
             }
         }
-        let prefix = prefix(&self.cluster);
-        let keys = client.kv_list(&prefix, Consistency::Consistent);
-        for pair in sure(keys.await)? {
-            if *pair.key == *fence {
-                continue;
-            }
-            let op = TxnOp::KvDeleteCas {
-                key: &pair.key,
-                index: pair.modify_index,
-            };
-            if !entry(client, &fence, epoch, &op).await? {
-                stayed.push(format!("{}: it changed meanwhile", pair.key));
-            }
+        if remover.stayed.is_empty() {
+            let Fence { key, index } = fence;
+            remover.one(Thing::Key { key, index }).await?;
         }
-        if stayed.is_empty() {
-            let _ = client.kv_delete_cas(&fence, epoch).await?;
+        Ok(())
+    }
+}
+
+/// What became of an estate.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What went.
+    pub removed: Removed,
+    /// What stayed, and why.
+    pub stayed: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_in_which_consul_answered_counts() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut quiet = Quiet::default();
+        assert_eq!(quiet.answered(at(0)), Duration::ZERO);
+        for second in 1..=50 {
+            assert_eq!(quiet.answered(at(second)), Duration::from_secs(second));
         }
-        Ok(stayed)
+        assert!(quiet.failed() && !quiet.failed());
+        assert_eq!(quiet.answered(at(59)), Duration::ZERO);
+        assert_eq!(quiet.answered(at(60)), Duration::from_secs(1));
+        // No failure was seen, but neither was anything else.
+        assert_eq!(quiet.answered(at(120)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_node_goes_by_its_mark_and_not_by_its_name() {
+        let cluster = "a".parse().unwrap();
+        let meta = |mark: &str| {
+            [("lictor-cluster".into(), mark.into())]
+                .into_iter()
+                .collect()
+        };
+        assert_eq!(stays(&cluster, &meta("a"), 0), None);
+        assert!(
+            stays(&cluster, &meta("a"), 1)
+                .unwrap()
+                .contains("1 entries")
+        );
+        assert!(stays(&cluster, &meta("b"), 0).unwrap().contains('b'));
+        let unmarked = stays(&cluster, &Pairs::default(), 0).unwrap();
+        assert!(unmarked.contains("the mark of a"), "{unmarked}");
     }
 }

@@ -1,102 +1,276 @@
-//! Removing, behind the fence.
+//! Removing, behind the fence, with a line of the audit log for all that went.
 
-use anyhow::bail;
+use std::fmt;
+use std::time::Duration;
 
-use super::{Doomed, audit};
-use crate::consul::{Client, Fence, Txn, TxnFailure, TxnOp, TxnOutcome};
+use anyhow::{Context as _, bail};
+use tokio::time::sleep;
+
+use super::{Doomed, audit, sure};
+use crate::consul::{
+    Client, Consistency, ConsulError, Fence, Txn, TxnError, TxnFailure, TxnOp, TxnOutcome,
+};
+use crate::model::names::{InstanceId, NodeName};
+use crate::sync::apply::ReadError;
 
 /// Removals in a transaction.
 const TOGETHER: usize = 100;
+/// How often Consul is asked where its answer does not come.
+const ATTEMPTS: u32 = 5;
+/// The pause before it is asked again.
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// Removes instances in batches.
+/// Something in Consul that is to be removed, as it was read.
+#[derive(Clone, Copy, Debug)]
+pub enum Thing<'a> {
+    /// An instance.
+    Instance(&'a Doomed),
+    /// A node, which was seen to be empty directly before.
+    Node {
+        /// Its name.
+        name: &'a NodeName,
+        /// Its `ModifyIndex`.
+        index: u64,
+    },
+    /// A key in the KV store.
+    Key {
+        /// The key.
+        key: &'a str,
+        /// Its `ModifyIndex`.
+        index: u64,
+    },
+}
+
+/// How much was removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Instances.
+    pub instances: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Keys in the KV store.
+    pub keys: usize,
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            instances,
+            nodes,
+            keys,
+        } = self;
+        write!(f, "{instances} instances, {nodes} nodes and {keys} keys")
+    }
+}
+
+/// Removes things behind a fence.
 pub struct Remover<'a> {
     client: &'a Client,
-    fence: String,
-    epoch: u64,
-    /// How many were removed.
-    pub removed: usize,
+    fence: Fence<'a>,
+    why: &'a str,
+    /// How much was removed.
+    pub removed: Removed,
     /// What was not removed, and why.
     pub stayed: Vec<String>,
 }
 
 impl<'a> Remover<'a> {
-    /// Removes behind this fence, which must have this index.
+    /// Removes behind this fence; `why` is for the audit log.
     #[must_use]
-    pub fn new(client: &'a Client, fence: String, epoch: u64) -> Self {
+    pub fn new(client: &'a Client, fence: Fence<'a>, why: &'a str) -> Self {
         Self {
             client,
             fence,
-            epoch,
-            removed: 0,
+            why,
+            removed: Removed::default(),
             stayed: Vec::new(),
         }
     }
 
-    /// Removes instances; one that changed since it was read stays. Fails where another process took
-    /// the epoch.
-    pub async fn instances(&mut self, doomed: &[Doomed], why: &str) -> anyhow::Result<()> {
-        for batch in doomed.chunks(TOGETHER) {
-            let ops: Vec<TxnOp<'_>> = batch.iter().map(op).collect();
-            if apply(self.client, &self.fence, self.epoch, &ops).await? {
-                for gone in batch {
-                    self.gone(gone, why);
-                }
+    /// What it removes behind.
+    #[must_use]
+    pub fn fence(&self) -> Fence<'a> {
+        self.fence
+    }
+
+    /// Removes instances, many at once; one that changed since it was read stays. Fails where another
+    /// process took the epoch.
+    pub async fn instances(&mut self, doomed: &[Doomed]) -> anyhow::Result<()> {
+        let things: Vec<Thing<'_>> = doomed.iter().map(Thing::Instance).collect();
+        for batch in things.chunks(TOGETHER) {
+            if self.together(batch).await? {
                 continue;
             }
-            for (one, op) in batch.iter().zip(&ops) {
-                if entry(self.client, &self.fence, self.epoch, op).await? {
-                    self.gone(one, why);
-                } else {
-                    self.stayed
-                        .push(format!("{}: it changed meanwhile", one.key));
-                }
+            for thing in batch {
+                self.one(*thing).await?;
             }
         }
         Ok(())
     }
 
-    fn gone(&mut self, gone: &Doomed, why: &str) {
-        self.removed += 1;
-        let (key, owner) = (gone.key.to_string(), gone.owner.to_string());
-        audit("instance", &key, &owner, why, self.epoch, gone.index);
+    /// Removes one thing; it stays if it changed since it was read.
+    pub async fn one(&mut self, thing: Thing<'_>) -> anyhow::Result<()> {
+        if !self.together(&[thing]).await? {
+            let name = thing.name();
+            self.stayed.push(format!("{name}: it changed meanwhile"));
+        }
+        Ok(())
     }
-}
 
-fn op(doomed: &Doomed) -> TxnOp<'_> {
-    TxnOp::ServiceDeleteCas {
-        node: doomed.key.node.as_ref(),
-        id: doomed.key.id.as_ref(),
-        service: &doomed.service,
-        index: doomed.index,
-    }
-}
-
-/// Carries out one operation; `false` if what it is about changed.
-pub async fn entry(
-    client: &Client,
-    fence: &str,
-    epoch: u64,
-    op: &TxnOp<'_>,
-) -> anyhow::Result<bool> {
-    apply(client, fence, epoch, std::slice::from_ref(op)).await
-}
-
-async fn apply(client: &Client, key: &str, index: u64, ops: &[TxnOp<'_>]) -> anyhow::Result<bool> {
-    let mut txn = Txn::new();
-    for op in ops {
-        txn.push(op)?;
-    }
-    match client.apply_fenced(Fence { key, index }, &txn).await? {
-        TxnOutcome::Applied(_) => Ok(true),
-        TxnOutcome::RolledBack(errors) => {
-            let stale = |reason| matches!(reason, TxnFailure::StaleIndex);
-            match errors.iter().find(|error| !stale(error.reason)) {
-                Some(error) => bail!("Consul refuses the removal: {}", error.what),
-                None => Ok(false),
+    /// Removes the things, and tells so, or leaves them all: `false` if one of them changed.
+    async fn together(&mut self, things: &[Thing<'_>]) -> anyhow::Result<bool> {
+        let removed = self.apply(things).await?;
+        if removed {
+            for thing in things {
+                self.gone(thing);
             }
         }
-        TxnOutcome::Fenced { what, .. } => bail!(
-            "another process took the epoch: it writes for the cluster now, and this one stops ({what})"
-        ),
+        Ok(removed)
+    }
+
+    async fn apply(&self, things: &[Thing<'_>]) -> anyhow::Result<bool> {
+        let mut txn = Txn::new();
+        for thing in things {
+            txn.push(&thing.op())?;
+        }
+        let mut lost: Option<ConsulError> = None;
+        for attempt in 1.. {
+            let outcome = self.client.apply_fenced(self.fence, &txn).await;
+            if let Err(error) = &outcome
+                && error.class().may_be_applied()
+            {
+                lost = Some(error.clone());
+            }
+            if let (Some(lost), false) = (&lost, matches!(outcome, Ok(TxnOutcome::Applied(_))))
+                && self.are_gone(things, lost).await?
+            {
+                return Ok(true);
+            }
+            match outcome {
+                Ok(TxnOutcome::Applied(_)) => return Ok(true),
+                Ok(TxnOutcome::RolledBack(errors)) => return changed(&errors),
+                Ok(TxnOutcome::Fenced { what, .. }) => bail!(
+                    "another process took the epoch: it writes for the cluster now, and this one \
+                     stops ({what})"
+                ),
+                // What is still there may go yet, by the request whose answer was lost: asking once
+                // more does no harm, since each goes by its index, and its answer decides.
+                Err(error) if error.class().may_be_applied() && attempt < ATTEMPTS => {
+                    sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a removal whose answer was lost was carried out: all of it was, or nothing.
+    async fn are_gone(&self, things: &[Thing<'_>], lost: &ConsulError) -> anyhow::Result<bool> {
+        for thing in things {
+            let mut gone = thing.is_gone(self.client).await;
+            for _ in 1..ATTEMPTS {
+                if gone.is_ok() {
+                    break;
+                }
+                sleep(PAUSE).await;
+                gone = thing.is_gone(self.client).await;
+            }
+            let gone = gone.with_context(|| {
+                let names: Vec<String> = things.iter().map(Thing::name).collect();
+                let names = names.join(", ");
+                format!("it is not known whether these were removed ({lost}): {names}")
+            })?;
+            if !gone {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn gone(&mut self, thing: &Thing<'_>) {
+        let (kind, owner) = match thing {
+            Thing::Instance(doomed) => {
+                self.removed.instances += 1;
+                ("instance", doomed.owner.to_string())
+            }
+            Thing::Node { .. } => {
+                self.removed.nodes += 1;
+                ("node", String::new())
+            }
+            Thing::Key { .. } => {
+                self.removed.keys += 1;
+                ("key", String::new())
+            }
+        };
+        let (name, epoch) = (thing.name(), self.fence.index);
+        audit(kind, &name, &owner, self.why, epoch, thing.index());
     }
 }
+
+/// `false`: something changed since it was read. Else Consul refuses it as it is.
+fn changed(errors: &[TxnError]) -> anyhow::Result<bool> {
+    let stale = |error: &&TxnError| error.reason == TxnFailure::StaleIndex;
+    match errors.iter().find(|error| !stale(error)) {
+        Some(error) => bail!("Consul refuses the removal: {}", error.what),
+        None => Ok(false),
+    }
+}
+
+impl Thing<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Instance(doomed) => doomed.key.to_string(),
+            Self::Node { name, .. } => name.to_string(),
+            Self::Key { key, .. } => (*key).to_owned(),
+        }
+    }
+
+    fn index(&self) -> u64 {
+        match self {
+            Self::Instance(doomed) => doomed.index,
+            Self::Node { index, .. } | Self::Key { index, .. } => *index,
+        }
+    }
+
+    fn op(&self) -> TxnOp<'_> {
+        match *self {
+            Self::Instance(doomed) => TxnOp::ServiceDeleteCas {
+                node: doomed.key.node.as_ref(),
+                id: doomed.key.id.as_ref(),
+                service: &doomed.service,
+                index: doomed.index,
+            },
+            Self::Node { name, index } => TxnOp::NodeDeleteCas {
+                name: name.as_ref(),
+                index,
+            },
+            Self::Key { key, index } => TxnOp::KvDeleteCas { key, index },
+        }
+    }
+
+    /// Whether it is there no more; what stands in its place, if anything, came later.
+    async fn is_gone(&self, client: &Client) -> Result<bool, ReadError> {
+        let created = match self {
+            Self::Instance(doomed) => {
+                let node = doomed.key.node.as_ref();
+                let there = sure(client.node_services(node, Consistency::Consistent).await)?;
+                let services = there.map(|(_, services)| services).unwrap_or_default();
+                let is_it = |id: &str| InstanceId::observed(id) == doomed.key.id;
+                let found = services.iter().find(|service| is_it(&service.id));
+                found.map(|service| service.create_index)
+            }
+            Self::Node { name, .. } => {
+                let there = client.node_services(name.as_ref(), Consistency::Consistent);
+                sure(there.await)?.map(|(node, _)| node.create_index)
+            }
+            Self::Key { key, .. } => {
+                let there = client.kv_get(key, Consistency::Consistent);
+                sure(there.await)?.map(|pair| pair.create_index)
+            }
+        };
+        Ok(created.is_none_or(|created| created > self.index()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -247,6 +247,19 @@ impl Guard {
         keys
     }
 
+    /// Someone who may releases these of what waits. Returns those that did; whatever else waits stays as
+    /// it is.
+    pub fn release_these(&mut self, keys: &BTreeSet<Key>) -> Vec<Key> {
+        let waits = |key: &&Key| self.waiting.contains_key(*key);
+        let keys: Vec<Key> = keys.iter().filter(waits).cloned().collect();
+        self.let_go(&keys);
+        if self.waiting.is_empty() {
+            self.verdict = Verdict::Pass;
+            self.recovering = false;
+        }
+        keys
+    }
+
     fn let_go(&mut self, keys: &[Key]) {
         for key in keys {
             self.waiting.remove(key);

@@ -28,7 +28,7 @@ impl Engine {
                 self.own.finish(id);
             }
             Done::Claimed(claimed) => self.absorb_claim(claimed),
-            Done::Answered => {}
+            Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
             Done::Read {
                 ticket,

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::claim::{ClaimError, Claimant, Claimed};
 use super::fence::Last;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnError, TxnFailure, TxnOp,
-    TxnOutcome,
+    Client, Consistency, ConsulError, ErrorClass, Fence, Observed, Quality, Txn, TxnError,
+    TxnFailure, TxnOp, TxnOutcome,
 };
 use crate::model::gc::{self, Exchange};
 use crate::model::key::Key;
@@ -36,7 +36,7 @@ pub enum Done {
         at: Instant,
     },
     /// `lictor gc` was answered, or not.
-    Answered,
+    Answered(Answered),
     /// The epoch was claimed.
     Claimed(Result<Claimed, ClaimError>),
     /// The list of our nodes was read.
@@ -55,6 +55,17 @@ pub enum Done {
         /// What is on it.
         content: Result<NodeContent, ReadError>,
     },
+}
+
+/// What became of an answer to `lictor gc`.
+#[derive(Debug)]
+pub struct Answered {
+    /// The index of the epoch that it was given under.
+    pub epoch: u64,
+    /// What it says to be released.
+    pub release: BTreeSet<Key>,
+    /// Whether it is known to be given.
+    pub given: bool,
 }
 
 /// Why a read says nothing.
@@ -96,30 +107,59 @@ pub async fn claim(client: Client, claimant: Claimant, last: Option<Last>) -> Do
     Done::Claimed(claimant.claim(&client, last).await)
 }
 
-/// Answers `lictor gc`. Whoever does not get an answer asks again.
+/// Answers `lictor gc`, which says what is to be released then. Whoever does not get an answer asks
+/// again.
 pub async fn answer(
     client: Client,
-    (key, index): (Text, u64),
+    (key, epoch): (Text, u64),
     cluster: ClusterName,
     exchange: Exchange,
     asked_at: u64,
+    release: BTreeSet<Key>,
 ) -> Done {
-    let Ok(value) = serde_json::to_vec(&exchange) else {
-        return Done::Answered;
+    let fence = Fence {
+        key: &key,
+        index: epoch,
     };
-    let mut txn = Txn::new();
-    let pushed = txn.push(&TxnOp::KvCas {
-        key: &gc::key(&cluster),
-        value: &value,
-        index: asked_at,
-    });
-    if pushed.is_ok() {
-        let fence = Fence { key: &key, index };
-        if let Err(error) = client.apply_fenced(fence, &txn).await {
-            tracing::warn!("cannot answer lictor gc: {error}");
-        }
+    let given = give(&client, fence, &gc::key(&cluster), &exchange, asked_at).await;
+    if let Err(why) = &given {
+        tracing::warn!("cannot answer lictor gc: {why}");
     }
-    Done::Answered
+    Done::Answered(Answered {
+        epoch,
+        release,
+        given: given.is_ok(),
+    })
+}
+
+async fn give(
+    client: &Client,
+    fence: Fence<'_>,
+    key: &str,
+    exchange: &Exchange,
+    index: u64,
+) -> Result<(), String> {
+    let value = serde_json::to_vec(exchange).map_err(|error| error.to_string())?;
+    let mut txn = Txn::new();
+    let value = &value;
+    txn.push(&TxnOp::KvCas { key, value, index })
+        .map_err(|full| full.to_string())?;
+    match client.apply_fenced(fence, &txn).await {
+        Ok(TxnOutcome::Applied(_)) => Ok(()),
+        Ok(TxnOutcome::RolledBack(_)) => Err("it does not ask any more".to_owned()),
+        Ok(TxnOutcome::Fenced { what, .. }) => Err(what.into()),
+        Err(error) if error.class().may_be_applied() => {
+            let there = client.kv_get(key, Consistency::Consistent).await;
+            let there = there.ok().and_then(Observed::authoritative).flatten();
+            // Nobody else knows the id and answers it; one that is gone by now may have been ours, but
+            // to release less than was said is the safe side.
+            match there {
+                Some(pair) if *pair.value == **value => Ok(()),
+                _ => Err(error.to_string()),
+            }
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Carries out a transaction behind the fence of the epoch with this index.

@@ -15,6 +15,7 @@ use super::claim::Claimant;
 use super::contest::Contests;
 use super::dirty::{Dirty, Due};
 use super::fence::Fence;
+use super::gc::Shown;
 use super::outage::Outage;
 use super::own::OwnWrites;
 use super::pace::Pace;
@@ -129,6 +130,8 @@ pub struct Engine {
     pub(super) own: OwnWrites,
     pub(super) fence: Fence,
     pub(super) fence_key: Text,
+    /// What `lictor gc` was shown last, and may release.
+    pub(super) shown: Option<Shown>,
     /// What the epoch is claimed with; not known before the cluster's UID is.
     pub(super) claimant: Option<Claimant>,
     /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
@@ -191,6 +194,7 @@ impl Engine {
             own: OwnWrites::default(),
             fence: Fence::new(),
             fence_key,
+            shown: None,
             claimant: None,
             take_over,
             reads: 0,

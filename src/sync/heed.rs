@@ -258,7 +258,11 @@ impl Engine {
                     self.sweeper.wrote(now);
                 }
             }
-            Signal::Asked { exchange, index } => self.asked(exchange, *index),
+            Signal::Asked {
+                exchange,
+                index,
+                fresh,
+            } => self.asked(exchange, *index, *fresh, now),
             Signal::Epoch { index } => self.fence.seen(*index),
             Signal::Failed { table, error } if self.unwatched.contains(table) => {
                 self.failed(&format!("cannot watch Consul: {error}"));

@@ -53,6 +53,9 @@ pub enum Signal {
         exchange: Exchange,
         /// The `ModifyIndex` of the key that it is in.
         index: u64,
+        /// Whether it was seen being asked: else it may have stood there for long, and nobody waits
+        /// for an answer any more.
+        fresh: bool,
     },
     /// The query failed; it goes on with back-off.
     Failed {
@@ -73,17 +76,22 @@ pub async fn watch(
     stop: CancellationToken,
 ) {
     let epoch = client.watch_kv(&epoch::key(&cluster));
-    let epoch = follow_key(epoch, &signals, |pair| {
+    let epoch = follow_key(epoch, &signals, |pair, _| {
         let index = pair.map(|pair| pair.modify_index);
         Some(Signal::Epoch { index })
     });
     let asked = client.watch_kv(&gc::key(&cluster));
-    let asked = follow_key(asked, &signals, |pair| {
+    let asked = follow_key(asked, &signals, |pair, cause| {
         let pair = pair?;
         // Whoever wrote something else there waits in vain, and asks again.
         let exchange = serde_json::from_slice(&pair.value).ok()?;
         let index = pair.modify_index;
-        Some(Signal::Asked { exchange, index })
+        let fresh = cause == Cause::Moved;
+        Some(Signal::Asked {
+            exchange,
+            index,
+            fresh,
+        })
     });
     let nodes = follow(Table::Nodes, client.watch_any_node(consistency), &signals);
     let services = follow(
@@ -101,14 +109,14 @@ pub async fn watch(
 async fn follow_key(
     mut watch: Watch<Vec<KvPair>>,
     signals: &mpsc::Sender<Signal>,
-    tell: impl Fn(Option<&KvPair>) -> Option<Signal>,
+    tell: impl Fn(Option<&KvPair>, Cause) -> Option<Signal>,
 ) {
     loop {
         let signal = match watch.next().await {
             // What may not be read is not missing. Nothing is concluded from what is read here
             // without asking once more.
             Ok(change) if change.observed.quality <= Quality::Leased => {
-                tell(change.observed.value.first())
+                tell(change.observed.value.first(), change.cause)
             }
             Ok(_) => continue,
             Err(error) => {

@@ -1,12 +1,17 @@
 //! `lictor gc`, and nodes that nothing is on any more.
 
-use anyhow::{Result, ensure};
-use serde_json::{Value, json};
+use std::time::Duration;
 
+use anyhow::{Result, ensure};
+use lictor_testbed::proxy::{Answer, Fault, Proxy};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::faults::alone;
 use crate::support::{Annotated as _, Scene, run_within, until};
 
 /// How long `lictor gc --dead` waits whether the cluster lives, and then some.
-const BURIAL: std::time::Duration = std::time::Duration::from_mins(2);
+const BURIAL: Duration = Duration::from_mins(3);
 
 struct Outcome {
     code: Option<i32>,
@@ -17,11 +22,53 @@ struct Outcome {
 async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     let mut args = scene.args();
     "gc".clone_into(&mut args[0]);
-    args.retain(|arg| !arg.starts_with("--listen"));
+    let flag = |arg: &str| arg.split('=').next().unwrap_or_default().to_owned();
+    let given: Vec<String> = more.iter().map(|arg| flag(arg)).collect();
+    args.retain(|arg| !arg.starts_with("--listen") && !given.contains(&flag(arg)));
     args.extend(more.iter().map(|&arg| arg.to_owned()));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, out, err) = run_within(BURIAL, &args).await?;
     Ok(Outcome { code, out, err })
+}
+
+/// Asks as `lictor gc` does, and waits for the answer.
+async fn asked(scene: &Scene, id: &str, more: Value) -> Result<Value> {
+    question(scene, id, more).await?;
+    answer(scene, id).await
+}
+
+/// Leaves a question behind.
+async fn question(scene: &Scene, id: &str, mut more: Value) -> Result<()> {
+    more["id"] = json!(id);
+    let path = format!("/v1/kv/lictor/v1/{}/gc", scene.cluster);
+    scene.consul.put(&path, &json!({"request": more})).await?;
+    Ok(())
+}
+
+async fn answer(scene: &Scene, id: &str) -> Result<Value> {
+    let path = format!("/v1/kv/lictor/v1/{}/gc?raw&consistent", scene.cluster);
+    until("an answer", async || {
+        let exchange = scene.consul.get(&path).await?;
+        let answer = exchange["answer"].clone();
+        ensure!(answer["id"] == id, "{exchange}");
+        Ok::<_, anyhow::Error>(answer)
+    })
+    .await
+}
+
+/// The question to release what this answer showed.
+fn release(shown: &Value) -> Value {
+    json!({"release": {
+        "shown": shown["id"], "holder": shown["holder"], "epoch": shown["epoch"],
+    }})
+}
+
+/// The key of the epoch: its value, and its index.
+async fn epoch(scene: &Scene) -> Result<(Value, Value)> {
+    let path = format!("/v1/kv/lictor/v1/{}/epoch", scene.cluster);
+    let pairs = scene.consul.get(&format!("{path}?consistent")).await?;
+    let value = scene.consul.get(&format!("{path}?raw&consistent")).await?;
+    Ok((value, pairs[0]["ModifyIndex"].clone()))
 }
 
 /// So many pods, registered, of which all but two are deleted while no lictor runs.
@@ -60,12 +107,7 @@ async fn what_is_held_is_shown_and_released_by_the_process_that_runs() -> Result
     let scene = Scene::new().await?;
     much_is_gone(&scene, 14).await?;
     let lictor = scene.lictor().await?;
-    until("all to be held", async || {
-        let held = lictor.metric("lictor_held_deletes", &[]).await?;
-        ensure!((held - 12.0).abs() < 0.5, "{held}");
-        Ok::<_, anyhow::Error>(())
-    })
-    .await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
 
     let shown = gc(&scene, &["--dry-run"]).await?;
     assert_eq!(shown.code, Some(0), "{}", shown.err);
@@ -82,6 +124,112 @@ async fn what_is_held_is_shown_and_released_by_the_process_that_runs() -> Result
     two_are_left(&scene, 14).await?;
     let nothing = gc(&scene, &["--yes"]).await?;
     assert!(nothing.out.contains("nothing is held"), "{}", nothing.out);
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_question_that_was_left_behind_releases_nothing() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    much_is_gone(&scene, 14).await?;
+    let consul = Proxy::start(&installed.bed.consul_addr())?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    let shown = asked(&scene, "show", json!({})).await?;
+    assert_eq!(shown["held"].as_array().map(Vec::len), Some(12), "{shown}");
+
+    // The asker is gone before anyone could answer.
+    consul.set(Fault::Refuse).await?;
+    question(&scene, "left", release(&shown)).await?;
+    installed.bed.consul_server.stop().await?;
+    installed.bed.consul_server.start().await?;
+    consul.set(Fault::Pass).await?;
+    let left = answer(&scene, "left").await?;
+    assert_eq!(left["released"], 0, "{left}");
+    assert!(left["refused"].to_string().contains("old one"), "{left}");
+    // Nor does it when it is asked once more.
+    let again = asked(&scene, "again", release(&shown)).await?;
+    assert!(again["refused"].is_string(), "{again}");
+    lictor.idle().await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    for number in 0..14 {
+        let name = format!("web-{number}");
+        assert!(scene.find("web", &name).await?.is_some(), "{name}");
+    }
+
+    let released = gc(&scene, &["--yes"]).await?;
+    assert!(released.out.contains("12 released"), "{}", released.err);
+    two_are_left(&scene, 14).await?;
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_not_released() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 14).await?;
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    let shown = asked(&scene, "show", json!({})).await?;
+    let answer = Answer::new(502).only("/v1/txn");
+    consul.set(Fault::Answer(answer)).await?;
+    question(&scene, "release", release(&shown)).await?;
+    until("it to give up", async || {
+        let log = lictor.log();
+        ensure!(log.contains("lictor gc is to ask again"));
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
+    consul.set(Fault::Pass).await?;
+    lictor.idle().await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    assert!(scene.find("web", "web-7").await?.is_some());
+    lictor.stop().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_found_after_it_was_shown_is_not_released() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 14).await?;
+    let lictor = scene.lictor().await?;
+    lictor.shows("lictor_held_deletes", 12.0).await?;
+    let shown = asked(&scene, "show", json!({})).await?;
+    let late = scene.id("web", "late");
+    let entry = json!({
+        "Node": scene.consul_node(), "Address": "192.168.7.1", "SkipNodeUpdate": true,
+        "Service": {"ID": late, "Service": "web", "Port": 1, "Meta": {
+            "lictor-cluster": scene.cluster, "lictor-node": scene.consul_node(),
+            "lictor-owner": format!("Pod/{}/late", scene.namespace),
+        }},
+    });
+    scene.by_hand(&entry).await?;
+    lictor.shows("lictor_held_deletes", 13.0).await?;
+
+    let mut other = release(&shown);
+    other["release"]["epoch"] = json!(1);
+    let refused = asked(&scene, "other", other).await?;
+    assert!(refused["refused"].is_string(), "{refused}");
+    let shown = asked(&scene, "show-2", json!({})).await?;
+    assert_eq!(shown["held"].as_array().map(Vec::len), Some(13), "{shown}");
+    let more = scene.id("web", "more");
+    let mut entry = entry;
+    entry["Service"]["ID"] = json!(more);
+    entry["Service"]["Meta"]["lictor-owner"] = json!(format!("Pod/{}/more", scene.namespace));
+    scene.by_hand(&entry).await?;
+    lictor.shows("lictor_held_deletes", 14.0).await?;
+    let released = asked(&scene, "release", release(&shown)).await?;
+    assert_eq!(released["released"], 13, "{released}");
+    assert_eq!(released["more"], 1, "{released}");
+    two_are_left(&scene, 14).await?;
+    scene.gone_id("web", &late).await?;
+    lictor.idle().await?;
+    lictor.shows("lictor_held_deletes", 1.0).await?;
+    assert!(scene.find_id("web", &more).await?.is_some());
     lictor.stop().await?;
     Ok(())
 }
@@ -115,6 +263,35 @@ async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Re
     Ok(())
 }
 
+#[tokio::test]
+async fn without_a_process_the_epoch_is_taken_before_anything_is_read() -> Result<()> {
+    let scene = Scene::new().await?;
+    much_is_gone(&scene, 3).await?;
+    let before = epoch(&scene).await?;
+    assert_eq!(before.0["kind"], "run");
+    assert_eq!(gc(&scene, &[]).await?.code, Some(0));
+    assert_eq!(epoch(&scene).await?, before, "only shown");
+
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let answer = Answer::new(403).body("Permission denied");
+    consul
+        .set(Fault::Answer(answer.only("/v1/catalog/nodes")))
+        .await?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let failed = gc(&scene, &["--yes", &through]).await?;
+    assert_eq!(failed.code, Some(1), "{}", failed.out);
+    assert!(
+        failed.err.contains("cannot list the nodes"),
+        "{}",
+        failed.err
+    );
+    let after = epoch(&scene).await?;
+    assert_eq!(after.0["kind"], "gc");
+    assert_ne!(after.1, before.1);
+    assert!(scene.find("web", "web-2").await?.is_some());
+    Ok(())
+}
+
 async fn keys_of(scene: &Scene, cluster: &str) -> Result<Value> {
     let path = format!("/v1/kv/lictor/v1/{cluster}/?keys&consistent");
     Ok(scene.consul.get(&path).await.unwrap_or(json!([])))
@@ -129,17 +306,7 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     scene.status("web", "web-0", "passing").await?;
     let undertaker = format!("--cluster={}x", scene.cluster);
     let dead = format!("--dead={}", scene.cluster);
-    let bury = async |more: &[&str]| {
-        let mut args = vec![&*undertaker, &*dead];
-        args.extend(more);
-        let mut all = scene.args();
-        "gc".clone_into(&mut all[0]);
-        all.retain(|arg| !arg.starts_with("--listen") && !arg.starts_with("--cluster"));
-        all.extend(args.iter().map(|&arg| arg.to_owned()));
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let (code, out, err) = run_within(BURIAL, &all).await?;
-        Ok::<_, anyhow::Error>(Outcome { code, out, err })
-    };
+    let bury = async |more: &[&str]| gc(&scene, &[&[&*undertaker, &*dead], more].concat()).await;
 
     let before = scene.find("web", "web-0").await?;
     let refused = bury(&["--yes"]).await?;
@@ -159,6 +326,11 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     assert!(shown.out.contains("1 entries of others"), "{}", shown.out);
     let buried = bury(&["--yes"]).await?;
     assert_eq!(buried.code, Some(1), "a node stays: {}", buried.out);
+    let removed = format!(
+        "removed: 1 instances, 0 nodes and 0 keys of {}",
+        scene.cluster
+    );
+    assert!(buried.out.contains(&removed), "{}", buried.out);
     assert!(scene.find("web", "web-0").await?.is_none());
     assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
     let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
@@ -168,6 +340,115 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     assert_eq!(keys_of(&scene, &scene.cluster).await?, json!([]));
     let nothing = bury(&["--yes"]).await?;
     assert!(nothing.out.contains("nothing is left"), "{}", nothing.out);
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_a_dead_cluster_only_what_carries_its_marks_goes() -> Result<()> {
+    let scene = Scene::new().await?;
+    let dead = format!("{}d", scene.cluster);
+    let node = |name: &str| format!("lictor-{dead}--{name}");
+    let marks = [("marked", json!(dead)), ("bare", Value::Null)];
+    for (name, mark) in marks.into_iter().chain([("theirs", json!("x"))]) {
+        let meta = match mark {
+            Value::Null => json!({}),
+            mark => json!({"lictor-cluster": mark}),
+        };
+        let entry = json!({"Node": node(name), "Address": "10.88.0.2", "NodeMeta": meta});
+        scene.by_hand(&entry).await?;
+    }
+    // On the first all marks agree; on the other it is a copy.
+    for name in ["marked", "theirs"] {
+        let entry = json!({
+            "Node": node(name), "Address": "10.88.0.2", "SkipNodeUpdate": true,
+            "Service": {"ID": format!("{dead}.shop.web.p"), "Service": "web", "Port": 1, "Meta": {
+                "lictor-cluster": dead, "lictor-node": node("marked"), "lictor-owner": "Pod/shop/p",
+            }},
+        });
+        scene.by_hand(&entry).await?;
+    }
+    let key = format!("lictor/v1/{dead}/name/web");
+    let path = format!("/v1/kv/{key}");
+    scene.consul.put(&path, &json!({})).await?;
+
+    let bury = format!("--dead={dead}");
+    let shown = gc(&scene, &[&bury]).await?;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    let out = &shown.out;
+    let all = format!("1 instances, 1 nodes and 1 keys of {dead}");
+    for line in [
+        format!("{}  node", node("marked")),
+        format!("{}  stays: it does not carry the mark", node("bare")),
+        format!("{}  stays: it is marked as the cluster x", node("theirs")),
+        format!("{key}  key"),
+        format!("{all}; --yes"),
+    ] {
+        assert!(out.contains(&line), "{line} is not in {out}");
+    }
+    let buried = gc(&scene, &[&bury, "--yes"]).await?;
+    assert_eq!(buried.code, Some(1), "two nodes stay: {}", buried.err);
+    let removed = format!("removed: {all}");
+    assert!(buried.out.contains(&removed), "{}", buried.out);
+    for name in ["bare", "theirs"] {
+        let stayed = format!("stayed: {}", node(name));
+        assert!(buried.out.contains(&stayed), "{}", buried.out);
+    }
+    for kind in ["instance", "node", "key"] {
+        let kind = format!("kind=\"{kind}\"");
+        assert!(buried.err.contains(&kind), "{}", buried.err);
+    }
+    let nodes = scene.consul.get("/v1/catalog/nodes?consistent").await?;
+    let nodes = nodes.to_string();
+    assert!(nodes.contains(&node("bare")) && nodes.contains(&node("theirs")));
+    assert!(!nodes.contains(&node("marked")));
+    let on = format!("/v1/catalog/node-services/{}?consistent", node("theirs"));
+    let on = scene.consul.get(&on).await?;
+    assert_eq!(on["Services"].as_array().map(Vec::len), Some(1), "{on}");
+    assert_eq!(scene.consul.find(&path).await?, None);
+    Ok(())
+}
+
+#[tokio::test]
+async fn while_consul_is_away_no_cluster_is_taken_for_dead() -> Result<()> {
+    let scene = Scene::new().await?;
+    let (theirs, ours) = (
+        Proxy::start(&scene.bed.consul_addr())?,
+        Proxy::start(&scene.bed.consul_addr())?,
+    );
+    let through = format!("--consul-http-addr={}", theirs.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    let pod = scene.pod("web-0").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    let before = scene.status("web", "web-0", "passing").await?;
+    theirs.set(Fault::Refuse).await?;
+
+    let through = format!("--consul-http-addr={}", ours.url());
+    let dead = format!("--dead={}", scene.cluster);
+    let cluster = format!("--cluster={}x", scene.cluster);
+    let args = [&*through, &*dead, &*cluster, "--yes"];
+    let outage = async {
+        until("the epoch to be taken", async || {
+            let (epoch, _) = epoch(&scene).await?;
+            ensure!(epoch["kind"] == "gc", "{epoch}");
+            Ok::<_, anyhow::Error>(())
+        })
+        .await?;
+        sleep(Duration::from_secs(2)).await;
+        ours.set(Fault::Refuse).await?;
+        sleep(Duration::from_secs(50)).await;
+        ours.set(Fault::Pass).await?;
+        // The process that lives needs longer to notice.
+        sleep(Duration::from_secs(20)).await;
+        theirs.set(Fault::Pass).await
+    };
+    let (refused, outage) = tokio::join!(gc(&scene, &args), outage);
+    outage?;
+    let refused = refused?;
+    assert_eq!(refused.code, Some(1), "{}", refused.out);
+    assert!(refused.err.contains("begin anew"), "{}", refused.err);
+    assert!(refused.err.contains("lives"), "{}", refused.err);
+    assert_eq!(scene.find("web", "web-0").await?, Some(before));
+    lictor.stop().await?;
     Ok(())
 }
 
@@ -188,7 +469,7 @@ async fn an_empty_node_goes_with_its_kubernetes_node_and_not_before_others_left(
     scene.kubernetes_node().delete(&scene.client).await?;
     let check = format!("/v1/health/node/{}?consistent", scene.consul_node());
     lictor.idle().await?;
-    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(2)).await;
     assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
 
     let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});

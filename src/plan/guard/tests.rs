@@ -173,3 +173,28 @@ fn all_that_we_own_is_held_whatever_the_share_that_is_allowed() {
     assert_eq!(guard.held(), Some((11, 11)));
     assert_eq!(passed(&mut Guard::new(limits), 0..11, 12, begin()), 11);
 }
+
+#[test]
+fn what_is_released_by_name_is_no_more_than_that() {
+    let (mut guard, now) = (guard(), begin());
+    assert_eq!(passed(&mut guard, 0..20, 40, now), 0);
+    // Found after it was shown.
+    assert_eq!(passed(&mut guard, 20..22, 40, now), 0);
+    guard.returned(&key(19));
+    assert_eq!(guard.judge(40, now), []);
+    let shown = (0..20).map(key).collect();
+    assert_eq!(guard.release_these(&shown).len(), 19);
+    assert_eq!(guard.admits(&key(3)), Ok(()));
+    for late in 20..22 {
+        assert!(guard.admits(&key(late)).is_err());
+    }
+    for number in 0..19 {
+        guard.removed(&key(number), now);
+    }
+    guard.listed();
+    assert_eq!(guard.judge(21, now + WINDOW), [], "what is held stays held");
+    assert_eq!(guard.release_these(&shown), []);
+    assert!(guard.held().is_some());
+    assert_eq!(guard.release_these(&(20..22).map(key).collect()).len(), 2);
+    assert_eq!(guard.held(), None);
+}

@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use crate::support::{Annotated as _, Installed, Instance, Lictor, Scene, until};
 
 /// The bed for faults, with all its servers running, for one test at a time.
-async fn alone() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
+pub async fn alone() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
     static ONE: Mutex<()> = Mutex::const_new(());
     static BED: OnceCell<Installed> = OnceCell::const_new();
     let guard = ONE.lock().await;
