@@ -40,6 +40,32 @@ enum Refusal {
 }
 
 impl Shown {
+    /// Shows what waits, without what was shown to the question that this one goes on from.
+    fn next<'a>(
+        before: Option<Self>,
+        request: &Request,
+        waiting: impl Iterator<Item = &'a Key>,
+        entry: impl Fn(&Key) -> Option<HeldEntry>,
+        now: Instant,
+    ) -> (Self, Page) {
+        let goes_on = |shown: &Self| request.after.as_ref() == Some(&shown.id);
+        let before = before.filter(goes_on);
+        let mut keys = before.map(|shown| shown.keys).unwrap_or_default();
+        let mut page = Page::default();
+        let mut named = Vec::new();
+        for key in waiting {
+            if !keys.contains(key)
+                && let Some(entry) = entry(key)
+                && page.add(entry)
+            {
+                named.push(key.clone());
+            }
+        }
+        keys.extend(named);
+        let id = request.id.clone();
+        (Self { id, keys, at: now }, page)
+    }
+
     /// What may be released, of what was shown.
     fn released_by(
         shown: Option<Self>,
@@ -115,25 +141,10 @@ impl Engine {
 
     /// Shows what the guard holds, from where the question before left off, and remembers it.
     fn show(&mut self, request: &Request, now: Instant) -> Page {
-        let goes_on = |shown: &Shown| request.after.as_ref() == Some(&shown.id);
-        let before = self.shown.take().filter(goes_on);
-        let mut keys = before.map(|shown| shown.keys).unwrap_or_default();
-        let mut page = Page::default();
-        let mut named = Vec::new();
-        for key in self.rules.guard.waiting() {
-            if !keys.contains(key)
-                && let Some(entry) = self.held_entry(key)
-                && page.add(entry)
-            {
-                named.push(key.clone());
-            }
-        }
-        keys.extend(named);
-        self.shown = Some(Shown {
-            id: request.id.clone(),
-            keys,
-            at: now,
-        });
+        let (before, waiting) = (self.shown.take(), self.rules.guard.waiting());
+        let entry = |key: &Key| self.held_entry(key);
+        let (shown, page) = Shown::next(before, request, waiting, entry, now);
+        self.shown = Some(shown);
         page
     }
 
@@ -225,6 +236,44 @@ mod tests {
         ] {
             assert_eq!(refused, Err(why));
         }
+    }
+
+    #[test]
+    fn what_one_answer_has_no_room_for_is_in_the_next_and_goes_with_it() {
+        let (cluster, now) = ("a".parse().unwrap(), Instant::now());
+        let node = |number: usize| NodeName::for_kubernetes(&cluster, &format!("{number:04}"));
+        let waiting: Vec<Key> = (0..2000).map(|number| Key::Node(node(number))).collect();
+        let entry = |key: &Key| {
+            // One that is not to be shown.
+            (*key != waiting[7]).then(|| HeldEntry {
+                kind: String::new(),
+                key: key.to_string(),
+                owner: String::new(),
+                why: "w".repeat(300),
+            })
+        };
+        let ask = |before: Option<Shown>, id: &str, after: Option<&str>| {
+            let request = Request {
+                id: id.to_owned(),
+                after: after.map(str::to_owned),
+                release: None,
+            };
+            Shown::next(before, &request, waiting.iter(), entry, now)
+        };
+        let (mut shown, mut page) = ask(None, "0", None);
+        let (first, mut named, mut pages) = (page.held.len(), page.held.len(), 1);
+        while page.more > 0 {
+            assert_eq!((shown.keys.len(), page.more), (named, 1999 - named));
+            let (id, last) = (pages.to_string(), shown.id.clone());
+            (shown, page) = ask(Some(shown), &id, Some(&last));
+            (named, pages) = (named + page.held.len(), pages + 1);
+        }
+        assert!(pages > 2, "{pages}");
+        assert_eq!((named, shown.keys.len()), (1999, 1999));
+        assert!(!shown.keys.contains(&waiting[7]));
+        // Who goes on from what another question was shown begins anew.
+        let (shown, _) = ask(Some(shown), "x", Some("0"));
+        assert_eq!(shown.keys.len(), first);
     }
 
     #[test]
