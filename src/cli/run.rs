@@ -208,6 +208,9 @@ impl Run {
     }
 }
 
+/// Longest time that a flag may ask for. Nobody means more, and clocks end somewhere.
+const LONGEST: Duration = Duration::from_hours(8760);
+
 pub(super) fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
     name.parse()
 }
@@ -220,6 +223,9 @@ fn duration(text: &str) -> Result<Duration, String> {
     let parsed = Duration::from(parsed);
     if parsed < Duration::from_secs(1) {
         return Err("must be at least 1s".to_owned());
+    }
+    if parsed > LONGEST {
+        return Err("must be at most 8760h".to_owned());
     }
     Ok(parsed)
 }

@@ -89,7 +89,7 @@ pub async fn take_epoch(
         Some(before) => Epoch {
             holder,
             kind: EpochKind::Gc,
-            term: before.term + 1,
+            term: before.term.wrapping_add(1),
             ..before
         },
         None => Epoch {

@@ -20,7 +20,7 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_most_and_chance_shortens_them() {
-        let (first, most) = (Duration::from_secs(1), Duration::from_secs(60));
+        let (first, most) = (Duration::from_secs(1), Duration::from_mins(1));
         let waits = [0, 1, 5, 6, u32::MAX].map(|failures| ceiling(first, failures, most).as_secs());
         assert_eq!(waits, [1, 2, 32, 60, 60]);
         assert_eq!(jittered(most, 0.5), most / 2);

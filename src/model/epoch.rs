@@ -66,7 +66,9 @@ impl Epoch {
         let Some(before) = before else {
             return Ok(self);
         };
-        let same = before.uid == self.uid && before.scope == self.scope;
+        // `lictor gc` may have found a name without an epoch, and says of no cluster that it is its.
+        let nobodys = before.kind == EpochKind::Gc && before.uid.is_empty();
+        let same = nobodys || (before.uid == self.uid && before.scope == self.scope);
         if !same && take_over != Some(before.uid.as_str()) {
             let what = if before.uid == self.uid {
                 format!("the scope {:?} of this Kubernetes cluster", before.scope)
@@ -84,7 +86,7 @@ impl Epoch {
             });
         }
         Ok(Self {
-            term: before.term + 1,
+            term: before.term.wrapping_add(1),
             other: before.other.clone(),
             ..self
         })
@@ -133,6 +135,17 @@ mod tests {
                 .contains("shop")
         );
         assert_eq!(succeeded(&epoch("u1", &["shop"]), "u1", Some("u1")), Ok(8));
+    }
+
+    #[test]
+    fn what_gc_left_under_a_name_without_an_epoch_is_nobodys() {
+        let gc = Epoch {
+            kind: EpochKind::Gc,
+            term: u64::MAX,
+            ..epoch("", &[])
+        };
+        assert_eq!(succeeded(&gc, "u1", None), Ok(0));
+        assert!(succeeded(&epoch("", &[]), "u1", None).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::key::InstanceKey;
 use super::names::ClusterName;
-use super::owner::Owner;
+use super::owner::{Owner, OwnerKind};
 use super::text::{Pairs, Text};
 
 /// Meta key: where the entry comes from; Consul's UI shows it.
@@ -109,18 +109,35 @@ pub enum Standing {
     Foreign(Text),
 }
 
-/// Judges a service entry: it is ours only if the cluster, the form of its id, the owner and the
-/// node that it says it was written on all agree.
+/// Judges a service entry: it is ours only if the cluster, the form of its id with what it names, the
+/// owner and the node that it says it was written on all agree.
 #[must_use]
 pub fn judge(cluster: &ClusterName, key: &InstanceKey, service: &str, meta: &Pairs) -> Standing {
     if meta.get(CLUSTER).is_some_and(|c| **c == *cluster.as_ref())
         && meta.get(NODE).is_some_and(|n| n == key.node.text())
         && let Some(owner) = meta.get(OWNER).and_then(|owner| Owner::parse(owner))
-        && key.id.has_form(cluster, &owner.namespace, service)
+        && let Some(named) = key.id.named(cluster, &owner.namespace, service)
+        && stands_for(&owner, named, meta)
     {
         return Standing::Ours(owner);
     }
     Standing::Foreign(holder(cluster, meta))
+}
+
+/// Whether an entry of this owner can be for what its id names.
+fn stands_for(owner: &Owner, named: &str, meta: &Pairs) -> bool {
+    let of_pod = meta
+        .get(K8S_REF_KIND)
+        .is_some_and(|kind| **kind == *OwnerKind::Pod.as_str());
+    match owner.kind {
+        OwnerKind::Pod => *named == *owner.name,
+        OwnerKind::ServiceRegistration if of_pod => {
+            meta.get(K8S_REF_NAME).is_some_and(|pod| **pod == *named)
+        }
+        OwnerKind::ServiceRegistration => named
+            .strip_prefix(&*owner.name)
+            .is_some_and(|endpoint| endpoint.starts_with('.')),
+    }
 }
 
 /// Names the holder of meta that is not ours, for conditions and Events.
@@ -202,6 +219,28 @@ mod tests {
                 "without {missing}"
             );
         }
+    }
+
+    #[test]
+    fn the_owner_is_that_of_what_the_id_names() {
+        let judged = |id: &str, meta: &[(&str, &str)]| {
+            let all = [("lictor-cluster", "a"), ("lictor-node", "lictor-a--n1")];
+            let all: Vec<_> = all.iter().chain(meta).copied().collect();
+            matches!(case("lictor-a--n1", id, &all), Standing::Ours(_))
+        };
+        let pod = [("lictor-owner", "Pod/shop/web-0")];
+        assert!(judged("a.shop.web.web-0", &pod));
+        // A copy for a look at the same pod, with all its marks.
+        assert!(!judged("a.shop.web.web-0-debug", &pod));
+        let owner = ("lictor-owner", "ServiceRegistration/shop/db");
+        let kind = ("external-k8s-ref-kind", "Pod");
+        let selected = [owner, kind, ("external-k8s-ref-name", "web-0")];
+        assert!(judged("a.shop.web.web-0", &selected));
+        assert!(!judged("a.shop.web.web-1", &selected));
+        let listed = [owner, ("external-k8s-ref-kind", "ServiceRegistration")];
+        assert!(judged("a.shop.web.db.primary", &listed));
+        assert!(!judged("a.shop.web.other.primary", &listed));
+        assert!(!judged("a.shop.web.db", &listed));
     }
 
     #[test]

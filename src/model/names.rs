@@ -174,9 +174,10 @@ impl InstanceId {
         }
     }
 
-    /// Whether the id has the form that `cluster` gives to instances of `service` in `namespace`.
+    /// What the id names, if it has the form that `cluster` gives to instances of `service` in
+    /// `namespace`: the pod, or the `ServiceRegistration` and its endpoint.
     #[must_use]
-    pub fn has_form(&self, cluster: &ClusterName, namespace: &str, service: &str) -> bool {
+    pub fn named(&self, cluster: &ClusterName, namespace: &str, service: &str) -> Option<&str> {
         let rest = self
             .0
             .strip_prefix(cluster.as_ref())
@@ -185,7 +186,7 @@ impl InstanceId {
             .and_then(|rest| rest.strip_prefix('.'))
             .and_then(|rest| rest.strip_prefix(service))
             .and_then(|rest| rest.strip_prefix('.'));
-        rest.is_some_and(is_object_name)
+        rest.filter(|rest| is_object_name(rest))
     }
 
     /// The id as a shared text.
@@ -262,10 +263,10 @@ mod tests {
         let a = cluster("a");
         let id = InstanceId::of_pod(&a, "shop", &"web".parse().unwrap(), "web.0");
         assert_eq!(id.as_ref(), "a.shop.web.web.0");
-        assert!(id.has_form(&a, "shop", "web"));
-        assert!(!id.has_form(&a, "shop", "web.web.0"));
+        assert_eq!(id.named(&a, "shop", "web"), Some("web.0"));
+        assert_eq!(id.named(&a, "shop", "web.web.0"), None);
         let broken = InstanceId::observed("a.shop.web.web-0\nINFO audit: removed");
-        assert!(!broken.has_form(&a, "shop", "web"));
-        assert!(!id.has_form(&cluster("b"), "shop", "web"));
+        assert_eq!(broken.named(&a, "shop", "web"), None);
+        assert_eq!(id.named(&cluster("b"), "shop", "web"), None);
     }
 }

@@ -44,6 +44,7 @@ impl Engine {
         let now = Instant::now();
         match claimed {
             Ok(Claimed { index, before }) => {
+                self.no_epoch = None;
                 self.fence.claimed(index);
                 self.answered();
                 if before != Before::Kept {
@@ -56,10 +57,19 @@ impl Engine {
                 }
             }
             Err(ClaimError::Refused(why)) => {
+                self.no_epoch = None;
                 if self.fence.stands_by() != Some(&why.to_string()) {
                     tracing::error!("{why}");
                 }
                 self.fence.refused(&why);
+            }
+            Err(error @ ClaimError::Unreadable { .. }) => {
+                let why = error.to_string();
+                if self.no_epoch.as_ref() != Some(&why) {
+                    tracing::error!("nothing is written: {why}");
+                }
+                self.no_epoch = Some(why);
+                self.fence.claim_failed(now);
             }
             Err(error) => {
                 self.fence.claim_failed(now);

@@ -132,6 +132,9 @@ pub struct Engine {
     pub(super) fence_key: Text,
     /// What `lictor gc` was shown last, and may release.
     pub(super) shown: Option<Shown>,
+    /// Why what stands under the key of the epoch is none, if it is not: nothing is written until somebody
+    /// mends it.
+    pub(super) no_epoch: Option<String>,
     /// What the epoch is claimed with; not known before the cluster's UID is.
     pub(super) claimant: Option<Claimant>,
     /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
@@ -195,6 +198,7 @@ impl Engine {
             fence: Fence::new(),
             fence_key,
             shown: None,
+            no_epoch: None,
             claimant: None,
             take_over,
             reads: 0,
@@ -438,7 +442,7 @@ impl Engine {
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
-        if let Some(why) = self.fence.stands_by() {
+        if let Some(why) = self.fence.stands_by().or(self.no_epoch.as_deref()) {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {
             remarks.push("nothing is written: --policy is dry-run".to_owned());
@@ -447,7 +451,7 @@ impl Engine {
         }
         let rehearses = self.rules.mode == Mode::DryRun;
         self.known_once |= self.is_ready() && (rehearses || self.fence.index().is_some());
-        let stands_by = self.fence.stands_by().is_some();
+        let stands_by = self.fence.stands_by().is_some() || self.no_epoch.is_some();
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
         let ready = self.known_once && self.missing.is_empty() && !stands_by;

@@ -115,7 +115,7 @@ impl Engine {
         let hold = Hold::TooMany { would_go, of };
         tracing::error!(
             reason = "DeletesHeld",
-            held = would_go,
+            held = self.rules.guard.waiting().count(),
             "found missing: {hold}"
         );
         let mut owners = BTreeSet::new();
@@ -136,7 +136,7 @@ impl Engine {
             .own_event(EventReason::DeletesHeld, hold.to_string());
     }
 
-    pub(super) fn tell_node_removed(&self, name: &NodeName, index: u64, epoch: u64) {
+    pub(super) fn tell_node_removed(name: &NodeName, index: u64, epoch: u64) {
         audit::removed(&Removed {
             kind: "node",
             key: name.as_ref(),
@@ -270,7 +270,7 @@ impl Engine {
             (Key::Node(name), LostRemoval::Node(index, epoch))
                 if self.mirror.node(name).is_none() =>
             {
-                self.tell_node_removed(name, index, epoch);
+                Self::tell_node_removed(name, index, epoch);
             }
             _ => {}
         }

@@ -119,7 +119,7 @@ impl Engine {
                 self.own.removed(at);
                 self.lost_removals.remove(&key);
                 self.rules.vacancies.dismiss(name);
-                self.tell_node_removed(name, index, epoch);
+                Self::tell_node_removed(name, index, epoch);
             }
             _ => {}
         }
