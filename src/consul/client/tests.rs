@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 
+use super::super::wire::Node;
 use super::super::{Cause, Consistency, ConsulSettings, Quality, Txn, TxnOp, Watch};
 use super::*;
 
@@ -354,11 +355,7 @@ impl Respond for Script {
 
 #[tokio::test]
 async fn a_watch_gives_changes_and_failures_and_starts_again_when_the_index_goes_back() {
-    let at = |index: &str| {
-        ResponseTemplate::new(200)
-            .insert_header("X-Consul-Index", index)
-            .set_body_string("[]")
-    };
+    let at = nodes_at;
     let answers = vec![
         at("7"),
         at("7"),
@@ -415,7 +412,46 @@ async fn a_watch_gives_changes_and_failures_and_starts_again_when_the_index_goes
                 .unwrap_or_default()
         })
         .collect();
-    assert_eq!(asked, ["", "7", "7", "9", "", "9", "", "3", "4"]);
+    assert_eq!(asked, ["", "7", "", "9", "", "9", "", "3", "4"]);
+}
+
+/// Nodes at this index.
+fn nodes_at(index: &str) -> ResponseTemplate {
+    ResponseTemplate::new(200)
+        .insert_header("X-Consul-Index", index)
+        .set_body_string("[]")
+}
+
+/// A watch with a server that gives these answers one after the other.
+async fn watched(answers: Vec<ResponseTemplate>) -> (MockServer, Watch<Vec<Node>>) {
+    let (server, client) = server(Script(Mutex::new(answers))).await;
+    let watch = client.watch_nodes(r#"Node == "n""#, Consistency::Default);
+    (server, watch.pace(Duration::from_millis(1)))
+}
+
+#[tokio::test]
+async fn a_wait_that_is_cut_short_by_a_restore_does_not_begin_anew_with_its_index() {
+    let never = nodes_at("33").set_delay(Duration::from_mins(1));
+    let answers = vec![nodes_at("73"), nodes_at("73"), nodes_at("33"), never];
+    let (server, mut watch) = watched(answers).await;
+    for cause in [Cause::First, Cause::WentBack] {
+        assert_eq!(watch.next().await.unwrap().cause, cause);
+    }
+    let dropped = tokio::time::timeout(Duration::from_millis(100), watch.next()).await;
+    assert!(dropped.is_err());
+    let requests = server.received_requests().await.unwrap();
+    let last = requests.last().unwrap().url.query().unwrap();
+    assert!(requests.len() == 4 && last.contains("index=33"), "{last}");
+}
+
+#[tokio::test]
+async fn waits_that_are_always_cut_short_are_no_change_and_no_flood() {
+    let (server, mut watch) = watched(vec![nodes_at("7")]).await;
+    assert_eq!(watch.next().await.unwrap().cause, Cause::First);
+    let dropped = tokio::time::timeout(Duration::from_secs(2), watch.next()).await;
+    assert!(dropped.is_err(), "{dropped:?}");
+    let requests = server.received_requests().await.unwrap().len();
+    assert!((4..60).contains(&requests), "{requests}");
 }
 
 #[tokio::test]
