@@ -77,6 +77,7 @@ async fn the_index_of_an_error_is_not_one() {
 async fn an_answer_is_authoritative_only_if_nothing_speaks_against_it() {
     let headers = |more: &[(&str, &str)]| {
         let mut answer = ResponseTemplate::new(200)
+            .insert_header("X-Consul-Index", "7")
             .insert_header("X-Consul-KnownLeader", "true")
             .insert_header("X-Consul-Effective-Consistency", "consistent")
             .insert_header("X-Consul-Default-ACL-Policy", "allow");
@@ -143,6 +144,107 @@ async fn an_answer_is_authoritative_only_if_nothing_speaks_against_it() {
             after.quality >= Quality::Unverified,
             "nobody looked at this token yet"
         );
+    }
+}
+
+/// As a proxy answers that has no Consul behind it.
+#[tokio::test]
+async fn what_lacks_consuls_headers_is_no_absence() {
+    const INDEX: (&str, &str) = ("X-Consul-Index", "7");
+    const LEADER: (&str, &str) = ("X-Consul-KnownLeader", "true");
+    let lacking: [&[(&str, &str)]; 5] = [
+        &[],
+        &[INDEX],
+        &[LEADER],
+        &[LEADER, ("X-Consul-Index", "0")],
+        &[LEADER, ("X-Consul-Index", "soon")],
+    ];
+    let cases = lacking.map(|headers| (headers, false));
+    for (headers, known) in cases.into_iter().chain([(&[INDEX, LEADER][..], true)]) {
+        let answer = |status: u16, body: &str| {
+            let answer = ResponseTemplate::new(status).set_body_string(body);
+            let add = |answer: ResponseTemplate, (name, value): &(&'static str, &str)| {
+                answer.insert_header(*name, *value)
+            };
+            headers.iter().fold(answer, add)
+        };
+        let server = MockServer::start().await;
+        let off = ResponseTemplate::new(401).set_body_string("ACL support disabled");
+        for (at, answer) in [
+            ("/v1/acl/token/self", off),
+            ("/v1/catalog/nodes", answer(200, "[]")),
+            (
+                "/v1/catalog/node-services/n",
+                answer(200, r#"{"Node":null,"Services":null}"#),
+            ),
+            ("/v1/health/node/n", answer(200, "[]")),
+            ("/v1/kv/k", answer(404, "")),
+            ("/v1/kv/l", answer(200, "[]")),
+        ] {
+            Mock::given(path(at))
+                .respond_with(answer)
+                .mount(&server)
+                .await;
+        }
+        let client = client(&[server.uri()]);
+        client.check_token().await.unwrap();
+        for consistency in [Consistency::Consistent, Consistency::Default] {
+            let right = match consistency {
+                _ if !known => Quality::Unidentified,
+                Consistency::Consistent => Quality::Authoritative,
+                _ => Quality::Leased,
+            };
+            let qualities = [
+                client.nodes(None, consistency).await.unwrap().quality,
+                client
+                    .node_services("n", consistency)
+                    .await
+                    .unwrap()
+                    .quality,
+                client.node_checks("n", consistency).await.unwrap().quality,
+                client.kv_get("l", consistency).await.unwrap().quality,
+            ];
+            assert_eq!(qualities, [right; 4], "{headers:?}");
+            let key = client.kv_get("k", consistency).await;
+            assert_eq!(
+                key.ok().map(|found| (found.value, found.quality)),
+                known.then_some((None, right)),
+                "{headers:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_to_the_question_is_malformed() {
+    let bodies = [
+        "{}",
+        "[]",
+        "null",
+        r#"{"Node":null}"#,
+        r#"{"Services":null}"#,
+        r#"{"Node":{"Node":"n"}}"#,
+    ];
+    for body in bodies {
+        let answer = ResponseTemplate::new(200).set_body_string(body);
+        let (_server, client) = server(answer).await;
+        let services = client.node_services("n", Consistency::Consistent).await;
+        let error = services.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Malformed, "{body}");
+        if body != "[]" {
+            let checks = client.node_checks("n", Consistency::Consistent).await;
+            assert_eq!(checks.unwrap_err().class(), ErrorClass::Malformed, "{body}");
+        }
+    }
+    // As Consul shows a node that is missing, and one without services.
+    for (body, there) in [
+        (r#"{"Node":null,"Services":null}"#, false),
+        (r#"{"Node":{"Node":"n"},"Services":null}"#, true),
+    ] {
+        let answer = ResponseTemplate::new(200).set_body_string(body);
+        let (_server, client) = server(answer).await;
+        let services = client.node_services("n", Consistency::Consistent).await;
+        assert_eq!(services.unwrap().value.is_some(), there, "{body}");
     }
 }
 
