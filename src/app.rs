@@ -133,12 +133,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         started: Instant::now(),
     };
     let server = server::serve(listener, shown, stop.clone());
-    parts.spawn(async move {
-        server
-            .await
-            .map(|()| "the server")
-            .context("the server failed")
-    });
+    parts.spawn(ending("the server", server));
     let engine = engine.run(
         event_receiver,
         signal_receiver,

@@ -57,7 +57,7 @@ pub struct Metrics {
     pub drift: Family<KindLabel, Counter>,
     /// `lictor_held_deletes`: removals that wait until they are safe.
     pub held_deletes: Gauge,
-    /// `lictor_held_nodes`: nodes that are not Ready and whose checks are held, because too many are.
+    /// `lictor_held_nodes`: nodes that are not Ready or missing and whose checks are held, because too many are.
     pub held_nodes: Gauge,
     /// `lictor_conflicts`: keys that someone else holds.
     pub conflicts: Gauge,
@@ -139,7 +139,7 @@ impl Metrics {
             "Removals that wait until they are safe",
             held_deletes,
         );
-        let help = "Nodes that are not Ready and whose checks are held";
+        let help = "Nodes that are not Ready or missing and whose checks are held";
         registry.register("held_nodes", help, held_nodes);
         registry.register("conflicts", "Keys that someone else holds", conflicts);
         let help = "Objects and instances with invalid input, or that Consul refuses";

@@ -8,9 +8,14 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::consul::Client;
@@ -37,23 +42,61 @@ pub struct Shown {
     pub started: Instant,
 }
 
+/// Connections at once; more wait to be taken. A few probes and a scrape are usual.
+const CONNECTIONS: usize = 64;
+/// How long a connection may last, which has one request: whoever is slower with it than any probe
+/// holds no place for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause after a connection could not be taken, such as for want of file descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Serves until stopped.
-pub async fn serve(
-    listener: TcpListener,
-    shown: Shown,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let routes = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(shown);
-    let serving = axum::serve(listener, routes)
-        .with_graceful_shutdown(stop.clone().cancelled_owned())
-        .into_future();
-    tokio::select! {
-        result = serving => result,
-        () = async { stop.cancelled().await; tokio::time::sleep(LAST_REQUESTS).await } => Ok(()),
+    serve_within(listener, routes, stop, PATIENCE).await;
+}
+
+async fn serve_within(
+    listener: TcpListener,
+    routes: Router,
+    stop: CancellationToken,
+    patience: Duration,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = connections.join_next(), if !connections.is_empty() => {}
+            taken = listener.accept(), if connections.len() < CONNECTIONS => match taken {
+                Ok((stream, _)) => {
+                    let answered = answer(stream, routes.clone());
+                    connections.spawn(timeout(patience, answered));
+                }
+                Err(error) => {
+                    tracing::debug!("cannot take a connection: {error}");
+                    sleep(PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let last = async { while connections.join_next().await.is_some() {} };
+    // Those that take longer end with the set.
+    let _ = timeout(LAST_REQUESTS, last).await;
+}
+
+/// Answers the one request of a connection.
+async fn answer(stream: TcpStream, routes: Router) {
+    let mut builder = Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().keep_alive(false);
+    let service = TowerToHyperService::new(routes);
+    let answered = builder.serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = answered.await {
+        tracing::debug!("a connection failed: {error}");
     }
 }
 
@@ -92,5 +135,58 @@ async fn metrics(State(shown): State<Shown>) -> Response {
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// Where the server listens, and what stops it.
+    async fn served(patience: Duration) -> (std::net::SocketAddr, CancellationToken) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = Router::new().route("/livez", get(async || "ok\n"));
+        let stop = CancellationToken::new();
+        tokio::spawn(serve_within(listener, routes, stop.clone(), patience));
+        (address, stop)
+    }
+
+    async fn ask(address: std::net::SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /livez HTTP/1.1\r\nHost: l\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_connection_has_one_request() {
+        let (address, _stop) = served(Duration::from_mins(1)).await;
+        let answer = ask(address).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("\r\nok\n"));
+    }
+
+    #[tokio::test]
+    async fn those_that_ask_nothing_hold_no_place_for_long() {
+        let (address, stop) = served(Duration::from_secs(1)).await;
+        let mut idle = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+            idle.push(stream);
+        }
+        let began = Instant::now();
+        let answer = timeout(Duration::from_secs(10), ask(address)).await;
+        assert!(answer.unwrap().starts_with("HTTP/1.1 200 OK"));
+        assert!(began.elapsed() > Duration::from_millis(500), "no limit");
+        for mut stream in idle {
+            let ended = stream.read(&mut [0; 16]).await;
+            assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        }
+        stop.cancel();
     }
 }

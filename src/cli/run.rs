@@ -125,8 +125,8 @@ pub(super) struct Run {
         value_name = "LISTS"
     )]
     delete_confirm: u32,
-    /// If more than this share of the nodes, in percent, turns not Ready within a minute, their
-    /// checks in Consul stay as they are until it is less; 100 is off
+    /// If more than this share of the nodes, in percent, turns not Ready or is found missing within a
+    /// minute, their checks in Consul stay as they are until it is less; 100 is off
     #[arg(
         long,
         env = "LICTOR_NODE_PANIC",

@@ -2,8 +2,9 @@
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/features/blocking>; observed on
 //! Consul 1.22.7: an index beyond that of the store (after a loss of data or the restore of a
-//! snapshot) blocks for the whole wait, and a query that blocks during a restore returns old data
-//! with the old index. Hence the short wait, and the fresh start after every failure.
+//! snapshot) blocks for the whole wait, and a query that blocks during a restore returns at once, with
+//! old data and the old index. Hence the short wait, the fresh start after every failure, and the look
+//! without an index after every answer that came early for no visible reason.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -25,8 +26,8 @@ pub enum Step {
     Unmoved,
     /// Something moved, though not necessarily what is asked for.
     Moved,
-    /// The index went back: Consul was restored, wiped or replaced. What is read must be read
-    /// again without an index.
+    /// The index went back: Consul was restored, wiped or replaced. Unless it was read without an
+    /// index, what is read must be read again.
     WentBack,
 }
 
@@ -37,6 +38,8 @@ pub struct IndexTracker {
     send: Option<NonZeroU64>,
     /// The last index seen, kept for comparison also when it is not sent.
     seen: Option<NonZeroU64>,
+    /// Whether the next answer only tells whether the last one was true.
+    doubted: bool,
 }
 
 impl IndexTracker {
@@ -50,13 +53,15 @@ impl IndexTracker {
     pub fn observe(&mut self, index: Option<NonZeroU64>) -> Step {
         let index = index.unwrap_or(NonZeroU64::MIN);
         let asked_blocking = self.send.is_some();
+        let compares = std::mem::take(&mut self.doubted) || asked_blocking;
         let seen = self.seen.replace(index);
         if seen.is_some_and(|seen| index < seen) {
-            self.send = None;
+            // What was asked for without an index is current already.
+            self.send = (!asked_blocking).then_some(index);
             return Step::WentBack;
         }
         self.send = Some(index);
-        if asked_blocking && seen == Some(index) {
+        if compares && seen == Some(index) {
             Step::Unmoved
         } else {
             Step::Moved
@@ -67,6 +72,15 @@ impl IndexTracker {
     /// that is younger than it.
     pub fn failed(&mut self) {
         self.send = None;
+        self.doubted = false;
+    }
+
+    /// The last answer came before its wait was over, and nothing had moved: it may be the last one of
+    /// a store that is no more, and its index could block on the one that took its place. The next
+    /// answer is wanted at once.
+    pub fn doubt(&mut self) {
+        self.send = None;
+        self.doubted = true;
     }
 }
 
@@ -143,6 +157,9 @@ pub struct Watch<T> {
     /// What the next value will be given for, where that is known already.
     cause: Option<Cause>,
     backoff: Backoff,
+    /// How to go on after answers that come early for no visible reason, so that a proxy that cuts
+    /// every wait short is not asked without end.
+    doubts: Backoff,
     not_before: Option<Instant>,
     /// When the last query would have been sent, had they been spread evenly.
     spread: Option<Instant>,
@@ -163,6 +180,7 @@ impl<T> Watch<T> {
             index: IndexTracker::default(),
             cause: Some(Cause::First),
             backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(10)),
+            doubts: Backoff::new(Duration::from_millis(50), Duration::from_secs(10)),
             not_before: None,
             spread: None,
         }
@@ -189,12 +207,25 @@ impl<T> Watch<T> {
     pub async fn next(&mut self) -> Result<Change<T>, ConsulError> {
         loop {
             self.pause().await;
+            let (blocks, asked_at) = (self.index.to_send().is_some(), Instant::now());
             match self.ask().await {
                 Ok(observed) => {
                     self.backoff.reset();
                     self.not_before = None;
-                    match self.index.observe(observed.index) {
-                        Step::WentBack => self.cause = Some(Cause::WentBack),
+                    let step = self.index.observe(observed.index);
+                    if blocks && step == Step::Unmoved && self.is_early(asked_at.elapsed()) {
+                        self.index.doubt();
+                        self.not_before = Some(Instant::now() + self.doubts.next_delay());
+                    } else if blocks {
+                        self.doubts.reset();
+                    }
+                    match step {
+                        Step::WentBack if blocks => self.cause = Some(Cause::WentBack),
+                        Step::WentBack => {
+                            self.cause = None;
+                            let cause = Cause::WentBack;
+                            return Ok(Change { cause, observed });
+                        }
                         Step::Unmoved if self.cause.is_none() => {}
                         Step::Unmoved | Step::Moved => {
                             let cause = self.cause.take().unwrap_or(Cause::Moved);
@@ -210,6 +241,11 @@ impl<T> Watch<T> {
                 }
             }
         }
+    }
+
+    /// Whether a wait ended so soon that it did not end by itself; Consul only ever adds to it.
+    fn is_early(&self, elapsed: Duration) -> bool {
+        elapsed < self.wait * 7 / 8
     }
 
     async fn pause(&mut self) {
@@ -260,6 +296,24 @@ mod tests {
         // The answer to the query without an index counts, although the index is not new.
         assert_eq!(tracker.observe(index(33)), Step::Moved);
         assert_eq!(tracker.to_send(), index(33));
+    }
+
+    #[test]
+    fn an_answer_in_doubt_is_compared_with_one_that_is_current() {
+        let mut tracker = IndexTracker::default();
+        tracker.observe(index(73));
+        assert_eq!(tracker.observe(index(73)), Step::Unmoved);
+        tracker.doubt();
+        assert_eq!(tracker.to_send(), None);
+        assert_eq!({ tracker }.observe(index(74)), Step::Moved);
+        // That was no restore, and nothing moved.
+        assert_eq!({ tracker }.observe(index(73)), Step::Unmoved);
+        // What is read now is what the restored store holds: it need not be read again.
+        assert_eq!(tracker.observe(index(33)), Step::WentBack);
+        assert_eq!(tracker.to_send(), index(33));
+        tracker.doubt();
+        tracker.failed();
+        assert_eq!(tracker.observe(index(33)), Step::Moved, "after a failure");
     }
 
     #[test]

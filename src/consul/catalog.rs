@@ -71,10 +71,12 @@ struct DeregisterBody<'a> {
     check_id: &'a str,
 }
 
+/// Both fields are `null` where there is no such node, and never left out: what lacks one is no answer
+/// of Consul's, and says nothing.
 #[derive(Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-#[derive(Default)]
+#[serde(rename_all = "PascalCase")]
 struct NodeServices {
+    #[serde(deserialize_with = "Option::deserialize")]
     node: Option<Node>,
     #[serde(deserialize_with = "null_is_default")]
     services: Vec<NodeService>,
@@ -103,8 +105,8 @@ impl Client {
         let request = Request::get("catalog/node-services")
             .segment(node)
             .consistency(consistency);
-        let found: Observed<Option<NodeServices>> = self.send(&request).await?.json()?;
-        Ok(found.map(|found| found.and_then(|found| Some((found.node?, found.services)))))
+        let found: Observed<NodeServices> = self.send(&request).await?.json()?;
+        Ok(found.map(|found| Some((found.node?, found.services))))
     }
 
     /// All checks of a node and of the services on it; none if the node is not there.
@@ -116,8 +118,7 @@ impl Client {
         let request = Request::get("health/node")
             .segment(node)
             .consistency(consistency);
-        let found: Observed<Option<Vec<HealthCheck>>> = self.send(&request).await?.json()?;
-        Ok(found.map(Option::unwrap_or_default))
+        self.send(&request).await?.json()
     }
 
     /// Watches the nodes that a filter selects. Its index is that of all nodes.

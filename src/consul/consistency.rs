@@ -32,6 +32,9 @@ pub enum Quality {
     Unverified,
     /// Consul says that it left entries out for want of rights.
     Filtered,
+    /// It lacks the headers of a read of Consul's tables, its index and whether there is a leader:
+    /// something between, such as a proxy with a page of its own, may have answered.
+    Unidentified,
 }
 
 /// An answer of Consul and what is known about it.

@@ -3,7 +3,7 @@
 //! Source: <https://developer.hashicorp.com/consul/api-docs/kv>
 
 use super::wire::KvPair;
-use super::{Client, Consistency, ConsulError, Observed, Request, Response, Watch};
+use super::{Client, Consistency, ConsulError, Observed, Quality, Request, Response, Watch};
 
 impl Client {
     /// A key; `None` if it is not there.
@@ -68,8 +68,9 @@ impl Client {
 }
 
 fn entries(answer: Response) -> Result<Observed<Vec<KvPair>>, ConsulError> {
-    // "Not there" is a 404 without a body; any other 404 is not Consul's.
-    if answer.status == 404 && answer.body.is_empty() {
+    // "Not there" is a 404 without a body and with Consul's headers; any other 404 is not Consul's.
+    let is_consuls = answer.quality != Quality::Unidentified;
+    if answer.status == 404 && answer.body.is_empty() && is_consuls {
         return Ok(answer.observed(Vec::new()));
     }
     answer.json()

@@ -62,8 +62,13 @@ impl Response {
         let filtered_by_acls = text("x-consul-results-filtered-by-acls") == Some("true");
         let effective = text("x-consul-effective-consistency");
         let last_contact = text("x-consul-lastcontact").and_then(|value| value.parse().ok());
+        let index = text("x-consul-index").and_then(|value| value.parse::<NonZeroU64>().ok());
         let quality = if filtered_by_acls {
             Quality::Filtered
+        } else if known_leader.is_none() || index.is_none() {
+            // Observed on Consul 1.22.7: every read of a table has both, a 404 of a key or a config
+            // entry too; the latter lack the effective consistency.
+            Quality::Unidentified
         } else if !verified {
             Quality::Unverified
         } else if request.consistency == Consistency::Stale
@@ -82,9 +87,7 @@ impl Response {
         Self {
             status,
             body,
-            index: text("x-consul-index")
-                .and_then(|value| value.parse().ok())
-                .filter(|_| indexed),
+            index: index.filter(|_| indexed),
             known_leader,
             last_contact: last_contact.map(Duration::from_millis),
             filtered_by_acls,

@@ -14,6 +14,10 @@ pub enum Watch {
     Broken(String),
 }
 
+/// A moment in the order in which lists begin and are complete; the later, the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
 /// The states of all watches.
 #[derive(Debug, Default)]
 pub struct Watches {
@@ -21,6 +25,12 @@ pub struct Watches {
     /// Whether a list is under way, also while it cannot go on.
     listing: [bool; 3],
     listed: [bool; 3],
+    /// The last beginning or end of a list of any kind.
+    now: Moment,
+    /// When the list that is under way, or was the last one, began.
+    begun: [Moment; 3],
+    /// When the last list that is complete began.
+    complete_begun: [Moment; 3],
 }
 
 impl Watches {
@@ -30,6 +40,7 @@ impl Watches {
             self.states[kind as usize] = Watch::Listing;
         }
         self.listing[kind as usize] = true;
+        self.begun[kind as usize] = self.tick();
     }
 
     /// A list of the kind is complete.
@@ -37,6 +48,27 @@ impl Watches {
         self.states[kind as usize] = Watch::Complete;
         self.listing[kind as usize] = false;
         self.listed[kind as usize] = true;
+        self.complete_begun[kind as usize] = self.begun[kind as usize];
+        self.tick();
+    }
+
+    fn tick(&mut self) -> Moment {
+        self.now.0 += 1;
+        self.now
+    }
+
+    /// The last beginning or end of a list of any kind.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.now
+    }
+
+    /// Whether the kind was listed completely by a list that began after this moment: only such a one
+    /// can tell of the same world as what was learnt then. Each kind is watched on its own, and one may
+    /// still show what another shows no more.
+    #[must_use]
+    pub fn was_listed_after(&self, kind: Kind, moment: Moment) -> bool {
+        self.complete_begun[kind as usize] > moment
     }
 
     /// The watch of the kind failed.
@@ -73,5 +105,28 @@ impl Watches {
     #[must_use]
     pub fn all_listed(&self) -> bool {
         self.listed.iter().all(|listed| *listed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_list_that_began_later_was_later() {
+        let mut watches = Watches::default();
+        watches.listing(Kind::Pod);
+        watches.listing(Kind::Node);
+        watches.complete(Kind::Node);
+        let nodes = watches.now();
+        watches.complete(Kind::Pod);
+        assert!(!watches.was_listed_after(Kind::Pod, nodes), "it overlaps");
+        watches.listing(Kind::Pod);
+        assert!(!watches.was_listed_after(Kind::Pod, nodes), "it is no end");
+        watches.complete(Kind::Pod);
+        assert!(watches.was_listed_after(Kind::Pod, nodes));
+        // The one after it is not complete, and takes nothing back.
+        watches.listing(Kind::Pod);
+        assert!(watches.was_listed_after(Kind::Pod, nodes));
     }
 }

@@ -35,8 +35,8 @@ pub enum WatchEvent<T> {
     Deleted {
         /// The object.
         object: T,
-        /// Whether it was deleted itself. Not so, as far as is known, where its CRD is being deleted,
-        /// which the API server shows as a deletion of each object.
+        /// Whether it was deleted itself. Not so, as far as is known, where its CRD is being deleted
+        /// or was made anew, which the API server shows as a deletion of each object.
         by_itself: bool,
     },
     /// The API server cannot be read: what is known may be old. Sent once for each reason.

@@ -18,7 +18,7 @@ use kube::{Client, Resource as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::crd::{CrdState, crd_state};
+use super::crd::{CrdState, Fate, crd_state};
 use super::kinds::{Broken, BrokenKind, KubeEvent, Relist, WatchEvent, Watched};
 use super::machine::{Failure, Machine, PROBATION, Say, Step};
 use super::trim::{self, Line, Page, Texts};
@@ -80,6 +80,7 @@ async fn watch_within<T: Watched>(
         client,
         limits,
         machine: Machine::new(),
+        crd: None,
         texts: Texts::default(),
         out: Out {
             scope,
@@ -98,6 +99,8 @@ struct Watch<T> {
     client: Client,
     limits: Limits,
     machine: Machine,
+    /// The CRD as it was before the last list began, where the kind has one and it is known.
+    crd: Option<CrdState>,
     texts: Texts,
     out: Out<T>,
 }
@@ -161,6 +164,10 @@ impl<T: Watched> Watch<T> {
     }
 
     async fn list(&mut self, token: Option<String>) -> Result<(), Unheard> {
+        if token.is_none() {
+            // Before the list: one that is read after it need not be the one that they belong to.
+            self.crd = self.crd_state().await;
+        }
         // Without a resourceVersion the answer is what a quorum of etcd holds, not a cache's.
         let params = ListParams {
             limit: Some(PAGE),
@@ -169,9 +176,10 @@ impl<T: Watched> Watch<T> {
         };
         let page = match self.page(&params).await {
             // What is no longer in the list may have gone with the CRD.
-            Ok(page) if page.continue_token.is_none() && self.is_leaving().await == Some(true) => {
-                Err(leaving())
-            }
+            Ok(page) if page.continue_token.is_none() => match self.fate().await {
+                Fate::Go => Err(leaving()),
+                Fate::Stay | Fate::Unknown => Ok(page),
+            },
             page => page,
         };
         let say = match page {
@@ -287,19 +295,21 @@ impl<T: Watched> Watch<T> {
         self.out.say(say).await
     }
 
-    /// Whether the kind has a CRD that is being deleted, or is gone already; `None` if that is not
-    /// known.
-    async fn is_leaving(&self) -> Option<bool> {
-        let Some(name) = T::CRD else {
-            return Some(false);
-        };
-        match crd_state(&self.client, name).await {
-            Ok(state) => Some(state != CrdState::Present),
-            Err(error) => {
-                tracing::debug!("cannot read the CRD {name}: {error}");
-                None
-            }
+    /// The state of the kind's CRD; `None` if it has none, or if that is not known.
+    async fn crd_state(&self) -> Option<CrdState> {
+        let name = T::CRD?;
+        let state = crd_state(&self.client, name).await;
+        state
+            .inspect_err(|error| tracing::debug!("cannot read the CRD {name}: {error}"))
+            .ok()
+    }
+
+    /// Whether the CRD takes with it what was listed.
+    async fn fate(&self) -> Fate {
+        if T::CRD.is_none() {
+            return Fate::Stay;
         }
+        Fate::of(self.crd.as_ref(), self.crd_state().await.as_ref())
     }
 
     /// Reads to the end of a watch.
@@ -343,9 +353,10 @@ impl<T: Watched> Watch<T> {
                     match event {
                         Line::Applied(object) => self.out.send(WatchEvent::Applied(object)).await?,
                         Line::Deleted(object) => {
-                            let by_itself = match self.is_leaving().await {
-                                Some(true) => return Ok(Err(leaving())),
-                                leaving => leaving.is_some(),
+                            let by_itself = match self.fate().await {
+                                Fate::Go => return Ok(Err(leaving())),
+                                Fate::Stay => true,
+                                Fate::Unknown => false,
                             };
                             let event = WatchEvent::Deleted { object, by_itself };
                             self.out.send(event).await?;
@@ -436,7 +447,7 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
 }
 
 fn leaving() -> Failure {
-    Failure::Leaving("its CRD is being deleted: what it had is kept".into())
+    Failure::Leaving("its CRD is being deleted, or was made anew: what it had is kept".into())
 }
 
 fn undecodable(error: &serde_json::Error) -> Failure {

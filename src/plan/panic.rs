@@ -1,7 +1,8 @@
-//! Most nodes not Ready at once: then it is more likely the view that is broken, such as the API server
-//! cut off from all kubelets, than the nodes. Their checks stay as they are for as long.
+//! Most nodes not Ready or missing at once: then it is more likely the view that is broken, such as the
+//! API server cut off from all kubelets, or another one behind its address, than the nodes. Their checks
+//! stay as they are for as long.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,13 +16,15 @@ const FEW: usize = 3;
 /// The default of `--node-panic`.
 pub const DEFAULT_PERCENT: u8 = 55;
 
-/// How many nodes are not Ready, and since when.
+/// How many nodes are not Ready or missing, and since when.
 #[derive(Debug)]
 pub struct NodePanic {
     /// `--node-panic`: the share in percent above which checks are held; 100 is off.
     percent: u8,
-    /// When a node turned not Ready; `None` for one that is Ready.
+    /// When a node turned not Ready or was missed; `None` for one that is Ready.
     nodes: HashMap<Text, Option<Instant>>,
+    /// Those that are missing.
+    missing: HashSet<Text>,
     /// The nodes that turned, in order.
     turned: BTreeSet<(Instant, Text)>,
     down: usize,
@@ -41,6 +44,7 @@ impl NodePanic {
         Self {
             percent,
             nodes: HashMap::new(),
+            missing: HashSet::new(),
             turned: BTreeSet::new(),
             down: 0,
             holds: false,
@@ -49,6 +53,28 @@ impl NodePanic {
 
     /// A node is Ready, or not. One that is first seen not Ready turned so now.
     pub fn observe(&mut self, node: &Text, ready: bool, now: Instant) {
+        self.missing.remove(node);
+        self.turn(node, ready, now);
+    }
+
+    /// A node is missing although nobody saw it go, and pods are on it.
+    pub fn miss(&mut self, node: &Text, now: Instant) {
+        self.turn(node, false, now);
+        self.missing.insert(node.clone());
+    }
+
+    /// Whether any node is missing.
+    #[must_use]
+    pub fn misses_any(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
+    /// The nodes that are missing.
+    pub fn missing(&self) -> impl Iterator<Item = &Text> {
+        self.missing.iter()
+    }
+
+    fn turn(&mut self, node: &Text, ready: bool, now: Instant) {
         let before = self.nodes.get(node).copied();
         let after = match (ready, before) {
             (true, _) => None,
@@ -63,16 +89,18 @@ impl NodePanic {
         self.nodes.insert(node.clone(), after);
     }
 
-    /// A node does not exist any more: it does not count.
+    /// A node was seen going: it does not count.
     pub fn remove(&mut self, node: &Text) {
+        self.missing.remove(node);
         if let Some(before) = self.nodes.remove(node) {
             self.down -= usize::from(before.is_some());
         }
     }
 
-    /// Only these nodes exist.
-    pub fn retain(&mut self, exists: impl Fn(&Text) -> bool) {
-        self.nodes.retain(|node, _| exists(node));
+    /// Only these nodes exist, or are missed.
+    pub fn retain(&mut self, counts: impl Fn(&Text) -> bool) {
+        self.nodes.retain(|node, _| counts(node));
+        self.missing.retain(|node| self.nodes.contains_key(node));
         self.down = self.nodes.values().filter(|since| since.is_some()).count();
     }
 
@@ -103,7 +131,7 @@ impl NodePanic {
         self.holds
     }
 
-    /// How many nodes are not Ready, of how many.
+    /// How many nodes are not Ready or missing, of how many.
     #[must_use]
     pub fn share(&self) -> (usize, usize) {
         (self.down, self.nodes.len())
@@ -184,6 +212,31 @@ mod tests {
         assert!(panic.judge(now), "one of two is not too much");
         panic.retain(|_| false);
         assert!(!panic.judge(now));
+    }
+
+    #[test]
+    fn nodes_that_are_missing_count_as_those_that_are_not_ready() {
+        let now = Instant::now();
+        let mut panic = ready(6, 55, now);
+        for number in 0..4 {
+            panic.miss(&name(number), now);
+        }
+        assert!(panic.judge(now));
+        assert_eq!(panic.share(), (4, 6));
+        // Missed once more, much later, they turned when they were missed first.
+        let later = now + WINDOW * 2;
+        for number in 0..4 {
+            panic.miss(&name(number), later);
+        }
+        panic.retain(|node| *node != name(0));
+        assert_eq!(panic.share(), (3, 5));
+        assert!(!panic.judge(later), "three of five are still too many");
+        // One is back, and of another nothing is left that could be lost.
+        panic.observe(&name(1), true, later);
+        assert!(panic.judge(later) && !panic.holds());
+        assert_eq!(panic.missing().count(), 2);
+        panic.miss(&name(1), later);
+        assert!(!panic.judge(later), "it turned alone");
     }
 
     #[test]

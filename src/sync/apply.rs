@@ -99,6 +99,10 @@ fn quality(quality: Quality) -> &'static str {
             "Consul left entries out for want of rights: give the token node:read and service:read \
              on all"
         }
+        Quality::Unidentified => {
+            "the answer lacks Consul's headers (X-Consul-Index, X-Consul-KnownLeader): a proxy between \
+             may have given it, or left them out"
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::contest::Contests;
 use super::dirty::{Dirty, Due};
 use super::fence::Fence;
 use super::gc::Shown;
+use super::nodes::Confirmation;
 use super::outage::Outage;
 use super::own::OwnWrites;
 use super::pace::Pace;
@@ -113,6 +114,8 @@ pub struct Engine {
     pub(super) rules: Rules,
     /// Lists that are to confirm what is found missing.
     pub(super) rounds: Rounds,
+    /// Lists that are to confirm that nodes are missing.
+    pub(super) confirmation: Confirmation,
     pub(super) relist: watch::Sender<()>,
     /// Keys that would be removed, were it safe.
     pub(super) held: BTreeSet<Key>,
@@ -186,6 +189,7 @@ impl Engine {
             on_node: BTreeMap::new(),
             rules,
             rounds: Rounds::default(),
+            confirmation: Confirmation::default(),
             relist: watch::Sender::new(()),
             held: BTreeSet::new(),
             drifted: BTreeSet::new(),
@@ -279,6 +283,7 @@ impl Engine {
             self.pace.wake_at(),
             self.fence.wake_at(),
             self.rounds.wake_at(),
+            self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
             self.report.wake_at(),
             self.audit_at,
@@ -298,6 +303,7 @@ impl Engine {
         if self.own.unexplained(now) {
             self.sweeper.signal(now);
         }
+        self.confirm_missing(now);
         self.start_reads(now);
         self.claim(now);
         self.ripen_vacancies(now);

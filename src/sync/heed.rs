@@ -11,7 +11,6 @@ use super::signals::Signal;
 use crate::desired::index::Touched;
 use crate::k8s::{BrokenKind, Change, EventReason, KubeEvent, WatchEvent};
 use crate::metrics::KindLabel;
-use crate::model::facts::{NodeFacts, Tristate};
 use crate::model::key::Key;
 use crate::model::kind::Kind;
 use crate::model::text::Text;
@@ -25,7 +24,7 @@ impl Engine {
         let at = event.at;
         let mut touched = Touched::default();
         let complete = self.index.watches.all_complete();
-        let nodes_listed = matches!(event.change, Change::Node(WatchEvent::Listed { .. }));
+        let news = self.news_of_nodes(&event.change);
         match &event.change {
             Change::Pod(event) => self.watched(Kind::Pod, event),
             Change::Node(event) => {
@@ -46,61 +45,10 @@ impl Engine {
             }
         }
         feed(&mut self.index, event.change, &mut touched);
-        if nodes_listed {
-            let index = &self.index;
-            self.rules.nodes.retain(|name| index.has_node(name));
-            self.judge_nodes(at);
-        }
+        self.count_missing(news, at);
         self.touch(touched, at);
         if !complete && self.index.watches.all_complete() {
             self.complete_again(at);
-        }
-    }
-
-    /// Counts the nodes that are not Ready, for the case that most are.
-    fn count_nodes(&mut self, event: &WatchEvent<NodeFacts>, at: Instant) {
-        let panic = &mut self.rules.nodes;
-        let mut observe = |node: &NodeFacts| {
-            panic.observe(&node.name, node.ready == Tristate::True, at);
-        };
-        match event {
-            WatchEvent::Page(nodes) => nodes.iter().for_each(observe),
-            WatchEvent::Applied(node) => observe(node),
-            WatchEvent::Deleted { object, .. } => panic.remove(&object.name),
-            _ => {}
-        }
-        // A page is not all of them.
-        if matches!(event, WatchEvent::Applied(_) | WatchEvent::Deleted { .. }) {
-            self.judge_nodes(at);
-        }
-    }
-
-    fn judge_nodes(&mut self, now: Instant) {
-        if self.rules.nodes.judge(now) {
-            self.nodes_turned(now);
-        }
-    }
-
-    /// The checks of nodes are held from now on, or not any more.
-    fn nodes_turned(&mut self, now: Instant) {
-        let (down, of) = self.rules.nodes.share();
-        if self.rules.nodes.holds() {
-            let note = format!(
-                "{down} of {of} nodes turned not Ready at once: their checks in Consul stay as they \
-                 are until it is no more than --node-panic allows"
-            );
-            tracing::error!(reason = "NodesHeld", "{note}");
-            self.report.own_event(EventReason::NodesHeld, note);
-        } else {
-            tracing::warn!("{down} of {of} nodes are not Ready: their checks are no longer held");
-        }
-        let due = Due {
-            cause: Cause::Kubernetes,
-            since: now,
-        };
-        let nodes: Vec<Key> = self.mirror.node_names().cloned().map(Key::Node).collect();
-        for key in nodes {
-            self.dirty.touch(key, due);
         }
     }
 

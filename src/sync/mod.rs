@@ -11,6 +11,7 @@ pub mod feed;
 pub mod fence;
 mod gc;
 mod heed;
+mod nodes;
 pub mod outage;
 pub mod own;
 pub mod pace;

@@ -28,7 +28,7 @@ use crate::desired::fixtures::{node, pod};
 use crate::desired::index::Index;
 use crate::k8s::events::EventWriter;
 use crate::k8s::status::StatusWriter;
-use crate::k8s::{Change, KubeEvent, WatchEvent};
+use crate::k8s::{Change, KubeEvent, Relist, WatchEvent};
 use crate::metrics::Metrics;
 use crate::model::facts::PodFacts;
 use crate::plan::Rules;
@@ -186,6 +186,8 @@ fn engine(client: Client) -> Engine {
 struct Bed {
     consul: Shared,
     events: mpsc::Sender<KubeEvent>,
+    /// Hears when everything is to be listed anew.
+    relist: Relist,
     stop: CancellationToken,
     engine: JoinHandle<()>,
 }
@@ -200,6 +202,7 @@ impl Bed {
         let client = client(addresses);
         client.check_token().await.unwrap();
         let engine = engine(client.clone());
+        let relist = engine.relists();
         let (introduce, introduced) = oneshot::channel();
         let epoch = json!({"holder": "h", "uid": "u", "kind": "run"});
         introduce
@@ -223,6 +226,7 @@ impl Bed {
         let this = Self {
             consul,
             events,
+            relist,
             stop,
             engine,
         };
@@ -250,6 +254,22 @@ impl Bed {
 
     fn consul(&self) -> MutexGuard<'_, Consul> {
         self.consul.lock().unwrap()
+    }
+
+    /// What the node's check says in Consul, if there is one.
+    fn node_check(&self, node: &str) -> Option<String> {
+        let at = (format!("lictor-a--{node}"), "lictor-node".to_owned());
+        let consul = self.consul();
+        let status = consul.checks.get(&at)?["Status"].as_str();
+        status.map(str::to_owned)
+    }
+
+    async fn node_is(&self, node: &str, status: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.node_check(node).as_deref() != Some(status) {
+            assert!(Instant::now() < deadline, "{node} is not {status}");
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Waits for something that Consul holds or was asked.
@@ -317,6 +337,61 @@ async fn a_node_that_cannot_be_read_holds_no_other_up() {
     let read = bed.consul().asked("/v1/catalog/node-services/lictor-a--n2");
     assert!((1..=20).contains(&read), "{read} reads in 4 s");
     bed.consul().garbled = None;
+    bed.end().await;
+}
+
+/// Longer than anything takes that is to be written.
+const WHILE: Duration = Duration::from_millis(500);
+
+#[tokio::test]
+async fn a_node_that_is_found_missing_is_so_once_pods_were_listed_anew() {
+    let mut bed = Bed::start(Consul::default()).await;
+    let pods = || vec![web("p", "n1"), web("q", "n2")];
+    bed.list(Change::Pod, pods()).await;
+    bed.node_is("n1", "passing").await;
+    bed.node_is("n2", "passing").await;
+    assert!(!bed.relist.has_changed().unwrap());
+    // Another API server may be behind the address, which pods are not watched at yet.
+    bed.list(Change::Node, vec![node("n2")]).await;
+    sleep(WHILE).await;
+    assert_eq!(bed.node_check("n1").as_deref(), Some("passing"));
+    assert!(bed.relist.has_changed().unwrap(), "nobody asks for lists");
+    bed.relist.mark_unchanged();
+    bed.list(Change::Pod, pods()).await;
+    bed.node_is("n1", "critical").await;
+    bed.node_is("n2", "passing").await;
+    sleep(WHILE).await;
+    assert!(!bed.relist.has_changed().unwrap(), "it asks without end");
+    bed.end().await;
+}
+
+#[tokio::test]
+async fn most_nodes_missing_at_once_are_held() {
+    let bed = Bed::start(Consul::default()).await;
+    let on = ["n1", "n2", "n3", "n4"];
+    let nodes = || on.map(node).to_vec();
+    let pods = || on.map(|on| web(&format!("p-{on}"), on)).to_vec();
+    bed.list(Change::Node, nodes()).await;
+    bed.list(Change::Pod, pods()).await;
+    for name in on {
+        bed.node_is(name, "passing").await;
+    }
+    // Two views of one cluster, of which one is empty.
+    bed.list(Change::Node, Vec::new()).await;
+    bed.list(Change::Pod, pods()).await;
+    sleep(WHILE).await;
+    for name in on {
+        assert_eq!(bed.node_check(name).as_deref(), Some("passing"), "{name}");
+    }
+    // Of those that stay away once the others are back, the pods may be gone, too ...
+    bed.list(Change::Pod, pods()[..3].to_vec()).await;
+    bed.list(Change::Node, nodes()[..2].to_vec()).await;
+    bed.node_is("n3", "critical").await;
+    assert_eq!(bed.node_check("n4").as_deref(), Some("passing"));
+    // ... and what is back is well again.
+    bed.send(Change::Node(WatchEvent::Applied(node("n3"))))
+        .await;
+    bed.node_is("n3", "passing").await;
     bed.end().await;
 }
 

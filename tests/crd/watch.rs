@@ -362,7 +362,9 @@ async fn a_crd_may_go_and_come(views: &mut Views, client: &Client) -> Result<()>
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let state =
         async || Ok::<_, anyhow::Error>(crd_state(client, ServiceRegistration::crd_name()).await?);
-    ensure!(state().await? == CrdState::Present, "{:?}", state().await?);
+    let CrdState::Present(uid) = state().await? else {
+        bail!("{:?}", state().await?);
+    };
     // With a finalizer the CRD stays for a while without its objects.
     let finalizers = async |list: &[&str]| {
         let patch = Patch::Merge(json!({"metadata": {"finalizers": list}}));
@@ -395,6 +397,11 @@ async fn a_crd_may_go_and_come(views: &mut Views, client: &Client) -> Result<()>
     ensure!(state().await? == CrdState::Missing, "{:?}", state().await?);
 
     install(client, &api::crds()).await?;
+    let back = state().await?;
+    ensure!(
+        matches!(&back, CrdState::Present(now) if *now != uid),
+        "{uid} {back:?}"
+    );
     views
         .until("the CRD's return", |views| views.registrations.is_well())
         .await?;

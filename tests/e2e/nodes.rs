@@ -1,9 +1,12 @@
 //! Kubernetes nodes as Consul shows them.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use lictor_testbed::kubelet::TestNode;
 use serde_json::json;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use crate::support::{Annotated as _, Installed, Scene};
 
@@ -82,6 +85,30 @@ async fn a_node_that_is_not_ready_takes_out_its_instances_with_one_check() -> Re
 }
 
 #[tokio::test]
+async fn a_node_that_went_while_it_was_down_takes_out_its_instances() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let pod = scene.pod("web-0").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    let passing = |seen: &crate::support::Instance| seen.node_status == "passing";
+    scene.instance("web", "web-0", passing).await?;
+    lictor.stop().await?;
+    let node = scene.kubernetes_node();
+    node.delete(&scene.client).await?;
+    let lictor = scene.lictor().await?;
+    let started = Instant::now();
+    scene
+        .instance("web", "web-0", |seen| seen.node_status == "critical")
+        .await?;
+    let took = started.elapsed();
+    ensure!(took < Duration::from_secs(10), "{took:?}");
+    lictor.shows("lictor_held_nodes", 0.0).await?;
+    node.create(&scene.client).await?;
+    scene.instance("web", "web-0", passing).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_node_shows_its_address_and_where_it_is() -> Result<()> {
     let scene = Scene::new().await?;
     let _lictor = scene.lictor().await?;
@@ -100,7 +127,10 @@ async fn a_node_shows_its_address_and_where_it_is() -> Result<()> {
         "external-source": "kubernetes", "lictor-cluster": scene.cluster, "k8s-node": name,
     });
     assert_eq!(seen.raw["Node"]["Meta"], meta);
-    assert_eq!(seen.node_status, "critical");
+    // Nobody saw it go: it is gone once pods were listed again.
+    let seen = scene
+        .instance("web", "web-0", |seen| seen.node_status == "critical")
+        .await?;
 
     let node = TestNode::new(&name)
         .address("Hostname", &name)

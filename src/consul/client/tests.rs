@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use wiremock::matchers::{method, path};
 use wiremock::{Mock, MockServer, Respond, ResponseTemplate};
 
+use super::super::wire::Node;
 use super::super::{Cause, Consistency, ConsulSettings, Quality, Txn, TxnOp, Watch};
 use super::*;
 
@@ -76,6 +77,7 @@ async fn the_index_of_an_error_is_not_one() {
 async fn an_answer_is_authoritative_only_if_nothing_speaks_against_it() {
     let headers = |more: &[(&str, &str)]| {
         let mut answer = ResponseTemplate::new(200)
+            .insert_header("X-Consul-Index", "7")
             .insert_header("X-Consul-KnownLeader", "true")
             .insert_header("X-Consul-Effective-Consistency", "consistent")
             .insert_header("X-Consul-Default-ACL-Policy", "allow");
@@ -142,6 +144,107 @@ async fn an_answer_is_authoritative_only_if_nothing_speaks_against_it() {
             after.quality >= Quality::Unverified,
             "nobody looked at this token yet"
         );
+    }
+}
+
+/// As a proxy answers that has no Consul behind it.
+#[tokio::test]
+async fn what_lacks_consuls_headers_is_no_absence() {
+    const INDEX: (&str, &str) = ("X-Consul-Index", "7");
+    const LEADER: (&str, &str) = ("X-Consul-KnownLeader", "true");
+    let lacking: [&[(&str, &str)]; 5] = [
+        &[],
+        &[INDEX],
+        &[LEADER],
+        &[LEADER, ("X-Consul-Index", "0")],
+        &[LEADER, ("X-Consul-Index", "soon")],
+    ];
+    let cases = lacking.map(|headers| (headers, false));
+    for (headers, known) in cases.into_iter().chain([(&[INDEX, LEADER][..], true)]) {
+        let answer = |status: u16, body: &str| {
+            let answer = ResponseTemplate::new(status).set_body_string(body);
+            let add = |answer: ResponseTemplate, (name, value): &(&'static str, &str)| {
+                answer.insert_header(*name, *value)
+            };
+            headers.iter().fold(answer, add)
+        };
+        let server = MockServer::start().await;
+        let off = ResponseTemplate::new(401).set_body_string("ACL support disabled");
+        for (at, answer) in [
+            ("/v1/acl/token/self", off),
+            ("/v1/catalog/nodes", answer(200, "[]")),
+            (
+                "/v1/catalog/node-services/n",
+                answer(200, r#"{"Node":null,"Services":null}"#),
+            ),
+            ("/v1/health/node/n", answer(200, "[]")),
+            ("/v1/kv/k", answer(404, "")),
+            ("/v1/kv/l", answer(200, "[]")),
+        ] {
+            Mock::given(path(at))
+                .respond_with(answer)
+                .mount(&server)
+                .await;
+        }
+        let client = client(&[server.uri()]);
+        client.check_token().await.unwrap();
+        for consistency in [Consistency::Consistent, Consistency::Default] {
+            let right = match consistency {
+                _ if !known => Quality::Unidentified,
+                Consistency::Consistent => Quality::Authoritative,
+                _ => Quality::Leased,
+            };
+            let qualities = [
+                client.nodes(None, consistency).await.unwrap().quality,
+                client
+                    .node_services("n", consistency)
+                    .await
+                    .unwrap()
+                    .quality,
+                client.node_checks("n", consistency).await.unwrap().quality,
+                client.kv_get("l", consistency).await.unwrap().quality,
+            ];
+            assert_eq!(qualities, [right; 4], "{headers:?}");
+            let key = client.kv_get("k", consistency).await;
+            assert_eq!(
+                key.ok().map(|found| (found.value, found.quality)),
+                known.then_some((None, right)),
+                "{headers:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_answer_to_the_question_is_malformed() {
+    let bodies = [
+        "{}",
+        "[]",
+        "null",
+        r#"{"Node":null}"#,
+        r#"{"Services":null}"#,
+        r#"{"Node":{"Node":"n"}}"#,
+    ];
+    for body in bodies {
+        let answer = ResponseTemplate::new(200).set_body_string(body);
+        let (_server, client) = server(answer).await;
+        let services = client.node_services("n", Consistency::Consistent).await;
+        let error = services.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Malformed, "{body}");
+        if body != "[]" {
+            let checks = client.node_checks("n", Consistency::Consistent).await;
+            assert_eq!(checks.unwrap_err().class(), ErrorClass::Malformed, "{body}");
+        }
+    }
+    // As Consul shows a node that is missing, and one without services.
+    for (body, there) in [
+        (r#"{"Node":null,"Services":null}"#, false),
+        (r#"{"Node":{"Node":"n"},"Services":null}"#, true),
+    ] {
+        let answer = ResponseTemplate::new(200).set_body_string(body);
+        let (_server, client) = server(answer).await;
+        let services = client.node_services("n", Consistency::Consistent).await;
+        assert_eq!(services.unwrap().value.is_some(), there, "{body}");
     }
 }
 
@@ -354,11 +457,7 @@ impl Respond for Script {
 
 #[tokio::test]
 async fn a_watch_gives_changes_and_failures_and_starts_again_when_the_index_goes_back() {
-    let at = |index: &str| {
-        ResponseTemplate::new(200)
-            .insert_header("X-Consul-Index", index)
-            .set_body_string("[]")
-    };
+    let at = nodes_at;
     let answers = vec![
         at("7"),
         at("7"),
@@ -415,7 +514,46 @@ async fn a_watch_gives_changes_and_failures_and_starts_again_when_the_index_goes
                 .unwrap_or_default()
         })
         .collect();
-    assert_eq!(asked, ["", "7", "7", "9", "", "9", "", "3", "4"]);
+    assert_eq!(asked, ["", "7", "", "9", "", "9", "", "3", "4"]);
+}
+
+/// Nodes at this index.
+fn nodes_at(index: &str) -> ResponseTemplate {
+    ResponseTemplate::new(200)
+        .insert_header("X-Consul-Index", index)
+        .set_body_string("[]")
+}
+
+/// A watch with a server that gives these answers one after the other.
+async fn watched(answers: Vec<ResponseTemplate>) -> (MockServer, Watch<Vec<Node>>) {
+    let (server, client) = server(Script(Mutex::new(answers))).await;
+    let watch = client.watch_nodes(r#"Node == "n""#, Consistency::Default);
+    (server, watch.pace(Duration::from_millis(1)))
+}
+
+#[tokio::test]
+async fn a_wait_that_is_cut_short_by_a_restore_does_not_begin_anew_with_its_index() {
+    let never = nodes_at("33").set_delay(Duration::from_mins(1));
+    let answers = vec![nodes_at("73"), nodes_at("73"), nodes_at("33"), never];
+    let (server, mut watch) = watched(answers).await;
+    for cause in [Cause::First, Cause::WentBack] {
+        assert_eq!(watch.next().await.unwrap().cause, cause);
+    }
+    let dropped = tokio::time::timeout(Duration::from_millis(100), watch.next()).await;
+    assert!(dropped.is_err());
+    let requests = server.received_requests().await.unwrap();
+    let last = requests.last().unwrap().url.query().unwrap();
+    assert!(requests.len() == 4 && last.contains("index=33"), "{last}");
+}
+
+#[tokio::test]
+async fn waits_that_are_always_cut_short_are_no_change_and_no_flood() {
+    let (server, mut watch) = watched(vec![nodes_at("7")]).await;
+    assert_eq!(watch.next().await.unwrap().cause, Cause::First);
+    let dropped = tokio::time::timeout(Duration::from_secs(2), watch.next()).await;
+    assert!(dropped.is_err(), "{dropped:?}");
+    let requests = server.received_requests().await.unwrap().len();
+    assert!((4..60).contains(&requests), "{requests}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ mod claims;
 mod keys;
 mod resolve;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use globset::GlobSet;
 
@@ -15,7 +15,7 @@ use super::annotations::Annotations;
 use super::claim::{Absence, Claimant};
 use super::registration::{Content, Registration};
 use super::table::Table;
-use super::watches::Watches;
+use super::watches::{Moment, Watches};
 use crate::model::facts::{NodeFacts, PodFacts};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
@@ -75,8 +75,12 @@ pub struct Index {
     pods: Table<PodRow>,
     registrations: Table<RegistrationRow>,
     nodes: Table<NodeFacts>,
-    /// Nodes that were seen going since the last full list.
+    /// Nodes that were seen going, as long as something is claimed on them.
     nodes_seen_going: HashSet<Text>,
+    /// Nodes that a list did not bring any more, and when.
+    nodes_lost: HashMap<Text, Moment>,
+    /// When the first list of nodes was complete.
+    nodes_known: Option<Moment>,
     /// Every key has one producer (a pod, or the registration of an endpoint), which replaces the
     /// claimants under it as a whole; they are sorted by seniority.
     claims: BTreeMap<InstanceKey, Vec<Claimant>>,
@@ -99,6 +103,8 @@ impl Index {
             registrations: Table::default(),
             nodes: Table::default(),
             nodes_seen_going: HashSet::new(),
+            nodes_lost: HashMap::new(),
+            nodes_known: None,
             claims: BTreeMap::new(),
             withdrawn: HashSet::new(),
             problems: BTreeMap::new(),
@@ -132,14 +138,28 @@ impl Index {
                     self.drop_registration(&name, Absence::Found, touched);
                 }
             }
-            Kind::Node => {
-                for name in self.nodes.end_list() {
-                    self.remove_node(&name.1, touched);
-                }
-                self.nodes_seen_going.clear();
-            }
+            Kind::Node => {}
         }
         self.watches.complete(kind);
+        if kind == Kind::Node {
+            self.end_list_of_nodes(touched);
+        }
+    }
+
+    fn end_list_of_nodes(&mut self, touched: &mut Touched) {
+        let now = self.watches.now();
+        self.nodes_known.get_or_insert(now);
+        // What nothing is claimed on need not be remembered.
+        let mut going = std::mem::take(&mut self.nodes_seen_going);
+        going.retain(|node| self.is_claimed_on(node));
+        self.nodes_seen_going = going;
+        let mut lost = std::mem::take(&mut self.nodes_lost);
+        lost.retain(|node, _| self.is_claimed_on(node));
+        for (_, node) in self.nodes.end_list() {
+            self.drop_node(&node, touched);
+            lost.insert(node, now);
+        }
+        self.nodes_lost = lost;
     }
 
     /// A pod was listed, added or changed.
@@ -249,17 +269,25 @@ impl Index {
             &facts.name,
         )));
         self.nodes_seen_going.remove(&facts.name);
+        self.nodes_lost.remove(&facts.name);
         self.nodes.put(name, facts);
     }
 
     /// A node was deleted.
     pub fn remove_node(&mut self, name: &Text, touched: &mut Touched) {
-        if self.nodes.remove(&(Text::from(""), name.clone())).is_some() {
+        if self.drop_node(name, touched) {
             self.nodes_seen_going.insert(name.clone());
-            touched
-                .keys
-                .insert(Key::Node(NodeName::for_kubernetes(&self.cluster, name)));
         }
+    }
+
+    /// Returns whether it was known.
+    fn drop_node(&mut self, name: &Text, touched: &mut Touched) -> bool {
+        let known = self.nodes.remove(&(Text::from(""), name.clone())).is_some();
+        if known {
+            let key = NodeName::for_kubernetes(&self.cluster, name);
+            touched.keys.insert(Key::Node(key));
+        }
+        known
     }
 
     // === questions ===
@@ -281,6 +309,35 @@ impl Index {
     #[must_use]
     pub fn has_node(&self, name: &Text) -> bool {
         self.nodes.get(&(Text::from(""), name.clone())).is_some()
+    }
+
+    /// Whether the Kubernetes node is missing although pods are claimed to be on it: nobody saw it go.
+    #[must_use]
+    pub fn misses_node(&self, name: &Text) -> bool {
+        let is_known = self.has_node(name) || self.nodes_seen_going.contains(name);
+        self.nodes_known.is_some() && !is_known && self.is_claimed_on(name)
+    }
+
+    /// All such nodes.
+    pub fn missed_nodes(&self) -> impl Iterator<Item = Text> {
+        self.claimed_keys().filter_map(|key| {
+            let Key::Node(node) = key else { return None };
+            let name = Text::from(node.kubernetes_node(&self.cluster)?);
+            self.misses_node(&name).then_some(name)
+        })
+    }
+
+    /// Whether a Kubernetes node that nobody saw going is missing for sure, as far as lists can tell:
+    /// the pods on it were listed after it was not.
+    #[must_use]
+    pub fn is_loss_confirmed(&self, name: &Text) -> bool {
+        let since = self.nodes_lost.get(name).copied().or(self.nodes_known);
+        since.is_some_and(|since| self.watches.was_listed_after(Kind::Pod, since))
+    }
+
+    fn is_claimed_on(&self, kubernetes: &Text) -> bool {
+        let node = NodeName::for_kubernetes(&self.cluster, kubernetes);
+        self.claims_on(&node).next().is_some()
     }
 
     /// All keys that objects claim, the nodes that they are on included.

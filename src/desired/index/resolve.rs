@@ -74,11 +74,13 @@ impl Index {
         let kubernetes = Text::from(kubernetes);
         let facts = self.nodes.get(&(Text::from(""), kubernetes.clone()));
         // A node that is not known is gone only where all nodes are known. One that nobody saw going
-        // matters only to pods that are there: where they are missing too, as in an etcd that was
-        // wiped, it may be the view that is wrong, and what the guard holds stays as healthy as it was.
+        // matters only to pods that are there still, by a list that is younger: where they are missing
+        // too, as in an etcd that was wiped, it may be the view that is wrong, and what the guard holds
+        // stays as healthy as it was.
         let complete = |kind| *self.watches.state(kind) == Watch::Complete;
         let seen = self.nodes_seen_going.contains(&kubernetes);
-        let gone = complete(Kind::Node) && (seen || (claimed && complete(Kind::Pod)));
+        let found = claimed && complete(Kind::Pod) && self.is_loss_confirmed(&kubernetes);
+        let gone = complete(Kind::Node) && (seen || found);
         let known = facts.is_some() || gone;
         let check = known.then(|| health::node_check(&kubernetes, facts));
         if facts.is_none()

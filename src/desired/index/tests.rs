@@ -5,10 +5,11 @@ use crate::desired::fixtures::{node, pod};
 use crate::desired::registration::{Claims, Source};
 use crate::desired::shape::Endpoint;
 use crate::desired::spec::InstanceSpec;
-use crate::model::entry::Node;
+use crate::model::entry::{Health, Node};
 use crate::model::facts::Phase;
 use crate::model::marks;
 use crate::model::names::InstanceId;
+use crate::model::text::Pairs;
 
 fn index() -> Index {
     let mut index = Index::new("a".parse().unwrap(), GlobSet::empty());
@@ -324,19 +325,109 @@ fn a_list_that_begins_anew_forgets_what_the_broken_one_brought() {
     assert_eq!(holder(&index, &key("web", "p")), None);
 }
 
-#[test]
-fn a_node_that_a_list_does_not_bring_is_gone() {
+/// Two pods on two nodes; nodes are listed anew, and `n1` is not among them.
+fn lost() -> (Index, NodeName) {
     let mut index = index();
     let mut touched = Touched::default();
-    index.apply_node(node("n1"), &mut touched);
+    for name in ["n1", "n2"] {
+        index.apply_node(node(name), &mut touched);
+    }
     apply(&mut index, pod("p").lictor("service", "web").facts());
     index.begin_list(Kind::Node);
+    index.apply_node(node("n2"), &mut touched);
     let mut touched = Touched::default();
     index.end_list(Kind::Node, &mut touched);
     let name = key("web", "p").node;
     assert!(touched.keys.contains(&Key::Node(name.clone())));
+    (index, name)
+}
+
+fn node_check(index: &Index, name: &NodeName) -> Option<Health> {
+    let node = index.resolve_node(name, None)?;
+    node.check.map(|check| check.status)
+}
+
+#[test]
+fn a_node_that_a_list_does_not_bring_is_gone_once_pods_were_listed_after_it() {
+    let (mut index, name) = lost();
+    let there = || vec![pod("p").lictor("service", "web").facts()];
+    assert!(index.misses_node(&"n1".into()) && !index.is_loss_confirmed(&"n1".into()));
+    assert_eq!(node_check(&index, &name), None, "pods may be another's");
+    relist(&mut index, there());
     let check = index.resolve_node(&name, None).unwrap().check.unwrap();
+    assert_eq!(check.status, Health::Critical);
     assert!(check.output.contains("does not exist"));
+    // It stays so, whatever is listed when.
+    index.begin_list(Kind::Node);
+    assert_eq!(node_check(&index, &name), None);
+    index.end_list(Kind::Node, &mut Touched::default());
+    assert_eq!(node_check(&index, &name), Some(Health::Critical));
+    // And ends with its return.
+    index.apply_node(node("n1"), &mut Touched::default());
+    assert!(!index.misses_node(&"n1".into()));
+    assert_eq!(node_check(&index, &name), Some(Health::Passing));
+}
+
+#[test]
+fn pods_that_go_with_their_nodes_leave_no_node_gone() {
+    let (mut index, name) = lost();
+    relist(&mut index, Vec::new());
+    assert!(!index.misses_node(&"n1".into()));
+    assert_eq!(index.missed_nodes().count(), 0);
+    let observed = Node {
+        address: "192.168.0.9".into(),
+        meta: Pairs::default(),
+    };
+    let wanted = index.resolve_node(&name, Some(&observed)).unwrap();
+    assert_eq!(wanted.check, None);
+}
+
+#[test]
+fn a_list_of_pods_that_began_before_the_nodes_were_listed_tells_nothing() {
+    let mut index = index();
+    let mut touched = Touched::default();
+    index.apply_node(node("n1"), &mut touched);
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let name = key("web", "p").node;
+    index.begin_list(Kind::Node);
+    index.begin_list(Kind::Pod);
+    index.end_list(Kind::Node, &mut touched);
+    index.apply_pod(pod("p").lictor("service", "web").facts(), &mut touched);
+    index.end_list(Kind::Pod, &mut touched);
+    assert_eq!(node_check(&index, &name), None);
+    assert_eq!(index.missed_nodes().collect::<Vec<_>>(), [Text::from("n1")]);
+}
+
+#[test]
+fn a_node_that_was_never_there_is_gone_once_pods_were_listed_again() {
+    let mut index = Index::new("a".parse().unwrap(), GlobSet::empty());
+    let there = || pod("p").lictor("service", "web").facts();
+    for kind in Kind::ALL {
+        index.begin_list(kind);
+    }
+    apply(&mut index, there());
+    for kind in Kind::ALL {
+        index.end_list(kind, &mut Touched::default());
+    }
+    let name = key("web", "p").node;
+    assert_eq!(node_check(&index, &name), None);
+    relist(&mut index, vec![there()]);
+    assert_eq!(node_check(&index, &name), Some(Health::Critical));
+}
+
+#[test]
+fn a_node_that_was_seen_going_is_gone_at_once_and_stays_so() {
+    let mut index = index();
+    let mut touched = Touched::default();
+    index.apply_node(node("n1"), &mut touched);
+    apply(&mut index, pod("p").lictor("service", "web").facts());
+    let name = key("web", "p").node;
+    index.remove_node(&"n1".into(), &mut touched);
+    assert!(!index.misses_node(&"n1".into()), "it is not missed");
+    assert_eq!(node_check(&index, &name), Some(Health::Critical));
+    index.begin_list(Kind::Node);
+    index.end_list(Kind::Node, &mut touched);
+    assert_eq!(node_check(&index, &name), Some(Health::Critical));
 }
 
 // === moves and names ===

@@ -6,7 +6,7 @@ use kube::core::DynamicObject;
 use serde_json::{Value, json};
 
 use super::{alone, not_ready};
-use crate::support::{Oracle, Scene, condition, until};
+use crate::support::{Lictor, Oracle, Scene, condition, until};
 
 /// An object that was stored under a laxer schema, as an older release may have had.
 #[tokio::test]
@@ -116,17 +116,56 @@ async fn a_crd_that_is_deleted_removes_nothing() -> Result<()> {
     let scene = Scene::on(installed).await?;
     let mut lictor = scene.lictor().await?;
     lictor.bears_refusals();
-    let name = |number: usize| format!("ext-{number:02}");
-    let create = async || -> Result<()> {
-        for number in 0..MANY {
-            let address = format!("10.70.0.{number}");
-            let endpoint = json!({"name": "a", "address": address, "port": 5432});
-            let spec = json!({"service": "ext", "endpoints": [endpoint]});
-            scene.register(&name(number), spec).await?;
-        }
-        Ok(())
+    let ids = endpoints(&scene).await?;
+    lictor.idle().await?;
+    let oracle = Oracle::watch(&scene.consul, "ext", &ids, &[]).await?;
+    let crds = crate::support::run(&["crds"]).await?.1;
+    scene.bed.kubectl(&["delete", "crd", CRD]).await?;
+    let missing = not_ready(&lictor, "is its CRD installed").await;
+    scene.bed.kubectl_apply(&crds).await?;
+    missing?;
+    // Now the kind is there and empty.
+    held(&lictor, MANY).await?;
+    come_back(&scene, &lictor).await?;
+    oracle.verdict().await
+}
+
+/// As with `kubectl replace --force`, while Lictor could not look: by the time it reads that the
+/// objects were deleted, there is a CRD again.
+#[tokio::test]
+async fn a_crd_that_is_replaced_while_nobody_looks_removes_nothing() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    let mut lictor = scene.lictor().await?;
+    lictor.bears_refusals();
+    let ids = endpoints(&scene).await?;
+    lictor.idle().await?;
+    let oracle = Oracle::watch(&scene.consul, "ext", &ids, &[]).await?;
+    let crds = crate::support::run(&["crds"]).await?.1;
+    lictor.pause()?;
+    let replaced = async {
+        scene.bed.kubectl(&["delete", "crd", CRD]).await?;
+        scene.bed.kubectl_apply(&crds).await?;
+        until("the kind to be served", async || {
+            scene.registrations().list(&ListParams::default()).await
+        })
+        .await
     };
-    create().await?;
+    let replaced = replaced.await;
+    lictor.resume()?;
+    replaced?;
+    held(&lictor, MANY).await?;
+    come_back(&scene, &lictor).await?;
+    oracle.verdict().await
+}
+
+fn name(number: usize) -> String {
+    format!("ext-{number:02}")
+}
+
+/// Registers an endpoint by each of [`MANY`] objects; the ids in Consul.
+async fn endpoints(scene: &Scene) -> Result<Vec<String>> {
+    create(scene).await?;
     let id = |number| {
         format!(
             "{}.{}.ext.{}.a",
@@ -139,31 +178,38 @@ async fn a_crd_that_is_deleted_removes_nothing() -> Result<()> {
     for id in &ids {
         scene.instance_id("ext", id, |_| true).await?;
     }
-    lictor.idle().await?;
-    let oracle = Oracle::watch(&scene.consul, "ext", &ids, &[]).await?;
-    let held = async |count: usize| {
-        until(&format!("{count} held removals"), async || {
-            let held = lictor.metric("lictor_held_deletes", &[]).await?;
-            let (code, body) = lictor.http("/readyz").await?;
-            ensure!(code == 200, "{code}: {body}");
-            ensure!(held.to_string() == count.to_string(), "{held}: {body}");
-            Ok(())
-        })
-        .await
-    };
-    let crds = crate::support::run(&["crds"]).await?.1;
-    scene.bed.kubectl(&["delete", "crd", CRD]).await?;
-    let missing = not_ready(&lictor, "is its CRD installed").await;
-    scene.bed.kubectl_apply(&crds).await?;
-    missing?;
-    // Now the kind is there and empty.
-    held(MANY).await?;
+    Ok(ids)
+}
+
+async fn create(scene: &Scene) -> Result<()> {
+    for number in 0..MANY {
+        let address = format!("10.70.0.{number}");
+        let endpoint = json!({"name": "a", "address": address, "port": 5432});
+        let spec = json!({"service": "ext", "endpoints": [endpoint]});
+        scene.register(&name(number), spec).await?;
+    }
+    Ok(())
+}
+
+async fn held(lictor: &Lictor, count: usize) -> Result<()> {
+    until(&format!("{count} held removals"), async || {
+        let held = lictor.metric("lictor_held_deletes", &[]).await?;
+        let (code, body) = lictor.http("/readyz").await?;
+        ensure!(code == 200, "{code}: {body}");
+        ensure!(held.to_string() == count.to_string(), "{held}: {body}");
+        Ok(())
+    })
+    .await
+}
+
+/// The objects are created again, and nothing is held any more.
+async fn come_back(scene: &Scene, lictor: &Lictor) -> Result<()> {
     until("the objects to be created", async || {
         scene.registrations().list(&ListParams::default()).await
     })
     .await?;
-    create().await?;
-    held(0).await?;
+    create(scene).await?;
+    held(lictor, 0).await?;
     for number in 0..MANY {
         scene
             .registration(&name(number), |status| {
@@ -171,5 +217,5 @@ async fn a_crd_that_is_deleted_removes_nothing() -> Result<()> {
             })
             .await?;
     }
-    oracle.verdict().await
+    Ok(())
 }

@@ -204,3 +204,44 @@ async fn taken_back_to_a_snapshot_it_is_exact_and_no_epoch_is_used_twice() -> Re
     churn.exact().await?;
     oracle.verdict().await
 }
+
+/// Longer than it takes until no sweep is due any more.
+const IDLE: Duration = Duration::from_secs(16);
+
+/// The epoch is the same before and after, and nothing is written that would make Lictor look: only
+/// the waits that the restore cuts short tell of it.
+#[tokio::test]
+async fn taken_back_while_nothing_happens_it_is_exact_within_seconds() -> Result<()> {
+    let (_guard, installed) = three().await?;
+    let scene = Scene::on(installed).await?;
+    let lictor = scene.lictor().await?;
+    let ids = settle(&scene, &STAY).await?;
+    for name in ["goes", "fails"] {
+        let pod = scene.pod(name).lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+        scene.status("web", name, "passing").await?;
+    }
+    lictor.idle().await?;
+    let oracle = Oracle::watch(&scene.consul, "web", &ids, &foreign(&scene)).await?;
+    let snapshot = scene.consul.snapshot().await?;
+    scene.pod("goes").finish_deletion(&scene.client).await?;
+    scene.gone("web", "goes").await?;
+    scene.pod("fails").not_ready(&scene.client, "app").await?;
+    scene.status("web", "fails", "critical").await?;
+    let pod = scene.pod("comes").lictor("service", "web");
+    pod.create_ready(&scene.client).await?;
+    scene.status("web", "comes", "passing").await?;
+    lictor.idle().await?;
+    tokio::time::sleep(IDLE).await;
+
+    scene.consul.restore(&snapshot).await?;
+    let restored = Instant::now();
+    scene.gone("web", "goes").await?;
+    scene.status("web", "fails", "critical").await?;
+    scene.status("web", "comes", "passing").await?;
+    let took = restored.elapsed();
+    ensure!(took < Duration::from_secs(10), "{took:?}");
+    println!("exact {took:?} after the restore");
+    assert_eq!(lictor.log().matches("epoch taken").count(), 1);
+    oracle.verdict().await
+}
