@@ -5,6 +5,8 @@
 //! shared bed does.
 
 mod access;
+#[cfg(target_os = "linux")]
+mod clock;
 mod clusters;
 mod consul;
 mod crd;
