@@ -22,15 +22,14 @@ pub struct ConsulToken {
     policy_name: String,
 }
 
+/// The token of callers that send none.
+const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
+
 /// For these calls it needs a token that may write ACLs.
 impl ConsulApi {
     /// Creates a token that may do what the rules say, in Consul's own language, and no more.
     pub async fn create_token(&self, rules: &str) -> Result<ConsulToken> {
-        // A name is taken once, also on a bed that several processes use.
-        let policy_name = format!("bed-{:016x}", RandomState::new().build_hasher().finish());
-        let policy = json!({"Name": policy_name, "Rules": rules});
-        let policy = self.put("/v1/acl/policy", &policy).await?;
-        let policy = text(&policy, "ID")?;
+        let (policy, policy_name) = self.create_policy(rules).await?;
         let token = json!({"Policies": [{"ID": policy}]});
         let token = self.put("/v1/acl/token", &token).await?;
         Ok(ConsulToken {
@@ -39,6 +38,27 @@ impl ConsulApi {
             policy,
             policy_name,
         })
+    }
+
+    /// Lets callers without a token do what the rules say; without rules nothing again.
+    pub async fn allow_anonymous(&self, rules: Option<&str>) -> Result<()> {
+        let mut policies = Vec::new();
+        if let Some(rules) = rules {
+            let (policy, _) = self.create_policy(rules).await?;
+            policies.push(json!({"ID": policy}));
+        }
+        let path = format!("/v1/acl/token/{ANONYMOUS}");
+        let token = json!({"AccessorID": ANONYMOUS, "Policies": policies});
+        self.put(&path, &token).await.map(drop)
+    }
+
+    /// The id and the name of a new policy.
+    async fn create_policy(&self, rules: &str) -> Result<(String, String)> {
+        // A name is taken once, also on a bed that several processes use.
+        let name = format!("bed-{:016x}", RandomState::new().build_hasher().finish());
+        let policy = json!({"Name": name, "Rules": rules});
+        let policy = self.put("/v1/acl/policy", &policy).await?;
+        Ok((text(&policy, "ID")?, name))
     }
 
     /// Gives a token other rights.

@@ -28,6 +28,8 @@
 )]
 
 mod bed;
+#[cfg(target_os = "linux")]
+mod clock;
 mod consul_acl;
 mod consul_api;
 pub mod kubelet;
@@ -40,6 +42,8 @@ pub mod tools;
 pub mod wait;
 
 pub use bed::{Bed, BedOptions};
+#[cfg(target_os = "linux")]
+pub use clock::WallClock;
 pub use consul_acl::{CONSUL_MANAGEMENT_TOKEN, ConsulToken};
 pub use consul_api::ConsulApi;
 pub use server::Server;

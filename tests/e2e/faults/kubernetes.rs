@@ -1,12 +1,16 @@
 //! An API server, or an etcd behind it, that fails.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use kube::{
+    api::{ListParams, WatchParams},
+    core::Request,
+};
 use lictor_testbed::{
     Server,
     proxy::{Fault, Proxy},
     wait,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Churn, alone, foreign, not_ready, ready_but, settle};
 use crate::support::{Annotated as _, Installed, Oracle, SOON, Scene, until};
@@ -186,6 +190,83 @@ async fn rights_that_are_withdrawn_while_it_runs_cost_nothing() -> Result<()> {
     let without = without.await;
     scene.bed.kubectl_apply(&binding).await?;
     without?;
+    churn.exact().await?;
+    until("it to have nothing to complain about", async || {
+        let (status, body) = lictor.http("/readyz").await?;
+        ensure!(status == 200 && body == "ok\n", "{status}: {body}");
+        Ok(())
+    })
+    .await?;
+    oracle.verdict().await
+}
+
+/// What the API server says to a watch of pods from a version of long ago.
+async fn watched_from(scene: &Scene, version: &str) -> Result<Value> {
+    let params = WatchParams::default().timeout(1);
+    let request = Request::new("/api/v1/pods").watch(&params, version)?;
+    let text = scene.client.request_text(request).await?;
+    let line = text.lines().next().context("nothing is said")?;
+    Ok(serde_json::from_str(line)?)
+}
+
+/// Removes all that etcd remembers of before this version.
+async fn compact(scene: &Scene, version: &str) -> Result<()> {
+    let url = format!("{}/v3/kv/compaction", scene.bed.etcd.addr());
+    let body = json!({"revision": version, "physical": true});
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let answer = http.post(url).body(body.to_string()).send().await?;
+    answer.error_for_status()?;
+    Ok(())
+}
+
+/// The history that a broken watch would go on with is gone (410): what went is told to nobody.
+#[tokio::test]
+async fn a_history_that_is_compacted_costs_no_living_instance() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let mut lictor = scene.lictor_through(&kubernetes, &consul).await?;
+    lictor.bears_refusals();
+    let ids = settle(&scene, &STAY).await?;
+    scene.label("web-0", "app", Some("sel")).await?;
+    let spec = json!({"selector": {"matchLabels": {"app": "sel"}}});
+    scene.register("sel", spec).await?;
+    scene.status("sel", "web-0", "passing").await?;
+    let mut churn = Churn::beside(&scene, &STAY);
+    churn.turns(15).await?;
+    churn.exact().await?;
+    lictor.idle().await?;
+    let oracle = Oracle::watch(&scene.consul, "web", &ids, &foreign(&scene)).await?;
+    let version = async || -> Result<String> {
+        let pods = scene.pods().list(&ListParams::default()).await?;
+        pods.metadata.resource_version.context("no version")
+    };
+
+    kubernetes.set(Fault::Refuse).await?;
+    ready_but(&lictor, "pods: ").await?;
+    let known = version().await?;
+    let before = scene.dump().await?;
+    churn.turns(15).await?;
+    scene.unregister("sel").await?;
+    compact(&scene, &version().await?).await?;
+    // A restart empties the cache from which watches are served.
+    scene.bed.apiserver.kill();
+    scene.bed.apiserver.start().await?;
+    let said = until("watches to be served", async || {
+        watched_from(&scene, &known).await
+    })
+    .await?;
+    ensure!(
+        said["type"] == "ERROR" && said["object"]["code"] == 410,
+        "{said}"
+    );
+    assert_eq!(scene.dump().await?, before);
+
+    kubernetes.set(Fault::Pass).await?;
+    churn.exact().await?;
+    scene.gone("sel", "web-0").await?;
+    churn.turns(10).await?;
     churn.exact().await?;
     until("it to have nothing to complain about", async || {
         let (status, body) = lictor.http("/readyz").await?;

@@ -5,11 +5,14 @@
 //! shared bed does.
 
 mod access;
+#[cfg(target_os = "linux")]
+mod clock;
 mod clusters;
 mod consul;
 mod crd;
 mod kubernetes;
 mod network;
+mod pace;
 mod process;
 mod quorum;
 
