@@ -57,11 +57,12 @@ impl Index {
 
     /// What a synthetic node is to be; `observed` is what Consul holds of ours under the name.
     ///
-    /// `None` where nothing needs the node.
+    /// `None` where nothing needs the node, where its address is not known yet, and where it would have
+    /// a name that is not for us.
     #[must_use]
     pub fn resolve_node(&self, name: &NodeName, observed: Option<&Node>) -> Option<DesiredNode> {
         let claimed = self.claims_on(name).next().is_some();
-        if !claimed && observed.is_none() {
+        if observed.is_none() && (!claimed || name.is_like_consul_k8s()) {
             return None;
         }
         let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {

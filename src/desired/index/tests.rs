@@ -612,6 +612,21 @@ fn problems_come_and_go_with_what_causes_them() {
 }
 
 #[test]
+fn a_node_whose_name_is_like_one_of_consul_k8s_gets_nothing() {
+    let mut index = index();
+    let facts = pod("p")
+        .lictor("service", "web")
+        .change(|pod| pod.node = Some("edge-virtual".into()));
+    apply(&mut index, facts.facts());
+    let key = key_on("edge-virtual", "web", "p");
+    let Some(Freeze::Invalid(problems)) = freeze(index.resolve(&key, None)) else {
+        panic!("it would be registered");
+    };
+    assert!(problems[0].contains("\"edge-virtual\""), "{problems:?}");
+    assert_eq!(index.resolve_node(&key.node, None), None);
+}
+
+#[test]
 fn a_registration_that_changes_touches_its_own_service_only() {
     let mut index = index();
     index.apply_pod(web("p").facts(), &mut Touched::default());
