@@ -193,14 +193,7 @@ impl Engine {
         for owner in registrations {
             self.report.touch(owner);
         }
-        for owner in problems {
-            for problem in self.index.problems(&owner) {
-                tracing::warn!(object = %owner, reason = "InvalidAnnotation", "{problem}");
-                let uid = self.index.uid(&owner);
-                self.report
-                    .event(&owner, uid, EventReason::InvalidAnnotation, problem.clone());
-            }
-        }
+        self.report.tell_problems(problems, &self.index);
     }
 
     /// What may not be removed and has one of these addresses, which are others' now.

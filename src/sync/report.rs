@@ -36,6 +36,8 @@ pub struct Report {
     /// Consul's datacenter, once it is known.
     pub datacenter: Option<String>,
     board: Board,
+    /// Objects of which something is wrong as far as was known when not everything was listed yet.
+    untold: BTreeSet<Owner>,
     /// Objects whose status may have changed since the last flush.
     changed: BTreeSet<Owner>,
     /// Objects whose status waits for a write, and since when.
@@ -56,6 +58,7 @@ impl Report {
             own_pod: None,
             datacenter: None,
             board: Board::default(),
+            untold: BTreeSet::new(),
             changed: BTreeSet::new(),
             late: BTreeMap::new(),
             last: HashMap::new(),
@@ -172,6 +175,22 @@ impl Report {
             _ => owner.clone(),
         };
         self.event(&about, index.uid(&about), reason, trouble.message.clone());
+    }
+
+    /// Tells what is wrong with objects as such. Before everything was listed, what other objects say
+    /// about them is not known, and nobody is to hear of what is not wrong at all.
+    pub fn tell_problems(&mut self, owners: BTreeSet<Owner>, index: &Index) {
+        self.untold.extend(owners);
+        if !index.watches.all_listed() {
+            return;
+        }
+        for owner in std::mem::take(&mut self.untold) {
+            for problem in index.problems(&owner) {
+                tracing::warn!(object = %owner, reason = "InvalidAnnotation", "{problem}");
+                let reason = EventReason::InvalidAnnotation;
+                self.event(&owner, index.uid(&owner), reason, problem.clone());
+            }
+        }
     }
 
     /// Sends an Event, unless the object is not known any more.
