@@ -467,3 +467,46 @@ async fn a_paused_registration_is_held_until_it_is_not() -> Result<()> {
         .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn paused_pods_that_end_are_removed_at_once() -> Result<()> {
+    let scene = Scene::new().await?;
+    let _lictor = scene.lictor().await?;
+    let of = |number: usize| {
+        let pod = scene.pod(&format!("job-{number}"));
+        let pod = pod.lictor("service", "job");
+        pod.lictor("terminating", "Deregister")
+    };
+    // More than a third of them end: were that found and not seen, it would be held.
+    for number in 0..30 {
+        of(number).create_ready(&scene.client).await?;
+    }
+    for number in 0..30 {
+        let name = format!("job-{number}");
+        scene.status("job", &name, "passing").await?;
+        scene.annotate(&name, &[("paused", Some("true"))]).await?;
+    }
+    for number in 0..12 {
+        let phase = if number % 2 == 0 {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
+        of(number).phase(&scene.client, phase).await?;
+    }
+    for number in 12..14 {
+        of(number).delete(&scene.client).await?;
+    }
+    for number in 0..14 {
+        scene.gone("job", &format!("job-{number}")).await?;
+    }
+    for number in 14..30 {
+        let name = format!("job-{number}");
+        let left = scene.find("job", &name).await?;
+        ensure!(
+            left.is_some_and(|left| left.status == "passing"),
+            "{name} went"
+        );
+    }
+    Ok(())
+}

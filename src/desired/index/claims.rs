@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::let_go::Was;
 use super::{Holding, Index, PodRow, Touched};
 use crate::desired::annotations::Annotations;
 use crate::desired::claim::{Absence, Claimant, Held, Target};
@@ -34,12 +35,11 @@ impl Index {
     }
 
     /// What Consul shows as a pod's, on the node that it is on.
-    pub(super) fn pod_holding(&self, pod: &PodFacts, gone: bool) -> Option<Holding> {
+    pub(super) fn pod_holding(&self, pod: &PodFacts) -> Option<Holding> {
         let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
         Some(Holding {
             owner: Owner::pod(&pod.namespace, &pod.name),
             node: Some(node),
-            gone,
         })
     }
 
@@ -85,20 +85,15 @@ impl Index {
     }
 
     pub(super) fn drop_pod(&mut self, name: &ObjectName, absence: Absence, touched: &mut Touched) {
-        let Some(row) = self.pods.remove(name) else {
+        let Some(mut row) = self.pods.remove(name) else {
             return;
         };
         self.addresses.moved(name, Some(&row.facts), None, touched);
         let owner = Owner::pod(&name.0, &name.1);
-        self.note_problems(owner.clone(), Vec::new(), touched);
-        if !row.spoilt.is_empty()
-            || row.annotations.holds_unclaimed()
-            || self.any_frozen_registration(&name.0)
-        {
-            let gone = absence == Absence::Seen;
-            touched.holdings.extend(self.pod_holding(&row.facts, gone));
-        }
-        self.drop_claims(row.keys.into_vec(), absence, touched);
+        self.note_problems(owner, Vec::new(), touched);
+        let keys = std::mem::take(&mut row.keys);
+        self.pod_lets_go(name, row, absence, touched);
+        self.drop_claims(keys.into_vec(), absence, touched);
     }
 
     pub(super) fn any_frozen_registration(&self, namespace: &Text) -> bool {
@@ -119,11 +114,8 @@ impl Index {
         self.note_problems(owner.clone(), Vec::new(), touched);
         touched.registrations.insert(owner.clone());
         if row.registration.claims().is_none() {
-            touched.holdings.insert(Holding {
-                owner,
-                node: None,
-                gone: absence == Absence::Seen,
-            });
+            let holding = Holding { owner, node: None };
+            touched.holds_no_more(holding, Was::Ended, absence);
         }
         self.replace_claims(&row.keys, Vec::new(), absence, touched);
         self.reclaim_selected(&name.0, [Some(&row.registration), None], absence, touched);
@@ -175,7 +167,7 @@ impl Index {
             };
             if row.annotations.paused {
                 // The health of what it holds may follow the registration.
-                touched.holdings.extend(self.pod_holding(&row.facts, false));
+                touched.holdings.extend(self.pod_holding(&row.facts));
             }
             let is_named = |name: &Text| services.iter().any(|service| service.text() == name);
             if row.annotations.mentioned().any(is_named) {
@@ -197,7 +189,7 @@ impl Index {
             return;
         };
         if row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0) {
-            touched.holdings.extend(self.pod_holding(&row.facts, false));
+            touched.holdings.extend(self.pod_holding(&row.facts));
         }
         let registrations = self.registrations_in(&name.0);
         let reclaim = Reclaim {
@@ -230,7 +222,7 @@ impl Index {
         self.drop_claims(lost, absence, touched);
         if spoilt {
             let row = self.pods.get(&pod);
-            let holding = row.and_then(|row| self.pod_holding(&row.facts, false));
+            let holding = row.and_then(|row| self.pod_holding(&row.facts));
             touched.holdings.extend(holding);
         }
     }
@@ -406,6 +398,7 @@ impl Index {
                         Target::Pod(pod) => Some(pod),
                         Target::Endpoint(_) => None,
                     },
+                    readiness: None,
                 };
                 self.frozen(&key, &held).is_some()
             });
