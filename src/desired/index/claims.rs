@@ -51,15 +51,17 @@ impl Index {
         let mut problems = Problems::default();
         let told = annotations.list_problem.iter().chain(&annotations.remarks);
         told.for_each(|problem| problems.push(problem.clone()));
-        let selected = |service: &Text| {
-            self.registrations
-                .in_namespace(&pod.namespace)
-                .filter_map(|row| row.registration.selects(&pod.labels))
-                .any(|claims| claims.service.text() == service)
+        // A registration that is paused selects as before; one that is not understood may be the one
+        // that is meant.
+        let may_be_selected = |service: &Text| {
+            let named =
+                |claims: &Claims| claims.service.text() == service && claims.select(&pod.labels);
+            let mut registrations = self.registrations_in(&pod.namespace);
+            registrations.any(|registration| registration.understood().is_none_or(named))
         };
         let unknown: BTreeSet<_> = annotations
             .mentioned()
-            .filter(|service| !selected(service))
+            .filter(|service| !may_be_selected(service))
             .collect();
         for service in unknown {
             problems.push(not_a_service(service));
@@ -131,6 +133,7 @@ impl Index {
         touched: &mut Touched,
     ) {
         let forms = forms.iter().flatten();
+        self.remark_again(namespace, forms.clone().copied(), touched);
         let claims = forms.clone().filter_map(|form| form.claims());
         let services: BTreeSet<ServiceName> = claims.map(|claims| claims.service.clone()).collect();
         let named = |claims: &Claims| services.contains(&claims.service);
@@ -169,11 +172,31 @@ impl Index {
                 // The health of what it holds may follow the registration.
                 touched.holdings.extend(self.pod_holding(&row.facts));
             }
-            let is_named = |name: &Text| services.iter().any(|service| service.text() == name);
-            if row.annotations.mentioned().any(is_named) {
-                let problems = self.remarks(&row.facts, &row.annotations);
-                self.note_problems(Owner::pod(&name.0, &name.1), problems, touched);
-            }
+        }
+    }
+
+    /// Works out anew what is wrong with pods that have an annotation for a service which a
+    /// registration may give them, in either of its forms.
+    fn remark_again<'a>(
+        &mut self,
+        namespace: &Text,
+        forms: impl Iterator<Item = &'a Registration>,
+        touched: &mut Touched,
+    ) {
+        let said: Vec<Option<&Claims>> = forms.map(Registration::understood).collect();
+        let may_be_meant = |service: &Text| {
+            let named = |claims: &Claims| claims.service.text() == service;
+            said.iter().any(|claims| claims.is_none_or(named))
+        };
+        let concerned = |row: &&PodRow| row.annotations.mentioned().any(may_be_meant);
+        let remarks = |row: &PodRow| {
+            let owner = Owner::pod(&row.facts.namespace, &row.facts.name);
+            (owner, self.remarks(&row.facts, &row.annotations))
+        };
+        let pods = self.pods.in_namespace(namespace).filter(concerned);
+        let remarks: Vec<_> = pods.map(remarks).collect();
+        for (owner, problems) in remarks {
+            self.note_problems(owner, problems, touched);
         }
     }
 

@@ -42,10 +42,12 @@ impl Index {
             && holder.is_none_or(|holder| holder.owner != held.owner)
             && let Some((freeze, live)) = self.frozen(key, held)
         {
-            let losers = claimants
-                .iter()
-                .map(|claimant| claimant.owner.clone())
-                .collect();
+            // The annotation of a pod that names the service of its registration contests nothing.
+            let contests = |claimant: &&Claimant| {
+                held.owner.kind == OwnerKind::Pod || claimant.owner.kind != OwnerKind::Pod
+            };
+            let losers = claimants.iter().filter(contests);
+            let losers = losers.map(|claimant| claimant.owner.clone()).collect();
             let shape = Shape::Frozen(freeze);
             return Resolved::Claimed(Box::new(Claim {
                 owner: held.owner.clone(),

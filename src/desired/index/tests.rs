@@ -844,6 +844,40 @@ fn problems_come_and_go_with_what_causes_them() {
 }
 
 #[test]
+fn a_frozen_registration_still_has_its_service() {
+    let mut index = index();
+    apply(&mut index, web("p").lictor("port.web", "9000").facts());
+    let unknown = Content::Invalid("?".to_owned());
+    for content in [paused(Some(claims("web", |_| {}))), paused(None), unknown] {
+        assert_eq!(index.problems(&pod_owner("p")).len(), 1);
+        register(&mut index, with_content(content, registration("r", "web")));
+        assert_eq!(index.problems(&pod_owner("p")), &[] as &[String]);
+        let mut touched = Touched::default();
+        index.remove_registration(&"shop".into(), &"r".into(), true, &mut touched);
+    }
+    // Another service is none of its.
+    let other = paused(Some(claims("other", |_| {})));
+    register(&mut index, with_content(other, registration("r", "web")));
+    assert_eq!(index.problems(&pod_owner("p")).len(), 1);
+}
+
+#[test]
+fn the_annotation_of_a_pod_does_not_contest_its_frozen_registration() {
+    for content in [paused(None), Content::Invalid("?".to_owned())] {
+        let mut index = index();
+        apply(&mut index, web("p").lictor("service", "web").facts());
+        register(&mut index, with_content(content, registration("r", "web")));
+        register(&mut index, registration("s", "other"));
+        let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+        let held = held(&owner, "web", Some(&name));
+        let Resolved::Claimed(claim) = index.resolve(&key("web", "p"), Some(&held)) else {
+            panic!("nobody claims it");
+        };
+        assert_eq!((claim.owner, claim.losers), (owner, Vec::new()));
+    }
+}
+
+#[test]
 fn a_node_whose_name_is_like_one_of_consul_k8s_gets_nothing() {
     let mut index = index();
     let facts = pod("p")
