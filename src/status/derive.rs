@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::board::{Reason, Tally, Trouble};
+use super::board::{Reason, Tally, Trouble, beside};
 use crate::api::ServiceRegistrationStatus;
 use crate::api::conditions::{self, ConditionType, Verdict, cut};
 use crate::api::service_registration::{ConsulState, Instances};
@@ -119,10 +119,7 @@ struct Worst<'a> {
 }
 
 fn text(worst: &Worst<'_>) -> String {
-    match worst.others {
-        0 => worst.message.to_owned(),
-        others => format!("{} (and {others} more)", worst.message),
-    }
+    beside(worst.message, worst.others)
 }
 
 fn is_error(reason: Reason) -> bool {

@@ -145,21 +145,49 @@ impl Index {
                 self.registration(&holder.owner)?.claims()?.spec.clone()
             }
         };
-        let context = Context {
-            cluster: &self.cluster,
-            key,
-            service: &holder.service,
-            owner: &holder.owner,
-        };
         let health = annotations.overlay_health(&holder.service, base.clone());
         let live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
         let shape = annotations
             .overlay(&holder.service, base)
-            .and_then(|spec| shape::of_pod(context, pod, &spec));
+            .and_then(|spec| shape::of_pod(self.context(key, holder), pod, &spec));
         Some((
             shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid),
             live,
         ))
+    }
+
+    fn context<'a>(&'a self, key: &'a InstanceKey, holder: &'a Claimant) -> Context<'a> {
+        Context {
+            cluster: &self.cluster,
+            key,
+            service: &holder.service,
+            owner: &holder.owner,
+        }
+    }
+
+    /// The object that is to mend what an instance of this owner cannot be made of: its pod where the
+    /// pod's own annotations add to what is wrong, else the owner.
+    #[must_use]
+    pub fn at_fault(&self, key: &InstanceKey, owner: &Owner) -> Owner {
+        let pod = self.pod_at_fault(key, owner);
+        pod.unwrap_or_else(|| owner.clone())
+    }
+
+    fn pod_at_fault(&self, key: &InstanceKey, owner: &Owner) -> Option<Owner> {
+        let claimants = self.claimants(key).first();
+        let holder = claimants.filter(|holder| holder.owner == *owner)?;
+        let Target::Pod(name) = &holder.target else {
+            return None;
+        };
+        let Freeze::Invalid(problems) = self.freeze_of_claim(key)? else {
+            return None;
+        };
+        let spec = &self.registration(owner)?.claims()?.spec;
+        let pod = self.pod(&owner.namespace, name)?;
+        let without = shape::of_pod(self.context(key, holder), pod, spec);
+        let without = without.err().unwrap_or_default();
+        let adds = problems.iter().any(|problem| !without.contains(problem));
+        adds.then(|| Owner::pod(&owner.namespace, name))
     }
 
     fn endpoint_shape(&self, key: &InstanceKey, holder: &Claimant, name: &str) -> Option<Shape> {

@@ -878,6 +878,30 @@ fn the_annotation_of_a_pod_does_not_contest_its_frozen_registration() {
 }
 
 #[test]
+fn who_is_to_mend_an_instance_is_whose_words_are_wrong() {
+    let mut index = index();
+    let mistake = |spec: &mut InstanceSpec| spec.tags = vec!["${pod.nope}".into()];
+    let content = Content::Valid(claims("web", mistake));
+    register(&mut index, with_content(content, registration("r", "web")));
+    let owner = registration("r", "web").owner();
+    for (annotation, at_fault) in [
+        (("weight", "5"), owner.clone()),
+        (("weight", "0"), pod_owner("p")),
+        (("meta", "a=${pod.nope}"), pod_owner("p")),
+        (("port.other", "5"), owner.clone()),
+    ] {
+        let (annotation, value) = annotation;
+        apply(&mut index, web("p").lictor(annotation, value).facts());
+        let found = index.at_fault(&key("web", "p"), &owner);
+        assert_eq!(found, at_fault, "{annotation}={value}");
+    }
+    assert_eq!(
+        index.at_fault(&key("web", "p"), &pod_owner("p")),
+        pod_owner("p")
+    );
+}
+
+#[test]
 fn a_node_whose_name_is_like_one_of_consul_k8s_gets_nothing() {
     let mut index = index();
     let facts = pod("p")
