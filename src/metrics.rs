@@ -53,7 +53,7 @@ pub struct Metrics {
     pub operations: Family<OperationLabels, Counter>,
     /// `lictor_propagation_seconds`: from an event to Consul's acknowledgement of what it asked for.
     pub propagation: Histogram,
-    /// `lictor_drift_total`: repaired changes of another hand.
+    /// `lictor_drift_total`: changes of another hand that were repaired, or told with `--drift report`.
     pub drift: Family<KindLabel, Counter>,
     /// `lictor_held_deletes`: removals that wait until they are safe.
     pub held_deletes: Gauge,
@@ -133,7 +133,11 @@ impl Metrics {
         registry.register("operations", "Operations on Consul", operations);
         let help = "From an event to Consul's acknowledgement of what it asked for";
         registry.register_with_unit("propagation", help, Unit::Seconds, propagation);
-        registry.register("drift", "Repaired changes of another hand", drift);
+        registry.register(
+            "drift",
+            "Changes of another hand that were repaired, or told with --drift report",
+            drift,
+        );
         registry.register(
             "held_deletes",
             "Removals that wait until they are safe",

@@ -312,7 +312,7 @@ pub struct ServiceRegistrationStatus {
     #[schemars(schema_with = "schema::index")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The Consul service in force.
+    /// The Consul service; absent while the object cannot be understood.
     #[schemars(length(max = 63))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,

@@ -312,7 +312,10 @@ fn is_port_name(name: &str) -> bool {
 }
 
 fn weight(value: &str) -> Result<u16, String> {
+    // The standard library's parser would take a sign.
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
     let number = value.parse::<u16>().ok().filter(|number| *number > 0);
+    let number = number.filter(|_| digits);
     number.ok_or_else(|| format!("{value:?} is not a number within 1..65535"))
 }
 
@@ -424,6 +427,7 @@ mod tests {
             ("weight", "65536"),
             ("weight-warning", "-1"),
             ("weight", "NaN"),
+            ("weight", "+5"),
             ("not-ready", "Deregister"),
             ("terminating", "Passing"),
             ("meta", "novalue"),

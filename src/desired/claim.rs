@@ -2,7 +2,7 @@
 
 use super::shape::{self, Endpoint};
 use super::spec::AddressChoice;
-use crate::model::entry::{Check, Node, Service, TaggedAddress};
+use crate::model::entry::{Check, Health, Node, Service, TaggedAddress};
 use crate::model::facts::PodFacts;
 use crate::model::names::ServiceName;
 use crate::model::owner::Owner;
@@ -149,6 +149,8 @@ pub struct Held<'a> {
     pub service: &'a str,
     /// The pod that it stands for, if it is not an endpoint.
     pub pod: Option<&'a Text>,
+    /// The status of its readiness check, where it has one.
+    pub readiness: Option<Health>,
 }
 
 /// A synthetic node as it is to be.
@@ -170,7 +172,6 @@ pub fn endpoint<'a>(endpoints: &'a [Endpoint], name: &str) -> Option<&'a Endpoin
 mod tests {
     use super::*;
     use crate::desired::fixtures::pod;
-    use crate::model::entry::Health;
     use crate::model::text::Pairs;
 
     fn frozen(address: &str) -> Service {

@@ -32,9 +32,13 @@ pub struct Registration {
 pub enum Content {
     /// It was understood.
     Valid(Claims),
-    /// `lictor.io/paused` holds it; what it says, where that is understood, for the health of its
-    /// pods, which goes on.
-    Paused(Option<Claims>),
+    /// `lictor.io/paused` holds it.
+    Paused {
+        /// What it says, where that is understood: the health of its pods goes on.
+        claims: Option<Claims>,
+        /// What is wrong with the annotation: a value that is not understood pauses too.
+        problem: Option<String>,
+    },
     /// It could not be decoded, or says what no registration can be made of: what it held is kept.
     Invalid(String),
 }
@@ -65,18 +69,16 @@ impl Registration {
     /// Reads an object; what cannot be understood becomes [`Content::Invalid`].
     #[must_use]
     pub fn of(object: &RegistrationObject) -> Self {
-        let content = match (paused(object), &object.spec) {
-            (Err(problem), _) => Content::Invalid(problem),
-            (Ok(true), spec) => {
-                let spec = spec.as_ref().ok();
-                Content::Paused(spec.and_then(|spec| claims(&object.name, spec).ok()))
-            }
-            (Ok(false), Err(problem)) => {
-                Content::Invalid(format!("the object cannot be decoded: {problem}"))
-            }
-            (Ok(false), Ok(spec)) => {
-                claims(&object.name, spec).map_or_else(Content::Invalid, Content::Valid)
-            }
+        let claims = match &object.spec {
+            Ok(spec) => claims(&object.name, spec),
+            Err(problem) => Err(format!("the object cannot be decoded: {problem}")),
+        };
+        let content = match paused(object) {
+            Ok(false) => claims.map_or_else(Content::Invalid, Content::Valid),
+            paused => Content::Paused {
+                claims: claims.ok(),
+                problem: paused.err(),
+            },
         };
         Self {
             namespace: object.namespace.clone(),
@@ -99,26 +101,44 @@ impl Registration {
     pub fn claims(&self) -> Option<&Claims> {
         match &self.content {
             Content::Valid(claims) => Some(claims),
-            Content::Paused(_) | Content::Invalid(_) => None,
+            Content::Paused { .. } | Content::Invalid(_) => None,
         }
     }
 
-    /// What it says about instances, also while it is paused and claims nothing.
+    /// What it says, also while it is paused and claims nothing.
     #[must_use]
-    pub fn settings(&self) -> Option<&InstanceSpec> {
+    pub fn understood(&self) -> Option<&Claims> {
         match &self.content {
-            Content::Valid(claims) | Content::Paused(Some(claims)) => Some(&claims.spec),
-            Content::Paused(None) | Content::Invalid(_) => None,
+            Content::Valid(claims) => Some(claims),
+            Content::Paused { claims, .. } => claims.as_ref(),
+            Content::Invalid(_) => None,
         }
     }
 
-    /// Whether it selects a pod with these labels.
+    /// What is wrong with it as such.
+    #[must_use]
+    pub fn problem(&self) -> Option<&String> {
+        match &self.content {
+            Content::Valid(_) => None,
+            Content::Paused { problem, .. } => problem.as_ref(),
+            Content::Invalid(problem) => Some(problem),
+        }
+    }
+
+    /// What it claims for a pod with these labels, if it selects it.
     #[must_use]
     pub fn selects(&self, labels: &Pairs) -> Option<&Claims> {
-        let claims = self.claims()?;
-        match &claims.source {
-            Source::Pods(selector) => selector.matches(labels).then_some(claims),
-            Source::Endpoints(_) => None,
+        self.claims().filter(|claims| claims.select(labels))
+    }
+}
+
+impl Claims {
+    /// Whether a pod with these labels is selected.
+    #[must_use]
+    pub fn select(&self, labels: &Pairs) -> bool {
+        match &self.source {
+            Source::Pods(selector) => selector.matches(labels),
+            Source::Endpoints(_) => false,
         }
     }
 }
@@ -129,7 +149,8 @@ fn paused(object: &RegistrationObject) -> Result<bool, String> {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
         Some(other) => Err(format!(
-            "{DOMAIN}{PAUSED}: {other:?} is neither \"true\" nor \"false\""
+            "{DOMAIN}{PAUSED}: {other:?} is neither \"true\" nor \"false\"; the object is held as if \
+             paused"
         )),
     }
 }
@@ -253,12 +274,15 @@ mod tests {
 
     #[test]
     fn a_paused_one_claims_nothing_and_says_how_health_goes_on() {
-        let paused = Registration::of(&object(&[("lictor.io/paused", "true")]));
-        assert!(paused.claims().is_none());
-        let settings = paused.settings().unwrap();
-        assert_eq!(settings.not_ready, Health::Warning);
-        assert_eq!(settings.address, AddressChoice::HostIp);
+        for (value, is_wrong) in [("true", false), ("yes", true)] {
+            let paused = Registration::of(&object(&[("lictor.io/paused", value)]));
+            assert!(paused.claims().is_none());
+            let settings = &paused.understood().unwrap().spec;
+            assert_eq!(settings.not_ready, Health::Warning);
+            assert_eq!(settings.address, AddressChoice::HostIp);
+            assert_eq!(paused.problem().is_some(), is_wrong, "{value}");
+        }
         let valid = Registration::of(&object(&[]));
-        assert_eq!(valid.settings(), valid.claims().map(|claims| &claims.spec));
+        assert_eq!(valid.understood(), valid.claims());
     }
 }

@@ -36,6 +36,14 @@ pub fn of_pod(
     spec: &InstanceSpec,
 ) -> Result<Service, Vec<String>> {
     let mut problems = Problems::default();
+    if context.key.node.is_like_consul_k8s() {
+        problems.push(format!(
+            "node: pods of the Kubernetes node {:?} cannot be registered: the Consul node would be {}, \
+             and consul-k8s removes nodes whose names end in \"-virtual\"; give the node another name",
+            pod.node.as_deref().unwrap_or_default(),
+            context.key.node
+        ));
+    }
     let port = noted(port_of(pod, spec), &mut problems).unwrap_or_default();
     let address = noted(address_of(pod, spec.address), &mut problems).unwrap_or_default();
     let tags = tags(&spec.tags, Some(pod), &mut problems);

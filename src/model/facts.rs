@@ -63,7 +63,8 @@ pub struct PodFacts {
     pub deleting: bool,
     /// `metadata.labels`.
     pub labels: Pairs,
-    /// `metadata.annotations`, each value cut to [`PodFacts::ANNOTATION_BYTES`].
+    /// `metadata.annotations` without kubectl's copy of the manifest, each value of ours cut to
+    /// [`PodFacts::ANNOTATION_BYTES`], of others to [`PodFacts::FOREIGN_ANNOTATION_BYTES`].
     pub annotations: Pairs,
     /// `spec.nodeName`, where bound.
     pub node: Option<Text>,

@@ -117,6 +117,13 @@ impl NodeName {
         ours.then(|| Self(name.into()))
     }
 
+    /// Whether consul-k8s takes it for one of its own (`<node>-virtual`), which it removes with all
+    /// that is on it.
+    #[must_use]
+    pub fn is_like_consul_k8s(&self) -> bool {
+        self.0.ends_with("-virtual")
+    }
+
     /// The Kubernetes node that this one stands for; `None` for the external one.
     #[must_use]
     pub fn kubernetes_node(&self, cluster: &ClusterName) -> Option<&str> {

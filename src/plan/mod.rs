@@ -292,7 +292,7 @@ fn decide_instance(
     let there = observed.instance(key);
     let standing = there.map(|there| observed.standing(key, there));
     let held = match (&standing, there) {
-        (Some(Standing::Ours(owner)), Some(there)) => Some(held(owner, there)),
+        (Some(Standing::Ours(owner)), Some(there)) => Some(held(key, owner, there)),
         _ => None,
     };
     match desired.resolve(key, held.as_ref()) {
@@ -378,7 +378,7 @@ fn yield_address(
 ) -> Option<InstanceWrite> {
     let address = &there.service.address;
     let pod = desired.pod_at(address)?;
-    let stood_for = held(owner, there).pod.cloned();
+    let stood_for = held(key, owner, there).pod.cloned();
     if pod.namespace == owner.namespace && Some(&pod.name) == stood_for.as_ref() {
         return None;
     }
@@ -400,7 +400,17 @@ fn yield_address(
     })
 }
 
-fn held<'a>(owner: &Owner, there: &'a ObservedInstance) -> Held<'a> {
+/// What an entry of ours under a key says about itself.
+#[must_use]
+pub fn held_under<'a>(key: &InstanceKey, observed: &'a Mirror) -> Option<Held<'a>> {
+    let there = observed.instance(key)?;
+    match observed.standing(key, there) {
+        Standing::Ours(owner) => Some(held(key, &owner, there)),
+        Standing::Foreign(_) => None,
+    }
+}
+
+fn held<'a>(key: &InstanceKey, owner: &Owner, there: &'a ObservedInstance) -> Held<'a> {
     let meta = &there.service.meta;
     let is_pod = meta
         .get(marks::K8S_REF_KIND)
@@ -410,6 +420,9 @@ fn held<'a>(owner: &Owner, there: &'a ObservedInstance) -> Held<'a> {
         owner: owner.clone(),
         service: &there.service.name,
         pod,
+        readiness: there
+            .check(&readiness_check_id(&key.id))
+            .map(|there| there.check.status),
     }
 }
 

@@ -29,6 +29,15 @@ pub struct Trouble {
     pub message: String,
 }
 
+/// A message with how many others there are beside it.
+#[must_use]
+pub fn beside(message: &str, others: usize) -> String {
+    match others {
+        0 => message.to_owned(),
+        others => format!("{message} (and {others} more)"),
+    }
+}
+
 /// Reasons of the condition `Ready`. Ordered by what the user should hear of first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {

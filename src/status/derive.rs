@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::board::{Reason, Tally, Trouble};
+use super::board::{Reason, Tally, Trouble, beside};
 use crate::api::ServiceRegistrationStatus;
 use crate::api::conditions::{self, ConditionType, Verdict, cut};
 use crate::api::service_registration::{ConsulState, Instances};
@@ -38,7 +38,7 @@ pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRe
     let mut status = ServiceRegistrationStatus {
         observed_generation: Some(registration.generation),
         service: registration
-            .claims()
+            .understood()
             .map(|claims| claims.service.to_string()),
         conditions: facts
             .before
@@ -105,7 +105,7 @@ fn registered_message(registration: &Registration, tally: &Tally) -> String {
         0 if matches!(source, Some(Source::Endpoints(_))) => {
             "nothing to register: spec.endpoints is empty".to_owned()
         }
-        0 => "nothing to register: no running pod is selected".to_owned(),
+        0 => "nothing to register: no pod is selected that runs and is not paused".to_owned(),
         1 => "Consul holds the instance as claimed".to_owned(),
         many => format!("Consul holds all {many} instances as claimed"),
     }
@@ -119,10 +119,7 @@ struct Worst<'a> {
 }
 
 fn text(worst: &Worst<'_>) -> String {
-    match worst.others {
-        0 => worst.message.to_owned(),
-        others => format!("{} (and {others} more)", worst.message),
-    }
+    beside(worst.message, worst.others)
 }
 
 fn is_error(reason: Reason) -> bool {
@@ -132,24 +129,18 @@ fn is_error(reason: Reason) -> bool {
 /// What the user should hear of first: the object's own state, then the worst of its instances.
 fn worst<'a>(registration: &'a Registration, facts: &Facts<'a>) -> Option<Worst<'a>> {
     let tally = facts.tally;
-    match &registration.content {
-        Content::Invalid(problem) => {
-            return Some(Worst {
-                reason: Reason::Invalid,
-                message: problem,
-                others: 0,
-            });
-        }
-        Content::Paused(_) => {
-            let message = "held as it is by the annotation lictor.io/paused; health and removal of \
-                           pods go on; remove the annotation to go on";
-            return Some(Worst {
-                reason: Reason::Paused,
-                message,
-                others: 0,
-            });
-        }
-        Content::Valid(_) => {}
+    let own = |reason, message| Worst {
+        reason,
+        message,
+        others: 0,
+    };
+    if let Some(problem) = registration.problem() {
+        return Some(own(Reason::Invalid, problem));
+    }
+    if matches!(registration.content, Content::Paused { .. }) {
+        let message = "held as it is by the annotation lictor.io/paused; health and removal of pods \
+                       go on; remove the annotation to go on";
+        return Some(own(Reason::Paused, message));
     }
     let first: &Trouble = tally
         .troubles

@@ -8,13 +8,14 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::feed::feed;
 use super::signals::Signal;
-use crate::desired::index::Touched;
-use crate::k8s::{BrokenKind, Change, EventReason, KubeEvent, WatchEvent};
+use crate::desired::index::{Holding, Touched};
+use crate::k8s::{BrokenKind, Change, KubeEvent, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
 use crate::model::kind::Kind;
 use crate::model::text::Text;
 use crate::observed::mirror::Completeness;
+use crate::plan;
 
 /// How often all keys are planned, to find what incremental passes missed.
 const AUDIT_INTERVAL: Duration = Duration::from_mins(10);
@@ -115,19 +116,24 @@ impl Engine {
         let Touched {
             keys,
             holdings,
+            let_go,
             problems,
             registrations,
             addresses,
         } = touched;
         let mut touched = keys;
-        for holding in holdings {
-            let held = self.mirror.held_by(&holding.owner, holding.node.as_ref());
-            for key in &held {
-                if let (true, Key::Instance(key)) = (holding.gone, key) {
-                    self.index.withdraw(key);
+        for let_go in &let_go {
+            let Holding { owner, node } = &let_go.holding;
+            for key in self.mirror.held_by(owner, node.as_ref()) {
+                if let Key::Instance(key) = &key
+                    && let Some(held) = plan::held_under(key, &self.mirror)
+                {
+                    self.index.withdraw(key, &held, let_go);
                 }
             }
-            touched.extend(held);
+        }
+        for Holding { owner, node } in holdings {
+            touched.extend(self.mirror.held_by(&owner, node.as_ref()));
         }
         touched.extend(self.held_at(&addresses));
         for key in touched {
@@ -141,14 +147,7 @@ impl Engine {
         for owner in registrations {
             self.report.touch(owner);
         }
-        for owner in problems {
-            for problem in self.index.problems(&owner) {
-                tracing::warn!(object = %owner, reason = "InvalidAnnotation", "{problem}");
-                let uid = self.index.uid(&owner);
-                self.report
-                    .event(&owner, uid, EventReason::InvalidAnnotation, problem.clone());
-            }
-        }
+        self.report.tell_problems(problems, &self.index);
     }
 
     /// What may not be removed and has one of these addresses, which are others' now.

@@ -3,6 +3,7 @@
 mod absorb;
 pub mod apply;
 pub mod claim;
+mod complaints;
 pub mod contest;
 pub mod dirty;
 mod drift;

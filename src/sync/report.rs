@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::complaints::{Complaints, Subject};
 use crate::api::{RegistrationObject, ServiceRegistrationStatus};
 use crate::desired::claim::Target;
 use crate::desired::index::Index;
@@ -14,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::model::key::InstanceKey;
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
-use crate::status::board::{Board, Reason, Standing, Trouble};
+use crate::status::board::{Board, Reason, Standing, Trouble, beside};
 use crate::status::derive;
 
 /// How long a status may lag behind while writes are under way.
@@ -36,6 +37,10 @@ pub struct Report {
     /// Consul's datacenter, once it is known.
     pub datacenter: Option<String>,
     board: Board,
+    /// What registrations are to hear of their instances.
+    complaints: Complaints,
+    /// Objects of which something is wrong as far as was known when not everything was listed yet.
+    untold: BTreeSet<Owner>,
     /// Objects whose status may have changed since the last flush.
     changed: BTreeSet<Owner>,
     /// Objects whose status waits for a write, and since when.
@@ -56,6 +61,8 @@ impl Report {
             own_pod: None,
             datacenter: None,
             board: Board::default(),
+            complaints: Complaints::default(),
+            untold: BTreeSet::new(),
             changed: BTreeSet::new(),
             late: BTreeMap::new(),
             last: HashMap::new(),
@@ -126,12 +133,18 @@ impl Report {
     /// Notes how an instance stands, and tells of new troubles.
     pub fn stand(&mut self, key: &InstanceKey, standings: Vec<(Owner, Standing)>, index: &Index) {
         let before = self.board.standings(key).to_vec();
+        for (owner, standing) in &before {
+            if let Some(trouble) = &standing.trouble
+                && trouble_of(&standings, owner) != Some(trouble)
+                && let Some(reason) = event_reason(trouble.reason)
+            {
+                self.complaints.end(&(owner.clone(), reason), key);
+            }
+        }
         for (owner, standing) in &standings {
-            let Some(trouble) = &standing.trouble else {
-                continue;
-            };
-            let known = before.iter().find(|(known, _)| known == owner);
-            if known.and_then(|(_, standing)| standing.trouble.as_ref()) != Some(trouble) {
+            if let Some(trouble) = &standing.trouble
+                && trouble_of(&before, owner) != Some(trouble)
+            {
                 self.tell(key, owner, trouble, index);
             }
         }
@@ -150,28 +163,61 @@ impl Report {
         self.board.standings(key)
     }
 
-    fn tell(&self, key: &InstanceKey, owner: &Owner, trouble: &Trouble, index: &Index) {
-        let reason = match trouble.reason {
-            Reason::Invalid => EventReason::InvalidAnnotation,
-            Reason::Conflict => EventReason::Conflict,
-            Reason::OwnedByAnother => EventReason::OwnedByAnother,
-            Reason::ConsulRefused | Reason::AccessDenied => EventReason::ConsulRefused,
-            Reason::DriftContested => EventReason::DriftContested,
-            // These are told where they arise.
-            Reason::Paused
-            | Reason::Drifted
-            | Reason::Held
-            | Reason::ConsulUnavailable
-            | Reason::Writing => return,
+    fn tell(&mut self, key: &InstanceKey, owner: &Owner, trouble: &Trouble, index: &Index) {
+        let Some(reason) = event_reason(trouble.reason) else {
+            return;
         };
         tracing::warn!(
             key = %key, owner = %owner, reason = trouble.reason.as_str(), "{}", trouble.message
         );
         let about = match trouble.reason {
-            Reason::Invalid => subject(key, owner, index),
+            Reason::Invalid => index.at_fault(key, owner),
             _ => owner.clone(),
         };
-        self.event(&about, index.uid(&about), reason, trouble.message.clone());
+        match about.kind {
+            OwnerKind::Pod => {
+                self.event(&about, index.uid(&about), reason, trouble.message.clone());
+            }
+            OwnerKind::ServiceRegistration => self.complaints.begin((about, reason), key),
+        }
+    }
+
+    /// Sends what registrations are to hear of their instances: the first trouble of each sort, and
+    /// how many others there are.
+    fn tell_complaints(&mut self, index: &Index, now: Instant) {
+        for subject in self.complaints.take_due(now) {
+            let (owner, reason) = &subject;
+            let uid = index.uid(owner);
+            if let (Some(note), Some(uid)) = (self.complaint(&subject), uid) {
+                if self.complaints.tell(&subject, uid, &note, now) {
+                    self.event(owner, Some(uid), *reason, note);
+                }
+            } else {
+                self.complaints.forget(&subject);
+            }
+        }
+    }
+
+    fn complaint(&self, subject: &Subject) -> Option<String> {
+        let (key, others) = self.complaints.first(subject)?;
+        let trouble = trouble_of(self.board.standings(key), &subject.0)?;
+        Some(beside(&trouble.message, others))
+    }
+
+    /// Tells what is wrong with objects as such. Before everything was listed, what other objects say
+    /// about them is not known, and nobody is to hear of what is not wrong at all.
+    pub fn tell_problems(&mut self, owners: BTreeSet<Owner>, index: &Index) {
+        self.untold.extend(owners);
+        if !index.watches.all_listed() {
+            return;
+        }
+        for owner in std::mem::take(&mut self.untold) {
+            for problem in index.problems(&owner) {
+                tracing::warn!(object = %owner, reason = "InvalidAnnotation", "{problem}");
+                let reason = EventReason::InvalidAnnotation;
+                self.event(&owner, index.uid(&owner), reason, problem.clone());
+            }
+        }
     }
 
     /// Sends an Event, unless the object is not known any more.
@@ -214,11 +260,12 @@ impl Report {
         self.touch(owner.clone());
     }
 
-    /// Sends what changed in statuses. A status that waits for a write lags behind for a moment, so
+    /// Sends what changed in statuses, and what registrations are to hear. A status that waits for a write lags behind for a moment, so
     /// that a change shows as done and not first as begun.
     ///
     /// `outage` is why Consul takes no writes, if it does not.
     pub fn flush(&mut self, index: &Index, outage: Option<&str>, now: Instant) {
+        self.tell_complaints(index, now);
         for owner in std::mem::take(&mut self.changed) {
             if self.board.tally(&owner).writing > 0 {
                 self.late.entry(owner).or_insert(now);
@@ -260,10 +307,11 @@ impl Report {
             .set(objects.saturating_add(troubled(&instances)));
     }
 
-    /// When a status that lags behind is due.
+    /// When a status that lags behind, or something to tell, is due.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.late.values().min().map(|since| *since + LAG)
+        let late = self.late.values().min().map(|since| *since + LAG);
+        late.into_iter().chain(self.complaints.wake_at()).min()
     }
 
     fn send_status(&mut self, owner: &Owner, index: &Index, outage: Option<&str>) {
@@ -302,7 +350,29 @@ impl Report {
     }
 }
 
-/// The object whose input an instance is made of: the pod, where it stands for one.
+fn trouble_of<'a>(standings: &'a [(Owner, Standing)], owner: &Owner) -> Option<&'a Trouble> {
+    let (_, standing) = standings.iter().find(|(known, _)| known == owner)?;
+    standing.trouble.as_ref()
+}
+
+/// The reason of the Event that a trouble is told by, if it is told of instances as such.
+fn event_reason(reason: Reason) -> Option<EventReason> {
+    match reason {
+        Reason::Invalid => Some(EventReason::InvalidAnnotation),
+        Reason::Conflict => Some(EventReason::Conflict),
+        Reason::OwnedByAnother => Some(EventReason::OwnedByAnother),
+        Reason::ConsulRefused | Reason::AccessDenied => Some(EventReason::ConsulRefused),
+        Reason::DriftContested => Some(EventReason::DriftContested),
+        // These are told where they arise.
+        Reason::Paused
+        | Reason::Drifted
+        | Reason::Held
+        | Reason::ConsulUnavailable
+        | Reason::Writing => None,
+    }
+}
+
+/// The object that an instance is of: the pod, where it stands for one.
 #[must_use]
 pub fn subject(key: &InstanceKey, owner: &Owner, index: &Index) -> Owner {
     match index

@@ -19,10 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::subscriber::DefaultGuard;
 
 use super::engine::{Engine, Options};
 use super::report::Report;
 use super::signals;
+use crate::api::RegistrationObject;
 use crate::consul::{Client, ConsulConfig, ConsulSettings};
 use crate::desired::fixtures::{node, pod};
 use crate::desired::index::Index;
@@ -31,6 +33,7 @@ use crate::k8s::status::StatusWriter;
 use crate::k8s::{Change, KubeEvent, Relist, WatchEvent};
 use crate::metrics::Metrics;
 use crate::model::facts::PodFacts;
+use crate::model::text::Pairs;
 use crate::plan::Rules;
 
 /// How it fails, and what it was asked.
@@ -194,6 +197,14 @@ struct Bed {
 
 impl Bed {
     async fn start(consul: Consul) -> Self {
+        let this = Self::begin(consul).await;
+        this.list(Change::Registration, Vec::new()).await;
+        this.list(Change::Node, vec![node("n1"), node("n2")]).await;
+        this
+    }
+
+    /// Without any list yet.
+    async fn begin(consul: Consul) -> Self {
         let consul = Arc::new(Mutex::new(consul));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addresses = listener.local_addr().unwrap().to_string();
@@ -223,16 +234,13 @@ impl Bed {
             let run = engine.run(events_in, signals_in, introduced, stopped);
             run.await.unwrap();
         });
-        let this = Self {
+        Self {
             consul,
             events,
             relist,
             stop,
             engine,
-        };
-        this.list(Change::Registration, Vec::new()).await;
-        this.list(Change::Node, vec![node("n1"), node("n2")]).await;
-        this
+        }
     }
 
     async fn list<T>(&self, change: impl Fn(WatchEvent<T>) -> Change, all: Vec<T>) {
@@ -411,8 +419,8 @@ impl std::io::Write for Log {
 }
 
 impl Log {
-    /// Everything that this thread logs from now on.
-    fn of_this_thread() -> (Self, tracing::subscriber::DefaultGuard) {
+    /// Logs what this thread does, until the guard is dropped.
+    fn begin() -> (Self, DefaultGuard) {
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -422,9 +430,19 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// How many lines have this text.
+    fn count(&self, text: &str) -> usize {
+        let log = self.text();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
     /// The lines of the audit log.
     fn removals(&self) -> Vec<String> {
-        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        let log = self.text();
         let told = log.lines().filter(|line| line.contains("audit: removed"));
         told.map(str::to_owned).collect()
     }
@@ -432,7 +450,7 @@ impl Log {
 
 #[tokio::test]
 async fn a_removal_whose_answer_was_lost_is_in_the_audit_log_once() {
-    let (log, _guard) = Log::of_this_thread();
+    let (log, _guard) = Log::begin();
     let bed = Bed::start(Consul::default()).await;
     bed.list(Change::Pod, vec![web("p", "n1")]).await;
     bed.until("it is there", |consul| consul.services.len() == 1)
@@ -451,4 +469,35 @@ async fn a_removal_whose_answer_was_lost_is_in_the_audit_log_once() {
     bed.end().await;
     let told = log.removals();
     assert_eq!(told.len(), 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_told_of_pods_before_everything_is_listed() {
+    let (log, _guard) = Log::begin();
+    let bed = Bed::begin(Consul::default()).await;
+    let annotated = |name: &str, app: &str| {
+        let pod = pod(name).label("app", app);
+        pod.lictor("tags.payment", "a").facts()
+    };
+    let pods = vec![annotated("right", "payment"), annotated("wrong", "other")];
+    bed.list(Change::Pod, pods).await;
+    bed.list(Change::Node, vec![node("n1")]).await;
+    let spec = json!({"selector": {"matchLabels": {"app": "payment"}}});
+    let payment = RegistrationObject {
+        namespace: "shop".into(),
+        name: "payment".into(),
+        uid: "uid".into(),
+        created: 1,
+        generation: 1,
+        annotations: Pairs::default(),
+        spec: Ok(serde_json::from_value(spec).unwrap()),
+        status: None,
+    };
+    bed.list(Change::Registration, vec![payment]).await;
+    bed.until("it is registered", |consul| consul.services.len() == 1)
+        .await;
+    let told = |pod: &str| log.count(&format!("object=Pod/shop/{pod}"));
+    let both = (told("right"), told("wrong"));
+    assert_eq!(both, (0, 1), "{}", log.text());
+    bed.end().await;
 }

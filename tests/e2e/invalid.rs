@@ -467,3 +467,99 @@ async fn a_paused_registration_is_held_until_it_is_not() -> Result<()> {
         .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn paused_pods_that_end_are_removed_at_once() -> Result<()> {
+    let scene = Scene::new().await?;
+    let _lictor = scene.lictor().await?;
+    let of = |number: usize| {
+        let pod = scene.pod(&format!("job-{number}"));
+        let pod = pod.lictor("service", "job");
+        pod.lictor("terminating", "Deregister")
+    };
+    // More than a third of them end: were that found and not seen, it would be held.
+    for number in 0..30 {
+        of(number).create_ready(&scene.client).await?;
+    }
+    for number in 0..30 {
+        let name = format!("job-{number}");
+        scene.status("job", &name, "passing").await?;
+        scene.annotate(&name, &[("paused", Some("true"))]).await?;
+    }
+    for number in 0..12 {
+        let phase = if number % 2 == 0 {
+            "Succeeded"
+        } else {
+            "Failed"
+        };
+        of(number).phase(&scene.client, phase).await?;
+    }
+    for number in 12..14 {
+        of(number).delete(&scene.client).await?;
+    }
+    for number in 0..14 {
+        scene.gone("job", &format!("job-{number}")).await?;
+    }
+    for number in 14..30 {
+        let name = format!("job-{number}");
+        let left = scene.find("job", &name).await?;
+        ensure!(
+            left.is_some_and(|left| left.status == "passing"),
+            "{name} went"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mistake_of_a_registration_is_told_to_it_once() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    for name in ["web-0", "web-1", "web-2"] {
+        scene.pod(name).create_ready(&scene.client).await?;
+    }
+    let own = scene.pod("own").lictor("weight", "0");
+    own.create_ready(&scene.client).await?;
+    let spec = json!({"selector": {}, "tags": ["${pod.nope}"], "health": {"notReady": "Warning"}});
+    scene.register("web", spec).await?;
+    scene
+        .event("InvalidAnnotation", "web", "(and 2 more)")
+        .await?;
+    scene
+        .event("InvalidAnnotation", "own", "lictor.io/weight")
+        .await?;
+    lictor.idle().await?;
+    let warnings = async |object: &str| -> Result<usize> {
+        let mut events = scene.events(object).await?;
+        events.retain(|event| event.type_.as_deref() == Some("Warning"));
+        Ok(events.len())
+    };
+    for (object, expected) in [("web", 1), ("web-0", 0), ("web-1", 0), ("web-2", 0)] {
+        assert_eq!(warnings(object).await?, expected, "{object}");
+    }
+
+    // Mended; then a word that is not understood pauses it, and the health of its pods goes on.
+    scene.edit("web", json!({"spec": {"tags": ["v1"]}})).await?;
+    let seen = scene.status("web", "web-0", "passing").await?;
+    scene.pod("web-1").not_ready(&scene.client, "app").await?;
+    scene.status("web", "web-1", "warning").await?;
+    let paused = json!({"metadata": {"annotations": {"lictor.io/paused": "yes"}}});
+    scene.edit("web", paused).await?;
+    scene
+        .event(
+            "InvalidAnnotation",
+            "web",
+            "\"yes\" is neither \"true\" nor \"false\"",
+        )
+        .await?;
+    scene.edit("web", json!({"spec": {"tags": ["v2"]}})).await?;
+    let status = scene
+        .registration("web", |status| condition(status, "Ready").1 == "Invalid")
+        .await?;
+    assert_eq!(status["service"], "web");
+    scene.pod("web-0").not_ready(&scene.client, "app").await?;
+    let held = scene.status("web", "web-0", "warning").await?;
+    assert_eq!(held.tags, seen.tags);
+    scene.status("web", "web-1", "warning").await?;
+    Ok(())
+}

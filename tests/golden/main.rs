@@ -264,7 +264,7 @@ impl Bed {
                 writeln!(out, "problem of {owner}: {problem}").unwrap();
             }
             let content = self.index.registration(owner).map(|found| &found.content);
-            if matches!(content, Some(Content::Paused(_))) {
+            if matches!(content, Some(Content::Paused { .. })) {
                 writeln!(out, "{owner} is paused").unwrap();
             }
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use globset::GlobSet;
 use lictor::consul::wire;
-use lictor::desired::index::{Index, Touched};
+use lictor::desired::index::{Holding, Index, Touched};
 use lictor::desired::watches::Watch;
 use lictor::model::key::Key;
 use lictor::model::kind::Kind;
@@ -357,13 +357,18 @@ impl World {
     }
 
     fn touch(&mut self, touched: Touched) {
-        for holding in &touched.holdings {
-            let held = self.mirror.held_by(&holding.owner, holding.node.as_ref());
-            for key in &held {
-                if let (true, Key::Instance(key)) = (holding.gone, key) {
-                    self.index.withdraw(key);
+        for let_go in &touched.let_go {
+            let Holding { owner, node } = &let_go.holding;
+            for key in self.mirror.held_by(owner, node.as_ref()) {
+                if let Key::Instance(key) = &key
+                    && let Some(held) = plan::held_under(key, &self.mirror)
+                {
+                    self.index.withdraw(key, &held, let_go);
                 }
             }
+        }
+        for Holding { owner, node } in &touched.holdings {
+            let held = self.mirror.held_by(owner, node.as_ref());
             self.dirty.extend(held);
         }
         for key in &touched.keys {

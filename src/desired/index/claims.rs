@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use super::let_go::Was;
 use super::{Holding, Index, PodRow, Touched};
 use crate::desired::annotations::Annotations;
 use crate::desired::claim::{Absence, Claimant, Held, Target};
@@ -34,12 +35,11 @@ impl Index {
     }
 
     /// What Consul shows as a pod's, on the node that it is on.
-    pub(super) fn pod_holding(&self, pod: &PodFacts, gone: bool) -> Option<Holding> {
+    pub(super) fn pod_holding(&self, pod: &PodFacts) -> Option<Holding> {
         let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
         Some(Holding {
             owner: Owner::pod(&pod.namespace, &pod.name),
             node: Some(node),
-            gone,
         })
     }
 
@@ -51,15 +51,17 @@ impl Index {
         let mut problems = Problems::default();
         let told = annotations.list_problem.iter().chain(&annotations.remarks);
         told.for_each(|problem| problems.push(problem.clone()));
-        let selected = |service: &Text| {
-            self.registrations
-                .in_namespace(&pod.namespace)
-                .filter_map(|row| row.registration.selects(&pod.labels))
-                .any(|claims| claims.service.text() == service)
+        // A registration that is paused selects as before; one that is not understood may be the one
+        // that is meant.
+        let may_be_selected = |service: &Text| {
+            let named =
+                |claims: &Claims| claims.service.text() == service && claims.select(&pod.labels);
+            let mut registrations = self.registrations_in(&pod.namespace);
+            registrations.any(|registration| registration.understood().is_none_or(named))
         };
         let unknown: BTreeSet<_> = annotations
             .mentioned()
-            .filter(|service| !selected(service))
+            .filter(|service| !may_be_selected(service))
             .collect();
         for service in unknown {
             problems.push(not_a_service(service));
@@ -85,20 +87,15 @@ impl Index {
     }
 
     pub(super) fn drop_pod(&mut self, name: &ObjectName, absence: Absence, touched: &mut Touched) {
-        let Some(row) = self.pods.remove(name) else {
+        let Some(mut row) = self.pods.remove(name) else {
             return;
         };
         self.addresses.moved(name, Some(&row.facts), None, touched);
         let owner = Owner::pod(&name.0, &name.1);
-        self.note_problems(owner.clone(), Vec::new(), touched);
-        if !row.spoilt.is_empty()
-            || row.annotations.holds_unclaimed()
-            || self.any_frozen_registration(&name.0)
-        {
-            let gone = absence == Absence::Seen;
-            touched.holdings.extend(self.pod_holding(&row.facts, gone));
-        }
-        self.drop_claims(row.keys.into_vec(), absence, touched);
+        self.note_problems(owner, Vec::new(), touched);
+        let keys = std::mem::take(&mut row.keys);
+        self.pod_lets_go(name, row, absence, touched);
+        self.drop_claims(keys.into_vec(), absence, touched);
     }
 
     pub(super) fn any_frozen_registration(&self, namespace: &Text) -> bool {
@@ -119,11 +116,8 @@ impl Index {
         self.note_problems(owner.clone(), Vec::new(), touched);
         touched.registrations.insert(owner.clone());
         if row.registration.claims().is_none() {
-            touched.holdings.insert(Holding {
-                owner,
-                node: None,
-                gone: absence == Absence::Seen,
-            });
+            let holding = Holding { owner, node: None };
+            touched.holds_no_more(holding, Was::Ended, absence);
         }
         self.replace_claims(&row.keys, Vec::new(), absence, touched);
         self.reclaim_selected(&name.0, [Some(&row.registration), None], absence, touched);
@@ -139,6 +133,7 @@ impl Index {
         touched: &mut Touched,
     ) {
         let forms = forms.iter().flatten();
+        self.remark_again(namespace, forms.clone().copied(), touched);
         let claims = forms.clone().filter_map(|form| form.claims());
         let services: BTreeSet<ServiceName> = claims.map(|claims| claims.service.clone()).collect();
         let named = |claims: &Claims| services.contains(&claims.service);
@@ -175,13 +170,33 @@ impl Index {
             };
             if row.annotations.paused {
                 // The health of what it holds may follow the registration.
-                touched.holdings.extend(self.pod_holding(&row.facts, false));
+                touched.holdings.extend(self.pod_holding(&row.facts));
             }
-            let is_named = |name: &Text| services.iter().any(|service| service.text() == name);
-            if row.annotations.mentioned().any(is_named) {
-                let problems = self.remarks(&row.facts, &row.annotations);
-                self.note_problems(Owner::pod(&name.0, &name.1), problems, touched);
-            }
+        }
+    }
+
+    /// Works out anew what is wrong with pods that have an annotation for a service which a
+    /// registration may give them, in either of its forms.
+    fn remark_again<'a>(
+        &mut self,
+        namespace: &Text,
+        forms: impl Iterator<Item = &'a Registration>,
+        touched: &mut Touched,
+    ) {
+        let said: Vec<Option<&Claims>> = forms.map(Registration::understood).collect();
+        let may_be_meant = |service: &Text| {
+            let named = |claims: &Claims| claims.service.text() == service;
+            said.iter().any(|claims| claims.is_none_or(named))
+        };
+        let concerned = |row: &&PodRow| row.annotations.mentioned().any(may_be_meant);
+        let remarks = |row: &PodRow| {
+            let owner = Owner::pod(&row.facts.namespace, &row.facts.name);
+            (owner, self.remarks(&row.facts, &row.annotations))
+        };
+        let pods = self.pods.in_namespace(namespace).filter(concerned);
+        let remarks: Vec<_> = pods.map(remarks).collect();
+        for (owner, problems) in remarks {
+            self.note_problems(owner, problems, touched);
         }
     }
 
@@ -197,7 +212,7 @@ impl Index {
             return;
         };
         if row.annotations.holds_unclaimed() || self.any_frozen_registration(&name.0) {
-            touched.holdings.extend(self.pod_holding(&row.facts, false));
+            touched.holdings.extend(self.pod_holding(&row.facts));
         }
         let registrations = self.registrations_in(&name.0);
         let reclaim = Reclaim {
@@ -230,7 +245,7 @@ impl Index {
         self.drop_claims(lost, absence, touched);
         if spoilt {
             let row = self.pods.get(&pod);
-            let holding = row.and_then(|row| self.pod_holding(&row.facts, false));
+            let holding = row.and_then(|row| self.pod_holding(&row.facts));
             touched.holdings.extend(holding);
         }
     }
@@ -406,6 +421,7 @@ impl Index {
                         Target::Pod(pod) => Some(pod),
                         Target::Endpoint(_) => None,
                     },
+                    readiness: None,
                 };
                 self.frozen(&key, &held).is_some()
             });

@@ -3,6 +3,7 @@
 mod addresses;
 mod claims;
 mod keys;
+mod let_go;
 mod resolve;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -11,9 +12,11 @@ use globset::GlobSet;
 
 use self::addresses::Addresses;
 use self::keys::Keys;
+pub use self::let_go::LetGo;
+use self::let_go::Was;
 use super::annotations::Annotations;
 use super::claim::{Absence, Claimant};
-use super::registration::{Content, Registration};
+use super::registration::{Claims, Registration};
 use super::table::Table;
 use super::watches::{Moment, Watches};
 use crate::model::facts::{NodeFacts, PodFacts};
@@ -31,6 +34,9 @@ pub struct Touched {
     /// Objects of which all that Consul shows as theirs is to be planned again, because they are, or
     /// were, frozen and hold what they do not claim.
     pub holdings: BTreeSet<Holding>,
+    /// Objects that this process saw changing or going while they held what they did not claim: each
+    /// of their holdings is to be [withdrawn](Index::withdraw).
+    pub let_go: Vec<LetGo>,
     /// Objects whose [`Index::problems`] changed.
     pub problems: BTreeSet<Owner>,
     /// Registrations whose status may have changed.
@@ -46,8 +52,6 @@ pub struct Holding {
     pub owner: Owner,
     /// The node to look on; `None` for all.
     pub node: Option<NodeName>,
-    /// Whether this process saw the object go: [`Index::withdraw`] what is found.
-    pub gone: bool,
 }
 
 #[derive(Debug)]
@@ -65,6 +69,14 @@ struct RegistrationRow {
     registration: Registration,
     /// The keys of its endpoints.
     keys: Vec<InstanceKey>,
+    /// What it said when it was understood last, while it is not: the health of its pods goes on.
+    last_good: Option<Claims>,
+}
+
+impl RegistrationRow {
+    fn last_good(&self) -> Option<&Claims> {
+        self.registration.understood().or(self.last_good.as_ref())
+    }
 }
 
 /// What all Kubernetes objects together ask Consul to hold.
@@ -183,13 +195,12 @@ impl Index {
             spoilt: Keys::default(),
         };
         let before = self.pods.put(name.clone(), row);
-        let held = before.map(|row| {
-            if !row.spoilt.is_empty() || row.annotations.holds_unclaimed() {
-                touched.holdings.extend(self.pod_holding(&row.facts, false));
-            }
-            row.keys.into_vec()
+        let keys = before.map(|mut before| {
+            let keys = std::mem::take(&mut before.keys);
+            self.pod_lets_go(&name, before, absence, touched);
+            keys.into_vec()
         });
-        self.reclaim_pod(&name, held.unwrap_or_default(), absence, touched);
+        self.reclaim_pod(&name, keys.unwrap_or_default(), absence, touched);
     }
 
     /// A pod was deleted.
@@ -206,38 +217,45 @@ impl Index {
             self.registrations.confirm(&name);
             return;
         }
-        let was_frozen = known.is_some_and(|known| known.claims().is_none());
         let owner = registration.owner();
         // What is excluded is another's to tell about: it may be watched by another process.
         let excluded = self.is_excluded(&name.0);
-        let invalid = match &registration.content {
-            Content::Invalid(problem) if !excluded => vec![problem.clone()],
-            Content::Invalid(_) | Content::Valid(_) | Content::Paused(_) => Vec::new(),
-        };
-        self.note_problems(owner.clone(), invalid, touched);
+        let problem = registration.problem().filter(|_| !excluded);
+        self.note_problems(
+            owner.clone(),
+            problem.cloned().into_iter().collect(),
+            touched,
+        );
         if !excluded {
             touched.registrations.insert(owner.clone());
         }
-        if was_frozen || registration.claims().is_none() {
-            touched.holdings.insert(Holding {
-                owner,
-                node: None,
-                gone: false,
-            });
+        let holding = Holding { owner, node: None };
+        if registration.claims().is_none() {
+            touched.holdings.insert(holding.clone());
         }
         let keys = self.endpoint_keys(&registration);
         let claimants = Self::endpoint_claims(&registration, &keys);
         let after = registration.clone();
-        let row = RegistrationRow { registration, keys };
-        let before = self.registrations.put(name.clone(), row);
+        let known = self.registrations.get(&name);
+        let known = known.filter(|known| known.registration.uid == registration.uid);
+        let last_good = match registration.understood() {
+            Some(_) => None,
+            None => known.and_then(RegistrationRow::last_good).cloned(),
+        };
+        let row = RegistrationRow {
+            registration,
+            keys,
+            last_good,
+        };
+        let mut before = self.registrations.put(name.clone(), row);
         let absence = self.absence(Kind::Registration);
-        let old_keys = before
-            .as_ref()
-            .map(|row| row.keys.clone())
-            .unwrap_or_default();
-        self.replace_claims(&old_keys, claimants, absence, touched);
-        let before = before.map(|row| row.registration);
-        self.reclaim_selected(&name.0, [before.as_ref(), Some(&after)], absence, touched);
+        let old_keys = before.as_mut().map(|row| std::mem::take(&mut row.keys));
+        self.replace_claims(&old_keys.unwrap_or_default(), claimants, absence, touched);
+        let forms = [before.as_ref().map(|row| &row.registration), Some(&after)];
+        self.reclaim_selected(&name.0, forms, absence, touched);
+        if let Some(before) = before.filter(|before| before.registration.claims().is_none()) {
+            touched.holds_no_more(holding, Was::Registration(Box::new(before)), absence);
+        }
     }
 
     /// A registration was deleted; `by_itself` unless it went with its CRD, which nobody meant to be
@@ -390,13 +408,6 @@ impl Index {
     #[must_use]
     pub fn problem_count(&self) -> usize {
         self.problems.len()
-    }
-
-    /// This process saw the object go that held the key without claiming it.
-    pub fn withdraw(&mut self, key: &InstanceKey) {
-        if !self.claims.contains_key(key) {
-            self.withdrawn.insert(key.clone());
-        }
     }
 
     /// Whether objects in the namespace claim nothing.

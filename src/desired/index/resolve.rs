@@ -2,8 +2,8 @@
 
 use std::ops::Bound;
 
-use super::Index;
 use super::claims::not_a_service;
+use super::{Index, PodRow, RegistrationRow};
 use crate::desired::annotations::Annotations;
 use crate::desired::claim::{
     Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Resolved, Shape, Target, endpoint,
@@ -11,19 +11,26 @@ use crate::desired::claim::{
 use crate::desired::health;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::shape::{self, Context};
-use crate::desired::spec::InstanceSpec;
+use crate::desired::spec::{InstanceSpec, Terminating};
 use crate::desired::watches::Watch;
-use crate::model::entry::Node;
+use crate::model::entry::{Health, Node};
 use crate::model::facts::NodeFacts;
 use crate::model::key::InstanceKey;
 use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::names::{InstanceId, NodeName, ServiceName};
-use crate::model::owner::OwnerKind;
+use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::{Pairs, Text};
 
 /// The address of the node for endpoints outside of the cluster: nobody connects to it.
 const EXTERNAL_NODE_ADDRESS: &str = "127.0.0.1";
+
+/// The objects that may keep what an entry says that it is of.
+#[derive(Clone, Copy)]
+pub(super) struct Keepers<'a> {
+    pub(super) registration: Option<&'a RegistrationRow>,
+    pub(super) pod: Option<&'a PodRow>,
+}
 
 impl Index {
     /// What is to stand under an instance key; `held` is what an entry of ours there says.
@@ -35,10 +42,12 @@ impl Index {
             && holder.is_none_or(|holder| holder.owner != held.owner)
             && let Some((freeze, live)) = self.frozen(key, held)
         {
-            let losers = claimants
-                .iter()
-                .map(|claimant| claimant.owner.clone())
-                .collect();
+            // The annotation of a pod that names the service of its registration contests nothing.
+            let contests = |claimant: &&Claimant| {
+                held.owner.kind == OwnerKind::Pod || claimant.owner.kind != OwnerKind::Pod
+            };
+            let losers = claimants.iter().filter(contests);
+            let losers = losers.map(|claimant| claimant.owner.clone()).collect();
             let shape = Shape::Frozen(freeze);
             return Resolved::Claimed(Box::new(Claim {
                 owner: held.owner.clone(),
@@ -57,11 +66,12 @@ impl Index {
 
     /// What a synthetic node is to be; `observed` is what Consul holds of ours under the name.
     ///
-    /// `None` where nothing needs the node.
+    /// `None` where nothing needs the node, where its address is not known yet, and where it would have
+    /// a name that is not for us.
     #[must_use]
     pub fn resolve_node(&self, name: &NodeName, observed: Option<&Node>) -> Option<DesiredNode> {
         let claimed = self.claims_on(name).next().is_some();
-        if !claimed && observed.is_none() {
+        if observed.is_none() && (!claimed || name.is_like_consul_k8s()) {
             return None;
         }
         let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {
@@ -137,21 +147,49 @@ impl Index {
                 self.registration(&holder.owner)?.claims()?.spec.clone()
             }
         };
-        let context = Context {
-            cluster: &self.cluster,
-            key,
-            service: &holder.service,
-            owner: &holder.owner,
-        };
         let health = annotations.overlay_health(&holder.service, base.clone());
         let live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
         let shape = annotations
             .overlay(&holder.service, base)
-            .and_then(|spec| shape::of_pod(context, pod, &spec));
+            .and_then(|spec| shape::of_pod(self.context(key, holder), pod, &spec));
         Some((
             shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid),
             live,
         ))
+    }
+
+    fn context<'a>(&'a self, key: &'a InstanceKey, holder: &'a Claimant) -> Context<'a> {
+        Context {
+            cluster: &self.cluster,
+            key,
+            service: &holder.service,
+            owner: &holder.owner,
+        }
+    }
+
+    /// The object that is to mend what an instance of this owner cannot be made of: its pod where the
+    /// pod's own annotations add to what is wrong, else the owner.
+    #[must_use]
+    pub fn at_fault(&self, key: &InstanceKey, owner: &Owner) -> Owner {
+        let pod = self.pod_at_fault(key, owner);
+        pod.unwrap_or_else(|| owner.clone())
+    }
+
+    fn pod_at_fault(&self, key: &InstanceKey, owner: &Owner) -> Option<Owner> {
+        let claimants = self.claimants(key).first();
+        let holder = claimants.filter(|holder| holder.owner == *owner)?;
+        let Target::Pod(name) = &holder.target else {
+            return None;
+        };
+        let Freeze::Invalid(problems) = self.freeze_of_claim(key)? else {
+            return None;
+        };
+        let spec = &self.registration(owner)?.claims()?.spec;
+        let pod = self.pod(&owner.namespace, name)?;
+        let without = shape::of_pod(self.context(key, holder), pod, spec);
+        let without = without.err().unwrap_or_default();
+        let adds = problems.iter().any(|problem| !without.contains(problem));
+        adds.then(|| Owner::pod(&owner.namespace, name))
     }
 
     fn endpoint_shape(&self, key: &InstanceKey, holder: &Claimant, name: &str) -> Option<Shape> {
@@ -176,25 +214,53 @@ impl Index {
         Some(shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid))
     }
 
+    /// The objects that may keep what an entry says that it is of.
+    pub(super) fn keepers(&self, held: &Held<'_>) -> Keepers<'_> {
+        let Owner {
+            kind,
+            namespace,
+            name,
+        } = &held.owner;
+        let registration = (*kind == OwnerKind::ServiceRegistration).then(|| {
+            let name = (namespace.clone(), name.clone());
+            self.registrations.get(&name)
+        });
+        let pod = held.pod.and_then(|pod| {
+            let name = (namespace.clone(), pod.clone());
+            self.pods.get(&name)
+        });
+        Keepers {
+            registration: registration.flatten(),
+            pod,
+        }
+    }
+
     /// Whether an object that is paused or invalid keeps what Consul holds under the key.
     pub(super) fn frozen(&self, key: &InstanceKey, held: &Held<'_>) -> Option<(Freeze, Live)> {
+        self.frozen_by(key, held, self.keepers(held))
+    }
+
+    /// Whether one of these objects does, in these forms of them.
+    pub(super) fn frozen_by(
+        &self,
+        key: &InstanceKey,
+        held: &Held<'_>,
+        keepers: Keepers<'_>,
+    ) -> Option<(Freeze, Live)> {
         let owner = &held.owner;
         if self.is_excluded(&owner.namespace) {
             return None;
         }
-        let owner_freeze = self
-            .registration(owner)
-            .and_then(|found| match &found.content {
-                Content::Valid(_) => None,
-                Content::Paused(_) => Some(Freeze::Paused),
-                Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
-            });
-        let Some(pod_name) = held.pod else {
+        let registration = keepers.registration;
+        let owner_freeze = registration.and_then(|row| match &row.registration.content {
+            Content::Valid(_) => None,
+            Content::Paused { .. } => Some(Freeze::Paused),
+            Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
+        });
+        if held.pod.is_none() {
             return owner_freeze.map(|freeze| (freeze, Live::default()));
-        };
-        let row = self
-            .pods
-            .get(&(owner.namespace.clone(), pod_name.clone()))?;
+        }
+        let row = keepers.pod?;
         let (pod, annotations) = (&row.facts, &row.annotations);
         if !health::is_registrable(pod) {
             return None;
@@ -206,10 +272,10 @@ impl Index {
         let claimed = self.claims.contains_key(key);
         let freeze = owner_freeze
             .or_else(|| pod_freeze(annotations, held, claimed))
-            .or_else(|| self.renamed(key, held, pod_name))?;
+            .or_else(|| self.renamed(key, held, row))?;
         let service: ServiceName = held.service.parse().ok()?;
-        let base = self.registration(owner).and_then(Registration::settings);
-        let base = base.cloned().unwrap_or_default();
+        let known = registration.and_then(RegistrationRow::last_good);
+        let base = known.map_or_else(|| health_of(held), |claims| claims.spec.clone());
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;
         Some((freeze, Live::of_pod(pod, spec.address, readiness)))
@@ -217,12 +283,11 @@ impl Index {
 
     /// Whether the owner names another service for the pod now, and what it asks for there is invalid:
     /// then the name stays as last good too, and the pod does not disappear.
-    fn renamed(&self, key: &InstanceKey, held: &Held<'_>, pod: &Text) -> Option<Freeze> {
+    fn renamed(&self, key: &InstanceKey, held: &Held<'_>, pod: &PodRow) -> Option<Freeze> {
         if self.claims.contains_key(key) {
             return None;
         }
-        let name = (held.owner.namespace.clone(), pod.clone());
-        self.pods.get(&name)?.spoilt.iter().find_map(|other| {
+        pod.spoilt.iter().find_map(|other| {
             let holder = self.claimants(other).first()?;
             (holder.owner == held.owner)
                 .then(|| self.freeze_of_claim(other))
@@ -255,7 +320,7 @@ impl Index {
     }
 
     /// Whether the pod that an entry stands for still runs where the entry is, and is to stay.
-    fn lives_on(&self, key: &InstanceKey, held: &Held<'_>) -> bool {
+    pub(super) fn lives_on(&self, key: &InstanceKey, held: &Held<'_>) -> bool {
         let pod = held
             .pod
             .and_then(|pod| self.pod(&held.owner.namespace, pod));
@@ -318,6 +383,18 @@ impl Index {
         }
         meta.into_iter().collect()
     }
+}
+
+/// Settings for the health of what an owner holds which was not understood since the start, or has
+/// none: where Consul shows a warning, somebody asked for it.
+fn health_of(held: &Held<'_>) -> InstanceSpec {
+    let mut spec = InstanceSpec::default();
+    if held.owner.kind == OwnerKind::ServiceRegistration && held.readiness == Some(Health::Warning)
+    {
+        spec.not_ready = Health::Warning;
+        spec.terminating = Terminating::Health(Health::Warning);
+    }
+    spec
 }
 
 /// Whether a pod's own annotations freeze an entry that they do not claim themselves; `claimed` says

@@ -2,11 +2,11 @@ use super::*;
 use crate::api::selector::LabelSelector;
 use crate::desired::claim::{Freeze, Held, Resolved, Shape};
 use crate::desired::fixtures::{node, pod};
-use crate::desired::registration::{Claims, Source};
+use crate::desired::registration::{Content, Source};
 use crate::desired::shape::Endpoint;
-use crate::desired::spec::InstanceSpec;
+use crate::desired::spec::{InstanceSpec, Terminating};
 use crate::model::entry::{Health, Node};
-use crate::model::facts::Phase;
+use crate::model::facts::{Phase, Tristate};
 use crate::model::marks;
 use crate::model::names::InstanceId;
 use crate::model::text::Pairs;
@@ -60,6 +60,22 @@ fn with_content(content: Content, registration: Registration) -> Registration {
     }
 }
 
+fn paused(claims: Option<Claims>) -> Content {
+    Content::Paused {
+        claims,
+        problem: None,
+    }
+}
+
+/// Selects the label `app: web`, and has these settings.
+fn claims(service: &str, change: impl FnOnce(&mut InstanceSpec)) -> Claims {
+    let Content::Valid(mut claims) = registration("r", service).content else {
+        panic!("it is valid");
+    };
+    change(&mut claims.spec);
+    claims
+}
+
 fn web(name: &str) -> crate::desired::fixtures::PodFixture {
     pod(name).label("app", "web")
 }
@@ -98,6 +114,7 @@ fn held<'a>(owner: &Owner, service: &'a str, pod: Option<&'a Text>) -> Held<'a> 
         owner: owner.clone(),
         service,
         pod,
+        readiness: None,
     }
 }
 
@@ -119,9 +136,9 @@ fn holds(touched: &Touched, owner: &Owner) -> bool {
 }
 
 /// What the engine does with what Consul shows as the objects'.
-fn withdraw(index: &mut Index, touched: &Touched, key: &InstanceKey) {
-    if touched.holdings.iter().any(|holding| holding.gone) {
-        index.withdraw(key);
+fn withdraw(index: &mut Index, touched: &Touched, key: &InstanceKey, held: &Held<'_>) {
+    for let_go in &touched.let_go {
+        index.withdraw(key, held, let_go);
     }
 }
 
@@ -234,8 +251,10 @@ fn what_a_registration_keeps_frozen_was_not_withdrawn() {
     let mut index = index();
     apply(&mut index, web("p").facts());
     register(&mut index, registration("r", "web"));
-    let paused = with_content(Content::Paused(None), registration("r", "web"));
-    let touched = register(&mut index, paused);
+    let touched = register(
+        &mut index,
+        with_content(paused(None), registration("r", "web")),
+    );
     assert!(touched.keys.contains(&Key::Instance(key("web", "p"))));
     let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
     let held = held(&owner, "web", Some(&name));
@@ -261,13 +280,13 @@ fn a_frozen_object_that_is_deleted_is_seen_going() {
         apply(&mut index, pod("p").lictor(spoilt.0, spoilt.1).facts());
         let touched = remove(&mut index, "p");
         assert!(holds(&touched, &owner), "{spoilt:?}");
-        withdraw(&mut index, &touched, &key("old", "p"));
         let held = held(&owner, "old", Some(&name));
+        withdraw(&mut index, &touched, &key("old", "p"), &held);
         let resolved = index.resolve(&key("old", "p"), Some(&held));
         assert_eq!(absence(&resolved), Some(Absence::Seen), "{spoilt:?}");
     }
 
-    for content in [Content::Paused(None), Content::Invalid("?".to_owned())] {
+    for content in [paused(None), Content::Invalid("?".to_owned())] {
         let mut index = index();
         apply(&mut index, web("p").facts());
         register(&mut index, with_content(content, registration("r", "web")));
@@ -275,8 +294,8 @@ fn a_frozen_object_that_is_deleted_is_seen_going() {
         let mut touched = Touched::default();
         index.remove_registration(&"shop".into(), &"r".into(), true, &mut touched);
         assert!(holds(&touched, &owner));
-        withdraw(&mut index, &touched, &key("web", "p"));
         let held = held(&owner, "web", Some(&name));
+        withdraw(&mut index, &touched, &key("web", "p"), &held);
         let resolved = index.resolve(&key("web", "p"), Some(&held));
         assert_eq!(absence(&resolved), Some(Absence::Seen));
     }
@@ -288,15 +307,228 @@ fn the_end_of_a_pod_of_a_frozen_registration_is_seen() {
     apply(&mut index, web("p").facts());
     register(
         &mut index,
-        with_content(Content::Paused(None), registration("r", "web")),
+        with_content(paused(None), registration("r", "web")),
     );
     let touched = remove(&mut index, "p");
     assert!(holds(&touched, &pod_owner("p")));
-    withdraw(&mut index, &touched, &key("web", "p"));
     let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
     let held = held(&owner, "web", Some(&name));
+    withdraw(&mut index, &touched, &key("web", "p"), &held);
     let resolved = index.resolve(&key("web", "p"), Some(&held));
     assert_eq!(absence(&resolved), Some(Absence::Seen));
+}
+
+/// The health under a key, and whether what is there is kept.
+fn health(index: &Index, key: &InstanceKey, held: &Held<'_>) -> Option<(Health, bool)> {
+    let Resolved::Claimed(claim) = index.resolve(key, Some(held)) else {
+        return None;
+    };
+    let frozen = matches!(claim.shape, Shape::Frozen(_));
+    Some((claim.live.readiness?.status, frozen))
+}
+
+#[test]
+fn a_registration_that_turns_invalid_leaves_the_health_of_its_pods_as_it_was_set() {
+    let warns = |spec: &mut InstanceSpec| spec.not_ready = Health::Warning;
+    let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+    let held = held(&owner, "web", Some(&name));
+    let spoilt = || [Content::Invalid("?".to_owned()), paused(None)];
+    for content in spoilt() {
+        let mut index = index();
+        apply(&mut index, web("p").not_ready("app", "").facts());
+        let valid = with_content(
+            Content::Valid(claims("web", warns)),
+            registration("r", "web"),
+        );
+        register(&mut index, valid);
+        register(&mut index, with_content(content, registration("r", "web")));
+        // However often it changes meanwhile.
+        for (number, content) in spoilt().into_iter().enumerate() {
+            let later = Registration {
+                generation: i64::try_from(number).unwrap() + 2,
+                ..registration("r", "web")
+            };
+            register(&mut index, with_content(content, later));
+            let seen = health(&index, &key("web", "p"), &held);
+            assert_eq!(seen, Some((Health::Warning, true)));
+        }
+        // Another object of the name never said so.
+        let other = Registration {
+            uid: "other".into(),
+            ..registration("r", "web")
+        };
+        register(
+            &mut index,
+            with_content(Content::Invalid("?".to_owned()), other),
+        );
+        let seen = health(&index, &key("web", "p"), &held);
+        assert_eq!(seen, Some((Health::Critical, true)));
+    }
+}
+
+#[test]
+fn a_registration_that_was_never_understood_leaves_a_warning() {
+    let mut index = index();
+    let invalid = Content::Invalid("?".to_owned());
+    register(&mut index, with_content(invalid, registration("r", "web")));
+    let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+    for (there, unready, ready) in [
+        (Health::Warning, Health::Warning, Health::Passing),
+        (Health::Passing, Health::Critical, Health::Passing),
+        (Health::Critical, Health::Critical, Health::Passing),
+    ] {
+        let held = Held {
+            readiness: Some(there),
+            ..held(&owner, "web", Some(&name))
+        };
+        apply(&mut index, web("p").not_ready("app", "").facts());
+        let seen = health(&index, &key("web", "p"), &held);
+        assert_eq!(seen, Some((unready, true)));
+        apply(&mut index, web("p").facts());
+        let seen = health(&index, &key("web", "p"), &held);
+        assert_eq!(seen, Some((ready, true)));
+    }
+}
+
+/// What becomes of what an entry of the pod `p` holds under `web`, when the pod changes so.
+fn after_change(
+    index: &mut Index,
+    owner: &Owner,
+    before: PodFacts,
+    after: PodFacts,
+) -> Option<Absence> {
+    let name = Text::from("p");
+    let held = held(owner, "web", Some(&name));
+    apply(index, before);
+    let touched = apply(index, after);
+    withdraw(index, &touched, &key("web", "p"), &held);
+    absence(&index.resolve(&key("web", "p"), Some(&held)))
+}
+
+#[test]
+fn the_end_of_a_frozen_pod_is_seen() {
+    let ends: [fn(&mut PodFacts); 4] = [
+        |pod| pod.phase = Phase::Succeeded,
+        |pod| pod.phase = Phase::Failed,
+        |pod| pod.deleting = true,
+        |pod| pod.ips = Box::default(),
+    ];
+    for spoilt in [
+        ("paused", "true"),
+        ("paused", "what"),
+        ("service", "api,No_Name"),
+        ("port.web", "1"),
+    ] {
+        for end in ends {
+            let facts = || {
+                let pod = pod("p").lictor(spoilt.0, spoilt.1);
+                pod.lictor("terminating", "Deregister")
+            };
+            let owner = pod_owner("p");
+            let gone = after_change(
+                &mut index(),
+                &owner,
+                facts().facts(),
+                facts().change(end).facts(),
+            );
+            assert_eq!(gone, Some(Absence::Seen), "{spoilt:?}");
+            let mut index = index();
+            index.watches.broken(Kind::Pod, "timeout".to_owned());
+            let gone = after_change(
+                &mut index,
+                &owner,
+                facts().facts(),
+                facts().change(end).facts(),
+            );
+            assert_eq!(gone, Some(Absence::Found), "{spoilt:?}");
+        }
+    }
+    // Frozen by its registration.
+    for end in ends {
+        let deregister = |spec: &mut InstanceSpec| spec.terminating = Terminating::Deregister;
+        let mut index = index();
+        let content = paused(Some(claims("web", deregister)));
+        register(&mut index, with_content(content, registration("r", "web")));
+        let owner = registration("r", "web").owner();
+        let gone = after_change(
+            &mut index,
+            &owner,
+            web("p").facts(),
+            web("p").change(end).facts(),
+        );
+        assert_eq!(gone, Some(Absence::Seen));
+    }
+}
+
+#[test]
+fn what_a_mended_pod_lets_go_is_seen() {
+    let owner = pod_owner("p");
+    for spoilt in [
+        ("paused", "true"),
+        ("service", "api,No_Name"),
+        ("port.web", "1"),
+    ] {
+        let facts = pod("p").lictor(spoilt.0, spoilt.1).facts();
+        let mended = pod("p").lictor("service", "api").facts();
+        let gone = after_change(&mut index(), &owner, facts, mended);
+        assert_eq!(gone, Some(Absence::Seen), "{spoilt:?}");
+    }
+    // What it held for an owner that no list has brought may only be missing from view.
+    let of_registration = registration("r", "web").owner();
+    let mended = || (web("p").lictor("paused", "true").facts(), web("p").facts());
+    let (before, after) = mended();
+    let gone = after_change(&mut index(), &of_registration, before, after);
+    assert_eq!(gone, Some(Absence::Found));
+    let mut index = index();
+    register(&mut index, registration("r", "other"));
+    let (before, after) = mended();
+    let gone = after_change(&mut index, &of_registration, before, after);
+    assert_eq!(gone, Some(Absence::Seen));
+}
+
+#[test]
+fn what_a_registration_lets_go_once_it_is_not_frozen_is_seen() {
+    for content in [paused(None), Content::Invalid("?".to_owned())] {
+        let mut index = index();
+        apply(&mut index, web("p").facts());
+        register(&mut index, with_content(content, registration("r", "web")));
+        let touched = register(&mut index, registration("r", "other"));
+        let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+        let held = held(&owner, "web", Some(&name));
+        withdraw(&mut index, &touched, &key("web", "p"), &held);
+        let resolved = index.resolve(&key("web", "p"), Some(&held));
+        assert_eq!(absence(&resolved), Some(Absence::Seen));
+    }
+}
+
+#[test]
+fn what_waits_for_another_reason_or_is_kept_is_not_withdrawn() {
+    // Found missing: the list of services is spoilt, and the entry is of no object that is known.
+    let owner = registration("r", "web").owner();
+    let facts = || pod("p").lictor("service", "api,No_Name");
+    let changes: [fn(&mut PodFacts); 2] =
+        [|pod| pod.deleting = true, |pod| pod.ready = Tristate::False];
+    for change in changes {
+        let after = facts()
+            .lictor("terminating", "Deregister")
+            .change(change)
+            .facts();
+        let gone = after_change(&mut index(), &owner, facts().facts(), after);
+        assert_eq!(gone, Some(Absence::Found));
+    }
+    // Kept still: and so a list that does not bring the pod finds that.
+    let owner = pod_owner("p");
+    let facts = || pod("p").lictor("paused", "true");
+    for change in changes {
+        let mut index = index();
+        let after = facts().change(change).facts();
+        let gone = after_change(&mut index, &owner, facts().facts(), after);
+        assert_eq!(gone, None);
+        assert!(index.withdrawn.is_empty());
+        relist(&mut index, Vec::new());
+        let resolved = index.resolve(&key("web", "p"), None);
+        assert_eq!(absence(&resolved), Some(Absence::Found));
+    }
 }
 
 // === lists ===
@@ -616,7 +848,7 @@ fn nobody_takes_over_what_the_holder_removes_at_the_end() {
     let mut older = registration("r", "web");
     older.created = 1;
     if let Content::Valid(claims) = &mut older.content {
-        claims.spec.terminating = crate::desired::spec::Terminating::Deregister;
+        claims.spec.terminating = Terminating::Deregister;
     }
     register(&mut index, older);
     register(&mut index, registration("s", "web"));
@@ -659,7 +891,7 @@ fn an_excluded_namespace_claims_and_keeps_nothing() {
     apply(&mut index, pod("p").lictor("service", "web,No").facts());
     register(
         &mut index,
-        with_content(Content::Paused(None), registration("r", "web")),
+        with_content(paused(None), registration("r", "web")),
     );
     assert_eq!(index.claimed_keys().count(), 0);
     assert_eq!(index.problems(&pod_owner("p")), &[] as &[String]);
@@ -700,6 +932,79 @@ fn problems_come_and_go_with_what_causes_them() {
     assert_eq!(index.problem_count(), 0);
     remove(&mut index, "p");
     assert_eq!(index.problem_count(), 0);
+}
+
+#[test]
+fn a_frozen_registration_still_has_its_service() {
+    let mut index = index();
+    apply(&mut index, web("p").lictor("port.web", "9000").facts());
+    let unknown = Content::Invalid("?".to_owned());
+    for content in [paused(Some(claims("web", |_| {}))), paused(None), unknown] {
+        assert_eq!(index.problems(&pod_owner("p")).len(), 1);
+        register(&mut index, with_content(content, registration("r", "web")));
+        assert_eq!(index.problems(&pod_owner("p")), &[] as &[String]);
+        let mut touched = Touched::default();
+        index.remove_registration(&"shop".into(), &"r".into(), true, &mut touched);
+    }
+    // Another service is none of its.
+    let other = paused(Some(claims("other", |_| {})));
+    register(&mut index, with_content(other, registration("r", "web")));
+    assert_eq!(index.problems(&pod_owner("p")).len(), 1);
+}
+
+#[test]
+fn the_annotation_of_a_pod_does_not_contest_its_frozen_registration() {
+    for content in [paused(None), Content::Invalid("?".to_owned())] {
+        let mut index = index();
+        apply(&mut index, web("p").lictor("service", "web").facts());
+        register(&mut index, with_content(content, registration("r", "web")));
+        register(&mut index, registration("s", "other"));
+        let (owner, name) = (registration("r", "web").owner(), Text::from("p"));
+        let held = held(&owner, "web", Some(&name));
+        let Resolved::Claimed(claim) = index.resolve(&key("web", "p"), Some(&held)) else {
+            panic!("nobody claims it");
+        };
+        assert_eq!((claim.owner, claim.losers), (owner, Vec::new()));
+    }
+}
+
+#[test]
+fn who_is_to_mend_an_instance_is_whose_words_are_wrong() {
+    let mut index = index();
+    let mistake = |spec: &mut InstanceSpec| spec.tags = vec!["${pod.nope}".into()];
+    let content = Content::Valid(claims("web", mistake));
+    register(&mut index, with_content(content, registration("r", "web")));
+    let owner = registration("r", "web").owner();
+    for (annotation, at_fault) in [
+        (("weight", "5"), owner.clone()),
+        (("weight", "0"), pod_owner("p")),
+        (("meta", "a=${pod.nope}"), pod_owner("p")),
+        (("port.other", "5"), owner.clone()),
+    ] {
+        let (annotation, value) = annotation;
+        apply(&mut index, web("p").lictor(annotation, value).facts());
+        let found = index.at_fault(&key("web", "p"), &owner);
+        assert_eq!(found, at_fault, "{annotation}={value}");
+    }
+    assert_eq!(
+        index.at_fault(&key("web", "p"), &pod_owner("p")),
+        pod_owner("p")
+    );
+}
+
+#[test]
+fn a_node_whose_name_is_like_one_of_consul_k8s_gets_nothing() {
+    let mut index = index();
+    let facts = pod("p")
+        .lictor("service", "web")
+        .change(|pod| pod.node = Some("edge-virtual".into()));
+    apply(&mut index, facts.facts());
+    let key = key_on("edge-virtual", "web", "p");
+    let Some(Freeze::Invalid(problems)) = freeze(index.resolve(&key, None)) else {
+        panic!("it would be registered");
+    };
+    assert!(problems[0].contains("\"edge-virtual\""), "{problems:?}");
+    assert_eq!(index.resolve_node(&key.node, None), None);
 }
 
 #[test]

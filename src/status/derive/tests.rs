@@ -123,7 +123,7 @@ fn why_there_is_nothing_to_register_is_told() {
         source: Source::Pods(LabelSelector::default()),
         adopt: false,
     }));
-    assert!(message(&pods).contains("no running pod is selected"));
+    assert!(message(&pods).contains("no pod is selected that runs and is not paused"));
 }
 
 #[test]
@@ -170,8 +170,19 @@ fn the_objects_own_state_goes_before_its_instances() {
     assert_eq!(verdicts(&status), expected("FFT", "Invalid"));
     assert_eq!(status.last_error.as_deref(), Some("spec.port: what?"));
     assert_eq!(status.service, None);
-    let status = derived(&object(Content::Paused(None)), &troubled, None, 1);
-    assert_eq!(verdicts(&status), expected("FFT", "Paused"));
+    for (problem, reason) in [(None, "Paused"), (Some("what?"), "Invalid")] {
+        let Content::Valid(claims) = valid().content else {
+            panic!("it is valid");
+        };
+        let paused = object(Content::Paused {
+            claims: Some(claims),
+            problem: problem.map(str::to_owned),
+        });
+        let status = derived(&paused, &troubled, None, 1);
+        assert_eq!(verdicts(&status), expected("FFT", reason));
+        assert_eq!(status.last_error.as_deref(), problem);
+        assert_eq!(status.service.as_deref(), Some("web"));
+    }
 }
 
 #[test]

@@ -132,7 +132,7 @@ async fn one_write_that_is_allowed_again_lets_all_that_were_denied_go_on() {
 
 #[tokio::test]
 async fn removals_whose_answer_was_lost_are_told_and_count_for_the_guard() {
-    let (log, _guard) = Log::of_this_thread();
+    let (log, _guard) = Log::begin();
     let mut engine = ready();
     let epoch = 7;
     for number in 0..11 {
