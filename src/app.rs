@@ -40,6 +40,8 @@ const TOKEN_RETRY: Duration = Duration::from_secs(2);
 const KUBE_SYSTEM_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is asked again.
 const KUBE_SYSTEM_RETRY: Duration = Duration::from_secs(2);
+/// How often to look whether the API server is ours again.
+const STRANGER_LOOK: Duration = Duration::from_secs(10);
 
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
@@ -123,7 +125,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     );
     parts.spawn(ending("the watch of Consul", signals));
     let (epoch_sender, epoch_receiver) = oneshot::channel();
-    tokio::spawn(tell_epoch(kube, epoch_sender));
+    let (stranger_sender, stranger) = watch::channel(None);
+    tokio::spawn(tell_cluster(
+        kube,
+        epoch_sender,
+        engine.relists(),
+        stranger_sender,
+    ));
     let shown = Shown {
         readiness,
         registry: Arc::new(registry),
@@ -138,6 +146,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         event_receiver,
         signal_receiver,
         epoch_receiver,
+        stranger,
         stop.clone(),
     );
 
@@ -168,12 +177,50 @@ pub async fn kube_system_uid(kube: &kube::Client) -> Result<String, String> {
     found.metadata.uid.ok_or_else(|| "it has no UID".to_owned())
 }
 
-/// Finds out which Kubernetes cluster this is, for the epoch.
-async fn tell_epoch(kube: kube::Client, epoch: oneshot::Sender<Epoch>) {
+/// Finds out which Kubernetes cluster this is, for the epoch, and whenever everything is listed anew to
+/// confirm what is found missing, whether it still is: another cluster behind the address lacks all of
+/// ours.
+async fn tell_cluster(
+    kube: kube::Client,
+    epoch: oneshot::Sender<Epoch>,
+    mut relists: k8s::Relist,
+    stranger: watch::Sender<Option<String>>,
+) {
+    let ours = read_uid(&kube).await;
+    // Nobody waits for it any more only where the engine ended.
+    let _ = epoch.send(epoch_of(ours.clone(), EpochKind::Run));
+    loop {
+        let strange = stranger.borrow().is_some();
+        let goes_on = tokio::select! {
+            asked = relists.changed() => asked.is_ok(),
+            () = tokio::time::sleep(STRANGER_LOOK), if strange => true,
+        };
+        if !goes_on {
+            return;
+        }
+        let uid = read_uid(&kube).await;
+        let why = (uid != ours).then(|| {
+            format!(
+                "ClusterNameTaken: the API server is another Kubernetes cluster's than at the start, its \
+                 kube-system has UID {uid} and not {ours}: nothing is written until the address leads \
+                 back; restart this process if it is right"
+            )
+        });
+        match &why {
+            Some(why) if !strange => tracing::error!("{why}"),
+            None if strange => tracing::warn!("the API server is that of the start again"),
+            _ => {}
+        }
+        stranger.send_replace(why);
+    }
+}
+
+/// Asks until it is answered: what cannot be read says nothing about whose it is.
+async fn read_uid(kube: &kube::Client) -> String {
     let mut told = None;
-    let uid = loop {
-        match kube_system_uid(&kube).await {
-            Ok(uid) => break uid,
+    loop {
+        match kube_system_uid(kube).await {
+            Ok(uid) => return uid,
             Err(error) => {
                 if told.as_ref() != Some(&error) {
                     tracing::warn!(
@@ -185,9 +232,7 @@ async fn tell_epoch(kube: kube::Client, epoch: oneshot::Sender<Epoch>) {
             }
         }
         tokio::time::sleep(KUBE_SYSTEM_RETRY).await;
-    };
-    // Nobody waits for it any more only where the engine ended.
-    let _ = epoch.send(epoch_of(uid, EpochKind::Run));
+    }
 }
 
 /// The first epoch of this process.

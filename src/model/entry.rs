@@ -112,6 +112,9 @@ pub const READINESS_CHECK_NAME: &str = "Kubernetes readiness";
 pub const READINESS_CHECK_TYPE: &str = "kubernetes-readiness";
 /// The id of the check on a synthetic node that follows the Kubernetes node's condition `Ready`.
 pub const NODE_CHECK_ID: &str = "lictor-node";
+/// The id of the check on a synthetic node by which Consul itself would notice that Lictor is dead. This
+/// release writes none.
+pub const ALIVE_CHECK_ID: &str = "lictor-alive";
 /// The name of the node check.
 pub const NODE_CHECK_NAME: &str = "Kubernetes node";
 /// The type of the node check.

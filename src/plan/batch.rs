@@ -138,7 +138,17 @@ fn node_ops<'a>(name: &'a NodeName, write: &'a NodeWrite) -> Vec<TxnOp<'a>> {
         check: Cow::Owned(wire_node_check(name.text(), check)),
         index: *index,
     });
-    node.into_iter().chain(check).collect()
+    let surplus = write
+        .surplus
+        .iter()
+        .map(|(check_id, index)| TxnOp::CheckDeleteCas {
+            node: name.as_ref(),
+            check_id,
+            service_id: "",
+            service: "",
+            index: *index,
+        });
+    node.into_iter().chain(check).chain(surplus).collect()
 }
 
 fn instance_ops<'a>(key: &'a InstanceKey, write: &'a InstanceWrite) -> Vec<TxnOp<'a>> {

@@ -13,13 +13,13 @@ pub mod vacancy;
 
 use crate::desired::claim::{Claim, DesiredNode, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
-use crate::model::entry::{Check, Health, Node, Service, readiness_check_id};
+use crate::model::entry::{ALIVE_CHECK_ID, Check, Health, Node, Service, readiness_check_id};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::names::NodeName;
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
-use crate::observed::entry::{ObservedInstance, ObservedNode};
+use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use crate::observed::mirror::{Completeness, Mirror};
 use gate::Hold;
 use guard::{Guard, Limits};
@@ -153,6 +153,8 @@ pub struct NodeWrite {
     pub node: Option<(Node, u64)>,
     /// The node check, likewise.
     pub check: Option<(Check, u64)>,
+    /// Further checks of ours by their id, to be removed; the `ModifyIndex` of each.
+    pub surplus: Vec<(Text, u64)>,
 }
 
 /// A write of an instance; the parts that are equal are left out.
@@ -253,7 +255,19 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rule
         let settled = equal || (worse && rules.nodes.holds());
         (!settled).then(|| (check, there.map_or(0, |there| there.modify_index)))
     });
+    let is_surplus = |check: &&ObservedCheck| *check.id == *ALIVE_CHECK_ID;
+    let surplus: Vec<(Text, u64)> = ours
+        .filter(|_| rules.mode != Mode::UpsertOnly)
+        .into_iter()
+        .flat_map(|ours| ours.checks.iter().filter(is_surplus))
+        .map(|check| (check.id.clone(), check.modify_index))
+        .collect();
     match (&node, &check) {
+        (None, None) if !surplus.is_empty() => Step::PutNode(NodeWrite {
+            node: None,
+            check: None,
+            surplus,
+        }),
         (None, None) if index > 0 && is_vacant(name, desired, observed, rules) => {
             if rules.vacancies.is_ripe(name) {
                 Step::RemoveNode(index)
@@ -262,7 +276,11 @@ fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rule
             }
         }
         (None, None) => Step::Settled,
-        _ => Step::PutNode(NodeWrite { node, check }),
+        _ => Step::PutNode(NodeWrite {
+            node,
+            check,
+            surplus,
+        }),
     }
 }
 

@@ -138,6 +138,8 @@ pub struct Engine {
     /// Why what stands under the key of the epoch is none, if it is not: nothing is written until somebody
     /// mends it.
     pub(super) no_epoch: Option<String>,
+    /// Why the API server is another cluster's than it was, if it is: nothing that it says counts.
+    pub(super) stranger: Option<String>,
     /// What the epoch is claimed with; not known before the cluster's UID is.
     pub(super) claimant: Option<Claimant>,
     /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
@@ -203,6 +205,7 @@ impl Engine {
             fence_key,
             shown: None,
             no_epoch: None,
+            stranger: None,
             claimant: None,
             take_over,
             reads: 0,
@@ -226,6 +229,7 @@ impl Engine {
         mut kubernetes: mpsc::Receiver<KubeEvent>,
         mut signals: mpsc::Receiver<Signal>,
         mut epoch: oneshot::Receiver<Epoch>,
+        mut stranger: watch::Receiver<Option<String>>,
         stop: CancellationToken,
     ) -> Result<(), EngineError> {
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
@@ -252,6 +256,9 @@ impl Engine {
                     }
                 }
                 Ok(known) = &mut epoch, if self.claimant.is_none() => self.introduce(known),
+                Ok(()) = stranger.changed() => {
+                    self.stranger.clone_from(&stranger.borrow_and_update());
+                }
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 () = sleep_until(wake), if wake.is_some() => {}
             }
@@ -316,7 +323,8 @@ impl Engine {
         // Before Consul is known, only its absence is worth telling.
         let outage = self.why_not().map(str::to_owned);
         let known = self.mirror.completeness() == Completeness::Complete || outage.is_some();
-        let outage = outage.as_deref().or(self.fence.name_taken());
+        let stranger = self.stranger.as_deref();
+        let outage = outage.as_deref().or(stranger).or(self.fence.name_taken());
         // Whoever replaced this process tells people from now on.
         let tells = !self.fence.is_replaced() && self.rules.mode != Mode::DryRun;
         if self.index.watches.all_listed() && known && tells {
@@ -402,6 +410,7 @@ impl Engine {
             .min(self.unwritable.limit(now, WRITES))
             .min(self.pace.allowed());
         self.fence.index().is_some()
+            && self.stranger.is_none()
             && self.is_ready()
             && self.own.under_way() < limit
             && self.pace.may_begin(now)
@@ -448,7 +457,13 @@ impl Engine {
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
-        if let Some(why) = self.fence.stands_by().or(self.no_epoch.as_deref()) {
+        let stands_by = [
+            self.stranger.as_deref(),
+            self.fence.stands_by(),
+            self.no_epoch.as_deref(),
+        ];
+        let stands_by = stands_by.into_iter().flatten().next();
+        if let Some(why) = stands_by {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {
             remarks.push("nothing is written: --policy is dry-run".to_owned());
@@ -457,7 +472,7 @@ impl Engine {
         }
         let rehearses = self.rules.mode == Mode::DryRun;
         self.known_once |= self.is_ready() && (rehearses || self.fence.index().is_some());
-        let stands_by = self.fence.stands_by().is_some() || self.no_epoch.is_some();
+        let stands_by = stands_by.is_some();
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
         let ready = self.known_once && self.missing.is_empty() && !stands_by;

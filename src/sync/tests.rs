@@ -15,7 +15,7 @@ use globset::GlobSet;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -231,7 +231,8 @@ impl Bed {
         ));
         let stopped = stop.clone();
         let engine = tokio::spawn(async move {
-            let run = engine.run(events_in, signals_in, introduced, stopped);
+            let (_, stranger) = watch::channel(None);
+            let run = engine.run(events_in, signals_in, introduced, stranger, stopped);
             run.await.unwrap();
         });
         Self {

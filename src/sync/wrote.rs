@@ -157,6 +157,8 @@ impl Engine {
             }
         }
         if let Some(mut node) = node {
+            let removed = |id: &Text| write.surplus.iter().any(|(surplus, _)| surplus == id);
+            checks.retain(|check| !removed(&check.id));
             node.checks = checks;
             self.mirror.wrote_node(name, node);
         }

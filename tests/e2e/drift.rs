@@ -39,7 +39,13 @@ async fn every_change_by_hand_is_repaired() -> Result<()> {
 #[tokio::test]
 async fn what_another_hand_adds_or_spoils_is_repaired() -> Result<()> {
     let scene = Scene::new().await?;
-    let whats = ["one mark", "another check", "node addresses", "node id"];
+    let whats = [
+        "one mark",
+        "another check",
+        "another node check",
+        "node addresses",
+        "node id",
+    ];
     repaired(&scene, &whats).await?;
     Ok(())
 }
@@ -111,6 +117,11 @@ async fn meddle(scene: &Scene, what: &str, whole: &Instance) -> Result<()> {
         "another check" => {
             let mut check = whole.check(&check_id).clone();
             check["CheckID"] = json!(format!("{id}:stray"));
+            critical(&check)
+        }
+        "another node check" => {
+            let mut check = whole.check("lictor-node").clone();
+            check["CheckID"] = json!("lictor-alive");
             critical(&check)
         }
         "node addresses" | "node id" => {

@@ -82,6 +82,7 @@ impl Consul {
                 if let Some((check, cas)) = &write.check {
                     left.push(self.check_cas(wire_node_check(name.text(), check), *cas)?);
                 }
+                assert!(write.surplus.is_empty(), "nobody makes one here");
             }
             (Key::Instance(key), Step::Put(write)) => {
                 if let Some((service, cas)) = &write.service {

@@ -1,5 +1,7 @@
 //! An API server, or an etcd behind it, that fails.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use kube::{
     api::{ListParams, WatchParams},
@@ -295,6 +297,9 @@ async fn restoring(
     result
 }
 
+/// Longer than it takes until three lists, 30 s apart, would release what is found missing.
+const RELEASED: Duration = Duration::from_mins(2);
+
 /// How many found absences are tried: more than `--max-delete-floor`.
 const MANY: usize = 12;
 
@@ -339,6 +344,45 @@ async fn a_wiped_etcd_removes_nothing_and_a_restored_one_ends_the_hold() -> Resu
     Churn::beside(&scene, &names).exact().await?;
     oracle.verdict().await?;
     takes_writes_of(&scene, "web-00").await?;
+    scene.barrier().await
+}
+
+/// So few that three lists that agree would release them: but the lists are another cluster's.
+#[tokio::test]
+async fn another_cluster_behind_the_address_removes_nothing() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    let lictor = scene.lictor_with(&[&admin(&scene)]).await?;
+    let ids = settle(&scene, &STAY).await?;
+    lictor.idle().await?;
+    let saved = scene.bed.dir().join("saved-before-another");
+    scene.bed.save_kubernetes(&saved).await?;
+    let oracle = Oracle::watch(&scene.consul, "web", &ids, &foreign(&scene)).await?;
+    restoring(installed, &saved, async {
+        scene.bed.wipe_kubernetes().await?;
+        let crds = crate::support::run(&["crds"]).await?.1;
+        scene.bed.kubectl_apply(&crds).await?;
+        wait::until("it to know a stranger", RELEASED, async || {
+            let (status, body) = lictor.http("/readyz").await?;
+            ensure!(
+                status == 503 && body.contains("ClusterNameTaken"),
+                "{status}: {body}"
+            );
+            Ok(())
+        })
+        .await?;
+        scene.bed.restore_kubernetes(&saved).await
+    })
+    .await?;
+    wait::until("it to be ready again", RELEASED, async || {
+        let (status, body) = lictor.http("/readyz").await?;
+        ensure!(status == 200, "{status}: {body}");
+        Ok(())
+    })
+    .await?;
+    Churn::beside(&scene, &STAY).exact().await?;
+    oracle.verdict().await?;
+    takes_writes_of(&scene, STAY[0]).await?;
     scene.barrier().await
 }
 
