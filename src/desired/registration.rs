@@ -1,12 +1,15 @@
 //! A `ServiceRegistration`, parsed once.
 
+use std::collections::BTreeSet;
+
 use super::annotations::{DOMAIN, PAUSED};
 use super::shape::Endpoint;
 use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
 use crate::api::service_registration as api;
 use crate::api::{LabelSelector, RegistrationObject, ServiceRegistrationSpec};
 use crate::model::entry::{Health, Weights};
-use crate::model::names::ServiceName;
+use crate::model::limits::MAX_ENDPOINTS;
+use crate::model::names::{ServiceName, is_dns_label};
 use crate::model::owner::Owner;
 use crate::model::text::{Pairs, Text};
 
@@ -181,7 +184,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
     };
     let source = match (selector, endpoints) {
         (Some(selector), None) => Source::Pods(selector.clone()),
-        (None, Some(endpoints)) => Source::Endpoints(endpoints.iter().map(endpoint).collect()),
+        (None, Some(listed)) => Source::Endpoints(endpoints_of(listed)?),
         _ => return Err("spec: exactly one of selector and endpoints must be set".to_owned()),
     };
     let health = health.unwrap_or_default();
@@ -221,6 +224,27 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
     })
 }
 
+fn endpoints_of(listed: &[api::Endpoint]) -> Result<Vec<Endpoint>, String> {
+    if listed.len() > MAX_ENDPOINTS {
+        let count = listed.len();
+        return Err(format!(
+            "spec.endpoints: {count} are given, at most {MAX_ENDPOINTS} allowed"
+        ));
+    }
+    let mut names = BTreeSet::new();
+    for api::Endpoint { name, .. } in listed {
+        if !is_dns_label(name) {
+            return Err(format!(
+                "spec.endpoints: the name {name:?} must be a lower-case DNS label"
+            ));
+        }
+        if !names.insert(name) {
+            return Err(format!("spec.endpoints: the name {name:?} is given twice"));
+        }
+    }
+    Ok(listed.iter().map(endpoint).collect())
+}
+
 fn endpoint(endpoint: &api::Endpoint) -> Endpoint {
     let api::Endpoint {
         name,
@@ -252,6 +276,20 @@ fn pairs(pairs: &std::collections::BTreeMap<String, String>) -> Vec<(Text, Text)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endpoints_that_an_older_schema_let_through_are_judged() {
+        let judged = |names: &[&str]| {
+            let endpoint = |name: &&str| serde_json::json!({"name": name, "address": "10.0.0.1"});
+            let spec =
+                serde_json::json!({"endpoints": names.iter().map(endpoint).collect::<Vec<_>>()});
+            claims("db", &serde_json::from_value(spec).unwrap()).map(drop)
+        };
+        assert_eq!(judged(&["a", "b"]), Ok(()));
+        assert!(judged(&["E.."]).unwrap_err().contains("\"E..\""));
+        assert!(judged(&["a", "a"]).unwrap_err().contains("twice"));
+        assert!(judged(&["a"; 257]).unwrap_err().contains("at most 256"));
+    }
 
     fn object(annotations: &[(&str, &str)]) -> RegistrationObject {
         let spec = serde_json::json!({

@@ -12,3 +12,5 @@ pub const MAX_META_PAIRS: usize = 48;
 pub const MAX_META_KEY_BYTES: usize = 128;
 /// Longest meta value, in bytes (Consul's limit).
 pub const MAX_META_VALUE_BYTES: usize = 512;
+/// Most endpoints that a `ServiceRegistration` may list.
+pub const MAX_ENDPOINTS: usize = 256;
