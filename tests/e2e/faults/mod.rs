@@ -12,6 +12,7 @@ mod consul;
 mod crd;
 mod kubernetes;
 mod network;
+mod pace;
 mod process;
 mod quorum;
 
