@@ -32,7 +32,7 @@ const PAGE: u32 = 500;
 struct Limits {
     /// For a whole page.
     page: Duration,
-    /// For a watch to open.
+    /// For the head of an answer.
     open: Duration,
     /// For a line of an open watch. The server ends each watch after a minute at the latest, so that
     /// one that is silent for longer hangs.
@@ -210,12 +210,9 @@ impl<T: Watched> Watch<T> {
             .list(params)
             .map_err(|error| failed(&error))?;
         let read = async {
-            let mut stream = std::pin::pin!(
-                self.client
-                    .request_stream(request)
-                    .await
-                    .map_err(unanswered)?
-            );
+            let answer = self.client.request_stream(request);
+            let stream = answered("a list", answer, self.limits.open).await?;
+            let mut stream = std::pin::pin!(stream);
             let mut body = Vec::new();
             (&mut stream)
                 .take(self.limits.page_bytes)
@@ -270,12 +267,10 @@ impl<T: Watched> Watch<T> {
             ..WatchParams::default()
         };
         let stream = match Request::new(&*self.path).watch(&params, from) {
-            Ok(request) => timeout(self.limits.open, self.client.request_stream(request))
-                .await
-                .map_or_else(
-                    |_| Err(overdue("a watch", self.limits.open)),
-                    |answer| answer.map_err(unanswered),
-                ),
+            Ok(request) => {
+                let answer = self.client.request_stream(request);
+                answered("a watch", answer, self.limits.open).await
+            }
             Err(error) => Err(failed(&error)),
         };
         let say = match stream {
@@ -368,6 +363,19 @@ impl<T: Watched> Watch<T> {
             }
         }
     }
+}
+
+/// Waits for the head of an answer, not long: of several connections that went dead together each is
+/// found out by a request of its own.
+async fn answered<S>(
+    what: &str,
+    answer: impl Future<Output = kube::Result<S>>,
+    limit: Duration,
+) -> Result<S, Failure> {
+    let answer = timeout(limit, answer).await;
+    answer
+        .map_err(|_| overdue(what, limit))?
+        .map_err(unanswered)
 }
 
 /// Ends when a full list is asked for.

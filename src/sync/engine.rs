@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{self, Done};
 use super::claim::Claimant;
 use super::contest::Contests;
-use super::dirty::{Dirty, Due};
+use super::dirty::{Cause, Dirty, Due};
 use super::fence::Fence;
 use super::gc::Shown;
 use super::nodes::Confirmation;
@@ -138,7 +138,7 @@ pub struct Engine {
     /// Why what stands under the key of the epoch is none, if it is not: nothing is written until somebody
     /// mends it.
     pub(super) no_epoch: Option<String>,
-    /// Why the API server is another cluster's than it was, if it is: nothing that it says counts.
+    /// Why the API server is another cluster's than it was, if it is: all is judged, and nothing written.
     pub(super) stranger: Option<String>,
     /// What the epoch is claimed with; not known before the cluster's UID is.
     pub(super) claimant: Option<Claimant>,
@@ -257,7 +257,8 @@ impl Engine {
                 }
                 Ok(known) = &mut epoch, if self.claimant.is_none() => self.introduce(known),
                 Ok(()) = stranger.changed() => {
-                    self.stranger.clone_from(&stranger.borrow_and_update());
+                    let now = stranger.borrow_and_update().clone();
+                    self.meet(now, Instant::now());
                 }
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 () = sleep_until(wake), if wake.is_some() => {}
@@ -410,10 +411,19 @@ impl Engine {
             .min(self.unwritable.limit(now, WRITES))
             .min(self.pace.allowed());
         self.fence.index().is_some()
-            && self.stranger.is_none()
             && self.is_ready()
             && self.own.under_way() < limit
             && self.pace.may_begin(now)
+    }
+
+    /// The API server is another cluster's, or is ours again. What was left because of it is planned
+    /// again.
+    fn meet(&mut self, stranger: Option<String>, now: Instant) {
+        let ours_again = self.stranger.is_some() && stranger.is_none();
+        self.stranger = stranger;
+        if ours_again && self.mirror.completeness() == Completeness::Complete {
+            self.touch_all(Cause::Read, now);
+        }
     }
 
     fn introduce(&mut self, epoch: Epoch) {
@@ -457,12 +467,8 @@ impl Engine {
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
-        let stands_by = [
-            self.stranger.as_deref(),
-            self.fence.stands_by(),
-            self.no_epoch.as_deref(),
-        ];
-        let stands_by = stands_by.into_iter().flatten().next();
+        remarks.extend(self.stranger.clone());
+        let stands_by = self.fence.stands_by().or(self.no_epoch.as_deref());
         if let Some(why) = stands_by {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {

@@ -126,6 +126,9 @@ impl Engine {
                 step
             }
         };
+        if self.stranger.is_some() {
+            return false;
+        }
         if due.cause == Cause::Written {
             self.contested(&key, due, &step);
             return false;

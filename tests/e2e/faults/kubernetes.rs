@@ -364,19 +364,33 @@ async fn another_cluster_behind_the_address_removes_nothing() -> Result<()> {
         scene.bed.kubectl_apply(&crds).await?;
         wait::until("it to know a stranger", RELEASED, async || {
             let (status, body) = lictor.http("/readyz").await?;
-            ensure!(
-                status == 503 && body.contains("ClusterNameTaken"),
-                "{status}: {body}"
-            );
+            let told = body.contains("ClusterNameTaken");
+            ensure!(status == 200 && told, "{status}: {body}");
             Ok(())
         })
         .await?;
+        // Nor does anything of the stranger's come.
+        until("its namespace", async || {
+            scene.create_namespace(&scene.namespace).await
+        })
+        .await?;
+        let pod = scene.pod("web-9").lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+        wait::until("three lists", RELEASED, async || {
+            let log = lictor.log();
+            let rounds = log.matches("everything is listed anew, to confirm").count();
+            ensure!(rounds >= 2, "{rounds} further rounds");
+            Ok(())
+        })
+        .await?;
+        ensure!(scene.find("web", "web-9").await?.is_none(), "registered");
         scene.bed.restore_kubernetes(&saved).await
     })
     .await?;
-    wait::until("it to be ready again", RELEASED, async || {
+    wait::until("it to know its own again", RELEASED, async || {
         let (status, body) = lictor.http("/readyz").await?;
-        ensure!(status == 200, "{status}: {body}");
+        let told = body.contains("ClusterNameTaken");
+        ensure!(status == 200 && !told, "{status}: {body}");
         Ok(())
     })
     .await?;
