@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::consul::Client;
 use crate::metrics::Metrics;
-use crate::sync::engine::Readiness;
+use crate::sync::readiness::Readiness;
 
 /// How long requests that are under way may take at the end.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);

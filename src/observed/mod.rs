@@ -1,5 +1,6 @@
 //! What Consul is known to hold. Pure.
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
+pub mod content;
 pub mod entry;
 pub mod mirror;

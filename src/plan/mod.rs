@@ -8,18 +8,18 @@ pub mod batch;
 pub mod diff;
 pub mod gate;
 pub mod guard;
+mod node;
 pub mod panic;
 pub mod vacancy;
 
-use crate::desired::claim::{Claim, DesiredNode, Freeze, Held, Resolved, Shape};
+use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
-use crate::model::entry::{ALIVE_CHECK_ID, Check, Health, Node, Service, readiness_check_id};
+use crate::model::entry::{Check, Health, Node, Service, readiness_check_id};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
-use crate::model::names::NodeName;
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
-use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
+use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::{Completeness, Mirror};
 use gate::Hold;
 use guard::{Guard, Limits};
@@ -223,81 +223,9 @@ pub fn decide(key: &Key, desired: &Index, observed: &Mirror, rules: &Rules) -> F
         return Finding::nothing(Step::Waiting);
     }
     match key {
-        Key::Node(name) => Finding::nothing(decide_node(name, desired, observed, rules)),
+        Key::Node(name) => Finding::nothing(node::decide_node(name, desired, observed, rules)),
         Key::Instance(instance) => decide_instance(key, instance, desired, observed, rules),
     }
-}
-
-fn decide_node(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rules) -> Step {
-    let there = observed.node(name);
-    let ours = there.filter(|node| observed.is_our_node(name, node));
-    if let (Some(node), None) = (there, ours) {
-        return Step::OwnedByAnother {
-            holder: node_holder(desired, node),
-        };
-    }
-    let Some(DesiredNode { mut node, check }) =
-        desired.resolve_node(name, ours.map(|node| &node.node))
-    else {
-        return Step::Settled;
-    };
-    if let Some(ours) = ours {
-        marks::keep_unknown(&ours.node.meta, &mut node.meta);
-    }
-    let index = ours.map_or(0, |ours| ours.modify_index);
-    let node = ours
-        .is_none_or(|ours| ours.node != node || ours.embellished)
-        .then_some((node, index));
-    let check = check.and_then(|check| {
-        let there = ours.and_then(ObservedNode::own_check);
-        let equal = there.is_some_and(|there| there.well_formed && there.check == check);
-        let worse = there.is_some_and(|there| check.status > there.check.status);
-        let settled = equal || (worse && rules.nodes.holds());
-        (!settled).then(|| (check, there.map_or(0, |there| there.modify_index)))
-    });
-    let is_surplus = |check: &&ObservedCheck| *check.id == *ALIVE_CHECK_ID;
-    let surplus: Vec<(Text, u64)> = ours
-        .filter(|_| rules.mode != Mode::UpsertOnly)
-        .into_iter()
-        .flat_map(|ours| ours.checks.iter().filter(is_surplus))
-        .map(|check| (check.id.clone(), check.modify_index))
-        .collect();
-    match (&node, &check) {
-        (None, None) if !surplus.is_empty() => Step::PutNode(NodeWrite {
-            node: None,
-            check: None,
-            surplus,
-        }),
-        (None, None) if index > 0 && is_vacant(name, desired, observed, rules) => {
-            if rules.vacancies.is_ripe(name) {
-                Step::RemoveNode(index)
-            } else {
-                Step::Lingering
-            }
-        }
-        (None, None) => Step::Settled,
-        _ => Step::PutNode(NodeWrite {
-            node,
-            check,
-            surplus,
-        }),
-    }
-}
-
-/// Whether a node of ours is empty, and its Kubernetes node is gone, as far as everything is known.
-fn is_vacant(name: &NodeName, desired: &Index, observed: &Mirror, rules: &Rules) -> bool {
-    let gone = name
-        .kubernetes_node(desired.cluster())
-        .is_some_and(|node| !desired.has_node(&Text::from(node)));
-    gone && rules.mode != Mode::UpsertOnly
-        && desired.watches.all_complete()
-        && desired.claimed_on(name).next().is_none()
-        && observed.on_node(name).next().is_none()
-}
-
-fn node_holder(desired: &Index, node: &ObservedNode) -> Text {
-    let holder = marks::holder(desired.cluster(), &node.node.meta);
-    format!("{holder}, which has the Consul node").into()
 }
 
 fn decide_instance(
@@ -319,7 +247,7 @@ fn decide_instance(
             let foreign_node = observed
                 .node(&key.node)
                 .filter(|node| !observed.is_our_node(&key.node, node))
-                .map(|node| node_holder(desired, node));
+                .map(|node| node::node_holder(desired, node));
             let step = match (there, standing) {
                 (Some(there), Some(Standing::Foreign(holder)))
                     if !observed.lost_marks(there) && !adopts(&claim, there) =>

@@ -9,9 +9,11 @@ use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::spec::InstanceSpec;
 use crate::model::facts::{NodeFacts, Tristate};
 use crate::model::kind::Kind;
-use crate::model::names::InstanceId;
+use crate::model::names::{InstanceId, NodeName};
 use crate::model::text::Pairs;
-use crate::observed::entry::{ObservedCheck, wire_node_check, wire_readiness, wire_service};
+use crate::observed::entry::{
+    ObservedCheck, ObservedNode, wire_node_check, wire_readiness, wire_service,
+};
 use crate::plan::batch::{Batch, MAX_STEP_OPS, Overflow};
 
 struct Bed {

@@ -12,7 +12,8 @@ use super::engine::Engine;
 use crate::consul::ErrorClass;
 use crate::model::key::Key;
 use crate::model::names::NodeName;
-use crate::observed::mirror::{Completeness, NodeContent, Ticket};
+use crate::observed::content::NodeContent;
+use crate::observed::mirror::{Completeness, Ticket};
 
 impl Engine {
     pub(super) fn absorb(&mut self, done: Done) {

@@ -20,15 +20,14 @@ use super::nodes::Confirmation;
 use super::outage::Outage;
 use super::own::OwnWrites;
 use super::pace::Pace;
+use super::readiness::Readiness;
 use super::report::Report;
 use super::rounds::Rounds;
 use super::signals::{Signal, Table};
 use super::sweep::Sweeper;
 use crate::consul::Client;
 use crate::desired::index::Index;
-use crate::desired::watches::Watch;
 use crate::k8s::{KubeEvent, Relist};
-use crate::metrics::KindLabel;
 use crate::model::epoch::{self, Epoch};
 use crate::model::key::Key;
 use crate::model::kind::Kind;
@@ -47,15 +46,6 @@ const READS: usize = 8;
 const EVENTS_IN_A_ROW: usize = 256;
 /// How long writes that are under way may take at the end.
 const LAST_WRITES: Duration = Duration::from_secs(3);
-
-/// Whether the engine knows enough to work, for `/readyz`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Readiness {
-    /// Whether all watches and Consul's snapshot have been complete once, and no CRD is missing.
-    pub ready: bool,
-    /// What is missing or broken at this moment, for people.
-    pub remarks: Vec<String>,
-}
 
 /// Settings of the engine.
 #[derive(Debug)]
@@ -149,7 +139,7 @@ pub struct Engine {
     pub(super) audit_at: Option<Instant>,
     /// Whether everything was known once.
     pub(super) known_once: bool,
-    readiness: watch::Sender<Readiness>,
+    pub(super) readiness: watch::Sender<Readiness>,
 }
 
 impl Engine {
@@ -335,7 +325,7 @@ impl Engine {
     }
 
     /// Why Consul is not known or not written to, if it is not.
-    fn why_not(&self) -> Option<&str> {
+    pub(super) fn why_not(&self) -> Option<&str> {
         let unknown = self.mirror.completeness() == Completeness::Unknown;
         let garbled = self.garbled.values().filter(|_| unknown);
         let failures = [&self.outage, &self.unreadable, &self.unwritable];
@@ -451,62 +441,6 @@ impl Engine {
             let claim = apply::claim(self.consul.clone(), claimant.clone(), last);
             self.jobs.spawn(claim);
         }
-    }
-
-    fn tell_readiness(&mut self) {
-        let mut remarks: Vec<String> = Vec::new();
-        for kind in Kind::ALL {
-            match self.index.watches.state(kind) {
-                Watch::Complete => {}
-                Watch::Listing => remarks.push(format!("{}: being listed", kind.resource())),
-                Watch::Broken(why) => remarks.push(format!("{}: {why}", kind.resource())),
-            }
-        }
-        if let Some(why) = self.why_not() {
-            remarks.push(format!("consul: {why}"));
-        } else if self.mirror.completeness() == Completeness::Unknown {
-            remarks.push("consul: being read".to_owned());
-        }
-        remarks.extend(self.stranger.clone());
-        let stands_by = self.fence.stands_by().or(self.no_epoch.as_deref());
-        if let Some(why) = stands_by {
-            remarks.push(why.to_owned());
-        } else if self.rules.mode == Mode::DryRun {
-            remarks.push("nothing is written: --policy is dry-run".to_owned());
-        } else if self.fence.index().is_none() {
-            remarks.push("consul: the epoch is not taken yet".to_owned());
-        }
-        let rehearses = self.rules.mode == Mode::DryRun;
-        self.known_once |= self.is_ready() && (rehearses || self.fence.index().is_some());
-        let stands_by = stands_by.is_some();
-        let leads = self.fence.index().is_some();
-        self.report.metrics.leader.set(leads.into());
-        let ready = self.known_once && self.missing.is_empty() && !stands_by;
-        let now = Readiness { ready, remarks };
-        self.readiness.send_if_modified(|known| {
-            let changed = *known != now;
-            *known = now;
-            changed
-        });
-        let waiting: usize = self.on_node.values().map(BTreeMap::len).sum();
-        let pending = i64::try_from(self.dirty.pending() + waiting).unwrap_or(i64::MAX);
-        self.report.metrics.pending.set(pending);
-        let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);
-        self.report.metrics.held_deletes.set(held);
-        let nodes = &self.rules.nodes;
-        let held = if nodes.holds() { nodes.share().0 } else { 0 };
-        let held = i64::try_from(held).unwrap_or(i64::MAX);
-        self.report.metrics.held_nodes.set(held);
-        let owned = |kind: &'static str, count: usize| {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
-            self.report
-                .metrics
-                .owned
-                .get_or_create(&KindLabel { kind })
-                .set(count);
-        };
-        owned("instance", self.mirror.owned_instances());
-        owned("node", self.mirror.owned_nodes());
     }
 }
 

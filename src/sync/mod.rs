@@ -17,6 +17,7 @@ pub mod outage;
 pub mod own;
 pub mod pace;
 mod planning;
+pub mod readiness;
 pub mod report;
 pub mod rounds;
 pub mod signals;

@@ -8,8 +8,8 @@ use lictor::consul::wire;
 use lictor::model::key::Key;
 use lictor::model::names::{ClusterName, NodeName};
 use lictor::model::text::{Pairs, Text};
+use lictor::observed::content::NodeContent;
 use lictor::observed::entry::{wire_node_check, wire_readiness, wire_service};
-use lictor::observed::mirror::NodeContent;
 use lictor::plan::Step;
 use lictor::plan::batch::BatchedStep;
 

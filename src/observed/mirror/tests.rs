@@ -1,4 +1,5 @@
 use super::*;
+use crate::consul::wire;
 use crate::model::names::ServiceName;
 use crate::model::text::{Pairs, Text};
 
