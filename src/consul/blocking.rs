@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Client, ConsulError, Observed, Request, Response};
+use crate::model::backoff;
 
 /// How long Consul holds a query without a change: shorter than the 60 s after which many load
 /// balancers cut an idle connection.
@@ -107,15 +108,13 @@ impl Backoff {
     pub fn next_delay(&mut self) -> Duration {
         let ceiling = self.ceiling();
         self.failures = self.failures.saturating_add(1);
-        ceiling.mul_f64(rand::random())
+        backoff::jittered(ceiling, rand::random())
     }
 
     /// The longest that the next delay can be.
     #[must_use]
     pub fn ceiling(&self) -> Duration {
-        self.base
-            .saturating_mul(2_u32.saturating_pow(self.failures))
-            .min(self.cap)
+        backoff::ceiling(self.base, self.failures, self.cap)
     }
 
     /// All is well again.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::kinds::{Broken, BrokenKind};
+use crate::model::backoff;
 use crate::model::text::Text;
 
 /// The time between full lists is between this and half as much again.
@@ -279,11 +280,9 @@ impl Machine {
 
     /// A random pause, of which the longest possible doubles with each failure.
     fn back_off(&mut self, dice: &mut impl FnMut() -> f64) -> Duration {
-        let longest = FIRST_PAUSE
-            .saturating_mul(1 << self.failures.min(16))
-            .min(LONGEST_PAUSE);
+        let longest = backoff::ceiling(FIRST_PAUSE, self.failures, LONGEST_PAUSE);
         self.failures += 1;
-        longest.mul_f64(dice())
+        backoff::jittered(longest, dice())
     }
 
     fn break_down(&mut self, why: Broken) -> Option<Say> {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::StatusUpdate;
 use crate::api::ServiceRegistrationStatus;
+use crate::model::backoff;
 use crate::model::text::Text;
 
 /// The least time between two writes of one object.
@@ -139,13 +140,11 @@ impl Desk {
                 return;
             }
             Outcome::Failed => {
-                let longest = SPACING
-                    .saturating_mul(1 << entry.failures.min(6))
-                    .min(LONGEST_PAUSE);
+                let longest = backoff::ceiling(SPACING, entry.failures, LONGEST_PAUSE);
                 entry.failures += 1;
                 // It may have been written all the same.
                 entry.held = None;
-                entry.not_before = Some(now + SPACING.max(longest.mul_f64(dice)));
+                entry.not_before = Some(now + SPACING.max(backoff::jittered(longest, dice)));
             }
         }
         self.file(key);
