@@ -39,3 +39,5 @@ pub mod server;
 pub mod status;
 pub mod sync;
 pub mod telemetry;
+#[cfg(test)]
+mod test_log;

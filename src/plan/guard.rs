@@ -129,10 +129,7 @@ impl Guard {
         self.released.remove(key);
         let waited = self.waiting.remove(key).is_some();
         self.open |= waited;
-        if self.waiting.is_empty() {
-            self.verdict = Verdict::Pass;
-            self.recovering = false;
-        }
+        self.rest();
         waited
     }
 
@@ -240,11 +237,8 @@ impl Guard {
 
     /// Someone who may releases all that is held. Returns it.
     pub fn release(&mut self) -> Vec<Key> {
-        let keys: Vec<Key> = self.waiting.keys().cloned().collect();
-        self.let_go(&keys);
-        self.verdict = Verdict::Pass;
-        self.recovering = false;
-        keys
+        let keys = self.waiting.keys().cloned().collect();
+        self.release_these(&keys)
     }
 
     /// Someone who may releases these of what waits. Returns those that did; whatever else waits stays as
@@ -253,11 +247,16 @@ impl Guard {
         let waits = |key: &&Key| self.waiting.contains_key(*key);
         let keys: Vec<Key> = keys.iter().filter(waits).cloned().collect();
         self.let_go(&keys);
+        self.rest();
+        keys
+    }
+
+    /// Where nothing waits any more, what comes next is a new case.
+    fn rest(&mut self) {
         if self.waiting.is_empty() {
             self.verdict = Verdict::Pass;
             self.recovering = false;
         }
-        keys
     }
 
     fn let_go(&mut self, keys: &[Key]) {

@@ -67,11 +67,10 @@ impl Engine {
             if guarded {
                 self.rules.guard.found(&key);
             }
-            match finding.step {
-                Step::Settled | Step::Waiting | Step::Lingering if finding.owner.is_some() => {
-                    self.rules.guard.returned(&key);
+            match &finding.step {
+                Step::Settled | Step::Waiting | Step::Lingering => {
+                    self.not_missing(&key, &finding);
                 }
-                Step::Settled | Step::Waiting | Step::Lingering => self.rules.guard.lapsed(&key),
                 Step::Held(_) if guarded && !judged => {}
                 Step::Held(hold) => tracing::info!(key = %key, "{hold}"),
                 step => tracing::info!(key = %key, "would {step}"),

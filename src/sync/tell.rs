@@ -248,7 +248,7 @@ impl Engine {
     }
 
     /// A key is no found absence: because something claims it, or for another reason.
-    fn not_missing(&mut self, key: &Key, finding: &Finding) {
+    pub(super) fn not_missing(&mut self, key: &Key, finding: &Finding) {
         if finding.owner.is_some() {
             self.rules.guard.returned(key);
         } else {

@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::subscriber::DefaultGuard;
 
 use super::engine::{Engine, Options};
 use super::report::Report;
@@ -35,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::model::facts::PodFacts;
 use crate::model::text::Pairs;
 use crate::plan::Rules;
+use crate::test_log::Log;
 
 /// How it fails, and what it was asked.
 #[derive(Default)]
@@ -402,51 +402,6 @@ async fn most_nodes_missing_at_once_are_held() {
         .await;
     bed.node_is("n3", "passing").await;
     bed.end().await;
-}
-
-/// What was logged to it.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    /// Logs what this thread does, until the guard is dropped.
-    fn begin() -> (Self, DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-
-    /// How many lines have this text.
-    fn count(&self, text: &str) -> usize {
-        let log = self.text();
-        log.lines().filter(|line| line.contains(text)).count()
-    }
-
-    /// The lines of the audit log.
-    fn removals(&self) -> Vec<String> {
-        let log = self.text();
-        let told = log.lines().filter(|line| line.contains("audit: removed"));
-        told.map(str::to_owned).collect()
-    }
 }
 
 #[tokio::test]

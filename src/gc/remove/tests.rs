@@ -1,8 +1,4 @@
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use serde_json::{Value, json};
-use tracing::subscriber::DefaultGuard;
 use wiremock::matchers::path;
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -10,39 +6,7 @@ use super::*;
 use crate::consul::{ConsulConfig, ConsulSettings};
 use crate::model::key::InstanceKey;
 use crate::model::owner::Owner;
-
-/// What was logged to it.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn start() -> (Self, DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn removals(&self) -> Vec<String> {
-        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        let lines = log.lines().filter(|line| line.contains("audit: removed"));
-        lines.map(str::to_owned).collect()
-    }
-}
+use crate::test_log::Log;
 
 fn lost() -> ResponseTemplate {
     ResponseTemplate::new(502).set_body_string("the way back is broken")
@@ -121,7 +85,7 @@ fn stale() -> ResponseTemplate {
 
 #[tokio::test]
 async fn a_removal_whose_answer_was_lost_is_read_again_and_told() {
-    let (log, _guard) = Log::start();
+    let (log, _guard) = Log::begin();
     let (server, client) = consul().await;
     answers(&server, "/v1/txn", vec![lost()]).await;
     answers(&server, INSTANCES, vec![node(&json!([]))]).await;
@@ -155,7 +119,7 @@ async fn a_removal_whose_answer_was_lost_is_read_again_and_told() {
 
 #[tokio::test]
 async fn one_that_was_not_carried_out_is_asked_for_again_and_told_once() {
-    let (log, _guard) = Log::start();
+    let (log, _guard) = Log::begin();
     let (server, client) = consul().await;
     let there =
         json!([{"ID": "a.shop.web.web-0", "Service": "web", "CreateIndex": 4, "ModifyIndex": 5}]);
@@ -168,7 +132,7 @@ async fn one_that_was_not_carried_out_is_asked_for_again_and_told_once() {
 
 #[tokio::test]
 async fn one_that_was_carried_out_late_is_told_too_and_one_that_changed_stays() {
-    let (log, _guard) = Log::start();
+    let (log, _guard) = Log::begin();
     let there = |created: u64| json!([{"ID": "A.shop.web.web-0", "Service": "web", "CreateIndex": created, "ModifyIndex": 12}]);
     let (server, client) = consul().await;
     answers(&server, "/v1/txn", vec![lost(), stale()]).await;
