@@ -139,12 +139,12 @@ impl Regarding {
         }
     }
 
-    /// A `ServiceRegistration`.
+    /// An object of a kind of ours.
     #[must_use]
-    pub fn service_registration(namespace: Text, name: Text, uid: Text) -> Self {
+    pub fn ours(kind: &'static str, namespace: Text, name: Text, uid: Text) -> Self {
         Self {
             api_version: "lictor.io/v1alpha1",
-            kind: "ServiceRegistration",
+            kind,
             namespace,
             name,
             uid,

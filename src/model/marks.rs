@@ -59,7 +59,7 @@ pub fn is_reserved(key: &str) -> bool {
 /// Our keys that this release writes.
 const KNOWN: [&str; 4] = [CLUSTER, NODE, OWNER, UID];
 /// Most pairs of meta that Consul takes.
-const MAX_PAIRS: usize = 64;
+pub const MAX_PAIRS: usize = 64;
 
 /// Adds to what is wanted the keys of ours that are there and that this release does not know: a newer
 /// one wrote them and may come back, so that they are no drift.
@@ -137,6 +137,8 @@ fn stands_for(owner: &Owner, named: &str, meta: &Pairs) -> bool {
         OwnerKind::ServiceRegistration => named
             .strip_prefix(&*owner.name)
             .is_some_and(|endpoint| endpoint.starts_with('.')),
+        // These register no instances.
+        OwnerKind::Intention | OwnerKind::PreparedQuery => false,
     }
 }
 

@@ -12,4 +12,5 @@ pub mod limits;
 pub mod marks;
 pub mod names;
 pub mod owner;
+pub mod source;
 pub mod text;

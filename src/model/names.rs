@@ -203,6 +203,44 @@ impl InstanceId {
     }
 }
 
+/// The destination of intentions: a Consul service, or `*` for all.
+///
+/// A Consul name may have any form; that of a destination is compared as it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination(Text);
+
+impl Destination {
+    /// The destination of this name.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as a shared text.
+    #[must_use]
+    pub fn text(&self) -> &Text {
+        &self.0
+    }
+}
+
+/// The name of a prepared query, in lower case: Consul compares these names without case.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueryName(Text);
+
+impl QueryName {
+    /// The query of this name, however it is written.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.to_lowercase().into())
+    }
+
+    /// The name as a shared text.
+    #[must_use]
+    pub fn text(&self) -> &Text {
+        &self.0
+    }
+}
+
 macro_rules! text_like {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -218,7 +256,14 @@ macro_rules! text_like {
         }
     )*};
 }
-text_like!(ClusterName, ServiceName, NodeName, InstanceId);
+text_like!(
+    ClusterName,
+    ServiceName,
+    NodeName,
+    InstanceId,
+    Destination,
+    QueryName
+);
 
 #[cfg(test)]
 mod tests {

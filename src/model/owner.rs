@@ -12,6 +12,10 @@ pub enum OwnerKind {
     Pod,
     /// A `ServiceRegistration`, by its selector or its endpoints.
     ServiceRegistration,
+    /// An `Intention`.
+    Intention,
+    /// A `PreparedQuery`.
+    PreparedQuery,
 }
 
 impl OwnerKind {
@@ -21,11 +25,13 @@ impl OwnerKind {
         match self {
             Self::Pod => "Pod",
             Self::ServiceRegistration => "ServiceRegistration",
+            Self::Intention => "Intention",
+            Self::PreparedQuery => "PreparedQuery",
         }
     }
 }
 
-/// The object that an entry is registered for; the service meta `lictor-owner`.
+/// The object that an entry is for; the service meta `lictor-owner`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// Its kind.
@@ -57,6 +63,26 @@ impl Owner {
         }
     }
 
+    /// The `Intention` `namespace/name`.
+    #[must_use]
+    pub fn intention(namespace: &Text, name: &Text) -> Self {
+        Self {
+            kind: OwnerKind::Intention,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        }
+    }
+
+    /// The `PreparedQuery` `namespace/name`.
+    #[must_use]
+    pub fn prepared_query(namespace: &Text, name: &Text) -> Self {
+        Self {
+            kind: OwnerKind::PreparedQuery,
+            namespace: namespace.clone(),
+            name: name.clone(),
+        }
+    }
+
     /// Reads `<kind>/<namespace>/<name>`; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -64,6 +90,8 @@ impl Owner {
         let kind = match parts.next()? {
             "Pod" => OwnerKind::Pod,
             "ServiceRegistration" => OwnerKind::ServiceRegistration,
+            "Intention" => OwnerKind::Intention,
+            "PreparedQuery" => OwnerKind::PreparedQuery,
             _ => return None,
         };
         let (namespace, name) = (parts.next()?, parts.next()?);

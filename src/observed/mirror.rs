@@ -5,7 +5,7 @@ use std::ops::Bound;
 
 use super::content::{NodeContent, instances_of, node_of};
 use super::entry::{ObservedInstance, ObservedNode};
-use crate::model::key::{InstanceKey, Key};
+use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::marks::{self, Standing};
 use crate::model::names::{ClusterName, InstanceId, NodeName};
 use crate::model::owner::Owner;
@@ -209,10 +209,15 @@ impl Mirror {
         *began < self.since
     }
 
-    /// Whether it is not known what stands on the node.
+    /// Whether it is not known what stands there.
     #[must_use]
-    pub fn is_unsure(&self, node: &NodeName) -> bool {
-        self.unsure.contains_key(node)
+    pub fn is_unsure(&self, place: &Place) -> bool {
+        match place {
+            Place::Node(node) => {
+                self.completeness == Completeness::Unknown || self.unsure.contains_key(node)
+            }
+            Place::Table(_) => true,
+        }
     }
 
     /// It is not known any more what stands on the node, until a read that begins from now on.

@@ -20,7 +20,7 @@ use crate::model::marks::{self, Standing};
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
-use crate::observed::mirror::{Completeness, Mirror};
+use crate::observed::mirror::Mirror;
 use gate::Hold;
 use guard::{Guard, Limits};
 use panic::NodePanic;
@@ -219,12 +219,15 @@ impl Finding {
 /// Decides what to do under a key.
 #[must_use]
 pub fn decide(key: &Key, desired: &Index, observed: &Mirror, rules: &Rules) -> Finding {
-    if observed.completeness() == Completeness::Unknown || observed.is_unsure(key.node()) {
+    if observed.is_unsure(&key.place()) {
         return Finding::nothing(Step::Waiting);
     }
     match key {
         Key::Node(name) => Finding::nothing(node::decide_node(name, desired, observed, rules)),
         Key::Instance(instance) => decide_instance(key, instance, desired, observed, rules),
+        Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {
+            Finding::nothing(Step::Settled)
+        }
     }
 }
 

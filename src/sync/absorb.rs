@@ -10,7 +10,7 @@ use super::claim::{Before, ClaimError, Claimed};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use crate::consul::ErrorClass;
-use crate::model::key::Key;
+use crate::model::key::{Key, Place};
 use crate::model::names::NodeName;
 use crate::observed::content::NodeContent;
 use crate::observed::mirror::{Completeness, Ticket};
@@ -85,7 +85,7 @@ impl Engine {
         tracing::warn!("the epoch was another's meanwhile: what Consul holds is read again");
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
-            self.doubt(node);
+            self.doubt(Place::Node(node));
         }
         self.own.forget();
         // Nodes may have come, or gone.
@@ -101,10 +101,9 @@ impl Engine {
         self.unread.clear();
         self.own.forget();
         self.drifted.clear();
-        for node in std::mem::take(&mut self.on_node).into_keys() {
-            // What waited is planned with everything else once Consul is known.
-            self.node_troubles.remove(&node);
-        }
+        // What waited is planned with everything else once Consul is known.
+        self.waiting.clear();
+        self.node_troubles.clear();
     }
 
     // === reads ===
@@ -172,7 +171,7 @@ impl Engine {
                 }
                 self.changed(changed);
                 self.loaded();
-                self.go_on(&name);
+                self.go_on(&Place::Node(name));
             }
             Err(error) => {
                 self.mirror.abandon_read(ticket);
@@ -216,8 +215,9 @@ impl Engine {
                     self.try_again_on(node);
                 }
                 Key::Instance(instance) => self.occupied(&instance.node, due.since),
+                Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {}
             }
-            self.dirty.touch(key, due);
+            self.dirty.touch(key.planned(), due);
         }
     }
 

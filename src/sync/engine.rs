@@ -29,7 +29,7 @@ use crate::consul::Client;
 use crate::desired::index::Index;
 use crate::k8s::{KubeEvent, Relist};
 use crate::model::epoch::{self, Epoch};
-use crate::model::key::Key;
+use crate::model::key::{Key, Place};
 use crate::model::kind::Kind;
 use crate::model::names::NodeName;
 use crate::model::text::Text;
@@ -98,8 +98,8 @@ pub struct Engine {
     /// Tables of which no signal came yet: what changes in them would go unnoticed, so that the
     /// first snapshot is not taken before.
     pub(super) unwatched: BTreeSet<Table>,
-    /// Keys that wait for their node, which is being written or read.
-    pub(super) on_node: BTreeMap<NodeName, BTreeMap<Key, Due>>,
+    /// Keys that wait for their place, which is being written or read.
+    pub(super) waiting: BTreeMap<Place, BTreeMap<Key, Due>>,
     /// What holds for all keys together.
     pub(super) rules: Rules,
     /// Lists that are to confirm what is found missing.
@@ -178,7 +178,7 @@ impl Engine {
             listing: false,
             missing: BTreeSet::new(),
             unwatched: Table::ALL.into(),
-            on_node: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             rules,
             rounds: Rounds::default(),
             confirmation: Confirmation::default(),

@@ -140,7 +140,8 @@ impl Engine {
             match &key {
                 Key::Instance(instance) => self.report.expect(instance, &self.index),
                 // Its address may be known by now.
-                Key::Node(node) => self.go_on(node),
+                Key::Node(_) => self.go_on(&key.place()),
+                Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {}
             }
             self.dirty.touch(key, due);
         }
@@ -160,7 +161,7 @@ impl Engine {
                 .mirror
                 .instance(instance)
                 .is_some_and(|there| addresses.contains(&there.service.address)),
-            Key::Node(_) => false,
+            _ => false,
         };
         self.held.iter().filter(is_at).cloned().collect()
     }

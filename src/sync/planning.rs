@@ -112,13 +112,13 @@ impl Engine {
         self.note(&key, &finding);
         let step = match finding.step {
             Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
-                if let Key::Node(node) = &key {
-                    self.go_on(node);
+                if let Key::Node(_) = &key {
+                    self.go_on(&key.place());
                 }
                 return false;
             }
             Step::Waiting => {
-                self.wait_for_node(key, due);
+                self.wait(key, due);
                 return false;
             }
             step @ (Step::PutNode(_) | Step::Put(_) | Step::Remove(_) | Step::RemoveNode(_)) => {
@@ -149,7 +149,7 @@ impl Engine {
                 if let Some(Trouble { reason, message }) = self.node_troubles.get(&instance.node) {
                     self.trouble(&key, *reason, message.clone());
                 }
-                self.wait_for_node(key, due);
+                self.wait(key, due);
                 return false;
             }
             if !batch.contains(&node) {
@@ -161,7 +161,7 @@ impl Engine {
                          IP, yet"
                     );
                     self.trouble(&key, Reason::Writing, message);
-                    self.wait_for_node(key, due);
+                    self.wait(key, due);
                     return false;
                 }
                 if batch.push(node.clone(), finding.step, first).is_err() {
@@ -183,9 +183,9 @@ impl Engine {
         true
     }
 
-    /// A key waits until its node is written, read, or known better.
-    fn wait_for_node(&mut self, key: Key, due: Due) {
-        let waiting = self.on_node.entry(key.node().clone()).or_default();
+    /// A key waits until its place is written, read, or known better.
+    fn wait(&mut self, key: Key, due: Due) {
+        let waiting = self.waiting.entry(key.place()).or_default();
         waiting
             .entry(key)
             .and_modify(|known| *known = due.merged(Some(*known)))

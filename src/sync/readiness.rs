@@ -55,7 +55,7 @@ impl Engine {
             *known = now;
             changed
         });
-        let waiting: usize = self.on_node.values().map(BTreeMap::len).sum();
+        let waiting: usize = self.waiting.values().map(BTreeMap::len).sum();
         let pending = i64::try_from(self.dirty.pending() + waiting).unwrap_or(i64::MAX);
         self.report.metrics.pending.set(pending);
         let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);

@@ -178,7 +178,7 @@ impl Report {
             OwnerKind::Pod => {
                 self.event(&about, index.uid(&about), reason, trouble.message.clone());
             }
-            OwnerKind::ServiceRegistration => self.complaints.begin((about, reason), key),
+            _ => self.complaints.begin((about, reason), key),
         }
     }
 
@@ -232,9 +232,7 @@ impl Report {
         } = about.clone();
         let regarding = match kind {
             OwnerKind::Pod => Regarding::pod(namespace, name, uid.clone()),
-            OwnerKind::ServiceRegistration => {
-                Regarding::service_registration(namespace, name, uid.clone())
-            }
+            kind => Regarding::ours(kind.as_str(), namespace, name, uid.clone()),
         };
         self.events.send(EventRecord {
             regarding,

@@ -7,7 +7,7 @@ use super::dirty::{Cause, Due};
 use super::engine::{Engine, LostRemoval, Written};
 use crate::consul::{ConsulError, ErrorClass, TxnError, TxnFailure, TxnOutcome, TxnResult};
 use crate::metrics::KindLabel;
-use crate::model::key::{InstanceKey, Key};
+use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
@@ -32,7 +32,7 @@ impl Engine {
                 for step in steps {
                     self.count(&step.step, "ok");
                     self.lost_removal(&step, epoch);
-                    self.doubt(step.key.node().clone());
+                    self.doubt(step.key.place());
                     self.again(step);
                 }
             }
@@ -76,7 +76,7 @@ impl Engine {
         self.allowed(&key, at);
         if results.contains(&TxnResult::Dropped) {
             // The entry that the check belongs to went meanwhile.
-            self.doubt(key.node().clone());
+            self.doubt(key.place());
             let cause = due.cause.max(Cause::Drift);
             self.dirty.touch(key, Due { cause, ..due });
             return;
@@ -100,7 +100,7 @@ impl Engine {
                 self.node_troubles.remove(name);
                 tracing::info!(key = %name, "node written");
                 self.look_again_on(name);
-                self.go_on(name);
+                self.go_on(&key.place());
             }
             (Key::Instance(key), Step::Put(write)) => {
                 let index = self.applied_instance(key, &write, results);
@@ -248,17 +248,17 @@ impl Engine {
         }
     }
 
-    /// Keys that waited for their node are planned again.
-    pub(super) fn go_on(&mut self, node: &NodeName) {
-        for (key, due) in self.on_node.remove(node).unwrap_or_default() {
+    /// Keys that waited for their place are planned again.
+    pub(super) fn go_on(&mut self, place: &Place) {
+        for (key, due) in self.waiting.remove(place).unwrap_or_default() {
             self.dirty.touch(key, due);
         }
     }
 
     /// A step that was not carried out, through no fault of its own, is planned again.
     pub(super) fn again(&mut self, step: Written) {
-        if let Key::Node(node) = &step.key {
-            self.go_on(node);
+        if let Key::Node(_) = &step.key {
+            self.go_on(&step.key.place());
         }
         self.dirty.touch(step.key, step.tag);
     }
@@ -283,7 +283,7 @@ impl Engine {
                 _ => {
                     // What is there is read, and planned with.
                     tracing::debug!(key = %step.key, "planned on old knowledge: {}", error.what);
-                    self.doubt(step.key.node().clone());
+                    self.doubt(step.key.place());
                     let chance = rand::rng().random::<f64>();
                     self.dirty
                         .stumble(&step.key, step.tag, Instant::now(), chance);
@@ -308,7 +308,7 @@ impl Engine {
                 self.lost_removal(&step, epoch);
             }
             if class.may_be_applied() || class == ErrorClass::Conflict {
-                self.doubt(step.key.node().clone());
+                self.doubt(step.key.place());
             }
             if !refused {
                 let message = format!("Consul did not take the write yet: {error}");
@@ -338,10 +338,15 @@ impl Engine {
         self.lost_removals.insert(step.key.clone(), removal);
     }
 
-    /// It is not known what stands on the node: it is read before anything on it is planned.
-    pub(super) fn doubt(&mut self, node: NodeName) {
-        self.mirror.doubt(&node);
-        self.unread.insert(node);
+    /// It is not known what stands there: it is read before anything there is planned.
+    pub(super) fn doubt(&mut self, place: Place) {
+        match place {
+            Place::Node(node) => {
+                self.mirror.doubt(&node);
+                self.unread.insert(node);
+            }
+            Place::Table(_) => {}
+        }
     }
 
     fn give_up(&mut self, step: &Written, reason: Reason, message: String) {
@@ -354,9 +359,9 @@ impl Engine {
                 tracing::warn!(key = %node, reason = reason.as_str(), "{message}");
                 let trouble = Trouble { reason, message };
                 self.node_troubles.insert(node.clone(), trouble);
-                self.go_on(node);
+                self.go_on(&step.key.place());
             }
-            Key::Instance(_) => self.trouble(&step.key, reason, message),
+            _ => self.trouble(&step.key, reason, message),
         }
     }
 

@@ -246,7 +246,7 @@ impl Bed {
         let keys = self.keys();
         for name in keys.iter().filter_map(|key| match key {
             Key::Node(name) => Some(name),
-            Key::Instance(_) => None,
+            _ => None,
         }) {
             let Some(node) = self.mirror.node(name) else {
                 continue;

@@ -395,6 +395,7 @@ impl Index {
         match owner.kind {
             OwnerKind::Pod => self.pod(&owner.namespace, &owner.name).map(|pod| &pod.uid),
             OwnerKind::ServiceRegistration => self.registration(owner).map(|found| &found.uid),
+            OwnerKind::Intention | OwnerKind::PreparedQuery => None,
         }
     }
 

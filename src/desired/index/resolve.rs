@@ -143,9 +143,7 @@ impl Index {
         let (pod, annotations) = (&row.facts, &row.annotations);
         let base = match holder.owner.kind {
             OwnerKind::Pod => InstanceSpec::default(),
-            OwnerKind::ServiceRegistration => {
-                self.registration(&holder.owner)?.claims()?.spec.clone()
-            }
+            _ => self.registration(&holder.owner)?.claims()?.spec.clone(),
         };
         let health = annotations.overlay_health(&holder.service, base.clone());
         let live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);

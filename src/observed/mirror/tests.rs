@@ -187,15 +187,16 @@ fn a_node_that_was_written_or_read_since_a_list_began_is_not_gone() {
 #[test]
 fn a_doubt_is_settled_by_a_read_that_began_after_it() {
     let mut mirror = mirror();
+    mirror.complete();
     let before = mirror.start_read();
     let listed = mirror.start_read();
     mirror.doubt(&name("n"));
     let _ = mirror.finish_read(before, &name("n"), &content(Vec::new()), &HashSet::new());
-    assert!(mirror.is_unsure(&name("n")));
+    assert!(mirror.is_unsure(&Place::Node(name("n"))));
     let _ = mirror.finish_list(listed, &BTreeSet::new(), &HashSet::new());
-    assert!(mirror.is_unsure(&name("n")));
+    assert!(mirror.is_unsure(&Place::Node(name("n"))));
     read(&mut mirror, &content(Vec::new()));
-    assert!(!mirror.is_unsure(&name("n")));
+    assert!(!mirror.is_unsure(&Place::Node(name("n"))));
 }
 
 #[test]
@@ -204,7 +205,7 @@ fn a_failed_read_settles_nothing() {
     mirror.doubt(&name("n"));
     let ticket = mirror.start_read();
     mirror.abandon_read(ticket);
-    assert!(mirror.is_unsure(&name("n")));
+    assert!(mirror.is_unsure(&Place::Node(name("n"))));
 }
 
 // === whose ===

@@ -4,7 +4,7 @@ use super::*;
 use crate::consul::{TxnOutcome, TxnResult};
 use crate::desired::index::Touched;
 use crate::model::entry::{Node, readiness_check_id};
-use crate::model::key::{InstanceKey, Key};
+use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::kind::Kind;
 use crate::model::names::{InstanceId, NodeName};
 use crate::model::owner::Owner;
@@ -81,7 +81,7 @@ async fn nothing_is_created_on_a_node_that_is_being_written() {
         engine.dirty.touch(key.clone(), due());
         engine.start_writes(Instant::now());
         assert_eq!(engine.dirty.busy().contains(&key), !busy);
-        let waits = engine.on_node.get(&n1());
+        let waits = engine.waiting.get(&Place::Node(n1()));
         assert_eq!(waits.is_some_and(|keys| keys.contains_key(&key)), busy);
     }
 }
@@ -111,7 +111,7 @@ async fn an_epoch_that_was_taken_casts_doubt_and_one_that_was_lost_ends_all_know
         assert_eq!(engine.fence.index(), Some(9));
         assert_eq!(engine.drifted.is_empty(), lost);
         assert_eq!(engine.mirror.node(&n1()).is_none(), lost);
-        assert!(lost || engine.mirror.is_unsure(&n1()));
+        assert!(lost || engine.mirror.is_unsure(&Place::Node(n1())));
         assert!(lost || engine.unread.contains(&n1()));
     }
 }
