@@ -275,9 +275,7 @@ mod tests {
     fn many_sources_go_on_in_further_pairs_and_too_many_are_told() {
         let owners = |count: usize| -> Owners {
             let sources = (0..count).map(|n| name(&format!("service-{n:050}")));
-            sources
-                .map(|source| (source, intention("many")))
-                .collect()
+            sources.map(|source| (source, intention("many"))).collect()
         };
         let few = meta(&cluster(), &owners(256), &Pairs::default()).unwrap();
         assert!(few.iter().all(|(_, value)| value.len() <= MAX_VALUE));

@@ -138,6 +138,15 @@ fn new_index() -> Index {
     Index::new(cluster(), GlobSet::empty())
 }
 
+/// In this world there is nothing that is on no node.
+fn node_of(key: &Key) -> &NodeName {
+    match key {
+        Key::Node(node) => node,
+        Key::Instance(instance) => &instance.node,
+        other => panic!("{other} is on no node"),
+    }
+}
+
 fn node_name(slot: usize) -> NodeName {
     NodeName::for_kubernetes(&cluster(), &format!("n{slot}.example"))
 }
@@ -438,8 +447,8 @@ impl World {
                 self.wait(key);
                 return true;
             }
-            Step::Put(write) if write.creates() && self.mirror.node(key.node()).is_none() => {
-                let node = Key::Node(key.node().clone());
+            Step::Put(write) if write.creates() && self.mirror.node(node_of(&key)).is_none() => {
+                let node = Key::Node(node_of(&key).clone());
                 if self.busy.contains(&node) {
                     self.wait(key);
                     return true;
@@ -467,7 +476,7 @@ impl World {
     }
 
     fn wait(&mut self, key: Key) {
-        let node = key.node().clone();
+        let node = node_of(&key).clone();
         self.on_node.entry(node).or_default().insert(key);
     }
 
@@ -536,10 +545,10 @@ impl World {
     fn doubt(&mut self, steps: &[BatchedStep<()>]) {
         for step in steps {
             self.busy.remove(&step.key);
-            self.mirror.doubt(step.key.node());
-            self.unread.insert(step.key.node().clone());
+            self.mirror.doubt(node_of(&step.key));
+            self.unread.insert(node_of(&step.key).clone());
             self.dirty.insert(step.key.clone());
-            self.go_on(step.key.node());
+            self.go_on(node_of(&step.key));
         }
     }
 
@@ -556,22 +565,22 @@ impl World {
             Err(at_fault) => {
                 for (at, step) in steps.iter().enumerate() {
                     if at_fault.contains(&at) {
-                        self.mirror.doubt(step.key.node());
-                        self.unread.insert(step.key.node().clone());
+                        self.mirror.doubt(node_of(&step.key));
+                        self.unread.insert(node_of(&step.key).clone());
                     }
                 }
             }
         }
         for step in steps {
-            self.go_on(step.key.node());
+            self.go_on(node_of(&step.key));
             self.dirty.insert(step.key);
         }
     }
 
     fn applied(&mut self, key: &Key, left: Vec<Left>) {
         if left.iter().any(|left| matches!(left, Left::Dropped)) {
-            self.mirror.doubt(key.node());
-            self.unread.insert(key.node().clone());
+            self.mirror.doubt(node_of(key));
+            self.unread.insert(node_of(key).clone());
             return;
         }
         match key {
@@ -617,6 +626,7 @@ impl World {
                     self.mirror.wrote_instance(key, Some(instance));
                 }
             }
+            other => panic!("{other} is on no node"),
         }
     }
 
@@ -677,7 +687,7 @@ impl World {
         for key in changed {
             if let Key::Node(node) = &key {
                 let on_it = self.all_keys().into_iter();
-                let on_it: Vec<Key> = on_it.filter(|key| key.node() == node).collect();
+                let on_it: Vec<Key> = on_it.filter(|key| node_of(key) == node).collect();
                 self.dirty.extend(on_it);
             }
             self.dirty.insert(key);
