@@ -4,3 +4,4 @@
 pub mod content;
 pub mod entry;
 pub mod mirror;
+pub mod table;
