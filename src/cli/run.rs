@@ -16,6 +16,7 @@ use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
 use crate::model::names::{ClusterName, InvalidName};
+use crate::plan::entries::refusals::Refusals;
 use crate::plan::guard::{Guard, Limits};
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
@@ -168,6 +169,7 @@ impl Run {
                 write_rate: self.consul_write_rate,
                 take_over: self.take_over,
                 rules: Rules {
+                    refusals: Refusals::default(),
                     mode: self.policy,
                     drift: self.drift,
                     guard: Guard::new(Limits {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::annotations::{DOMAIN, PAUSED};
+use super::parsed::{self, Asked, Parsed};
+use super::query::{self, QueryClaim};
 use super::shape::Endpoint;
 use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
 use crate::api::service_registration as api;
@@ -10,41 +11,14 @@ use crate::api::{LabelSelector, RegistrationObject, ServiceRegistrationSpec};
 use crate::model::entry::{Health, Weights};
 use crate::model::limits::MAX_ENDPOINTS;
 use crate::model::names::{ServiceName, is_dns_label};
-use crate::model::owner::Owner;
+use crate::model::owner::OwnerKind;
 use crate::model::text::{Pairs, Text};
 
 /// A `ServiceRegistration` as the index holds it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Registration {
-    /// Its namespace.
-    pub namespace: Text,
-    /// Its name.
-    pub name: Text,
-    /// Its uid.
-    pub uid: Text,
-    /// `metadata.creationTimestamp`, seconds since the epoch: the older of two holds a key.
-    pub created: i64,
-    /// `metadata.generation`, told back in the status.
-    pub generation: i64,
-    /// What it asks for.
-    pub content: Content,
-}
+pub type Registration = Parsed<Claims>;
 
 /// What a `ServiceRegistration` asks for, or why that cannot be told.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Content {
-    /// It was understood.
-    Valid(Claims),
-    /// `lictor.io/paused` holds it.
-    Paused {
-        /// What it says, where that is understood: the health of its pods goes on.
-        claims: Option<Claims>,
-        /// What is wrong with the annotation: a value that is not understood pauses too.
-        problem: Option<String>,
-    },
-    /// It could not be decoded, or says what no registration can be made of: what it held is kept.
-    Invalid(String),
-}
+pub type Content = parsed::Content<Claims>;
 
 /// What a valid `ServiceRegistration` asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +31,10 @@ pub struct Claims {
     pub source: Source,
     /// Whether entries without an owner that stand there are taken over.
     pub adopt: bool,
+    /// The protocol that its `service-defaults` are to have.
+    pub protocol: Option<Text>,
+    /// Prepared queries that belong to it.
+    pub queries: Vec<QueryClaim>,
 }
 
 /// Where the instances come from.
@@ -68,64 +46,15 @@ pub enum Source {
     Endpoints(Vec<Endpoint>),
 }
 
+impl Asked for Claims {
+    const KIND: OwnerKind = OwnerKind::ServiceRegistration;
+}
+
 impl Registration {
     /// Reads an object; what cannot be understood becomes [`Content::Invalid`].
     #[must_use]
     pub fn of(object: &RegistrationObject) -> Self {
-        let claims = match &object.spec {
-            Ok(spec) => claims(&object.name, spec),
-            Err(problem) => Err(format!("the object cannot be decoded: {problem}")),
-        };
-        let content = match paused(object) {
-            Ok(false) => claims.map_or_else(Content::Invalid, Content::Valid),
-            paused => Content::Paused {
-                claims: claims.ok(),
-                problem: paused.err(),
-            },
-        };
-        Self {
-            namespace: object.namespace.clone(),
-            name: object.name.clone(),
-            uid: object.uid.clone(),
-            created: object.created,
-            generation: object.generation,
-            content,
-        }
-    }
-
-    /// The registration as an owner of entries.
-    #[must_use]
-    pub fn owner(&self) -> Owner {
-        Owner::registration(&self.namespace, &self.name)
-    }
-
-    /// What it claims, unless it is paused or invalid.
-    #[must_use]
-    pub fn claims(&self) -> Option<&Claims> {
-        match &self.content {
-            Content::Valid(claims) => Some(claims),
-            Content::Paused { .. } | Content::Invalid(_) => None,
-        }
-    }
-
-    /// What it says, also while it is paused and claims nothing.
-    #[must_use]
-    pub fn understood(&self) -> Option<&Claims> {
-        match &self.content {
-            Content::Valid(claims) => Some(claims),
-            Content::Paused { claims, .. } => claims.as_ref(),
-            Content::Invalid(_) => None,
-        }
-    }
-
-    /// What is wrong with it as such.
-    #[must_use]
-    pub fn problem(&self) -> Option<&String> {
-        match &self.content {
-            Content::Valid(_) => None,
-            Content::Paused { problem, .. } => problem.as_ref(),
-            Content::Invalid(problem) => Some(problem),
-        }
+        Self::read(object, claims)
     }
 
     /// What it claims for a pod with these labels, if it selects it.
@@ -146,18 +75,6 @@ impl Claims {
     }
 }
 
-fn paused(object: &RegistrationObject) -> Result<bool, String> {
-    let value = object.annotations.get(&format!("{DOMAIN}{PAUSED}"));
-    match value.map(|value| value.trim()) {
-        None | Some("false") => Ok(false),
-        Some("true") => Ok(true),
-        Some(other) => Err(format!(
-            "{DOMAIN}{PAUSED}: {other:?} is neither \"true\" nor \"false\"; the object is held as if \
-             paused"
-        )),
-    }
-}
-
 /// What the API server's validation lets through is checked again where a wrong entry could come of
 /// it: the resource may have been stored under an older, laxer schema.
 fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> {
@@ -173,8 +90,11 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         enable_tag_override,
         adopt,
         health,
+        protocol,
+        queries,
+        connect: _,
     } = spec;
-    let service = match service {
+    let service: ServiceName = match service {
         Some(service) => service
             .parse()
             .map_err(|error| format!("spec.service: {error}"))?,
@@ -187,6 +107,20 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         (None, Some(listed)) => Source::Endpoints(endpoints_of(listed)?),
         _ => return Err("spec: exactly one of selector and endpoints must be set".to_owned()),
     };
+    let mut names = BTreeSet::new();
+    let queries = queries.iter().map(|listed| {
+        let query = query::claim(None, Some(service.text()), listed)
+            .map_err(|problem| format!("spec.queries: {problem}"))?;
+        if names.insert(query.name.clone()) {
+            Ok(query)
+        } else {
+            let name = &query.name;
+            Err(format!(
+                "spec.queries: the name {name} is given twice (letters of any case are the same)"
+            ))
+        }
+    });
+    let queries = queries.collect::<Result<_, String>>()?;
     let health = health.unwrap_or_default();
     let spec = InstanceSpec {
         port: match port {
@@ -221,6 +155,8 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         spec,
         source,
         adopt: adopt.unwrap_or_default(),
+        protocol: protocol.map(|protocol| protocol.as_str().into()),
+        queries,
     })
 }
 

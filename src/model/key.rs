@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::kind::Kind;
 use super::names::{Destination, InstanceId, NodeName, QueryName, ServiceName};
 use super::source::SourceName;
 
@@ -99,6 +100,17 @@ impl Key {
         }
     }
 
+    /// The kinds of objects that can claim it. Which nodes there are says where pods are.
+    #[must_use]
+    pub fn claimed_by(&self) -> &'static [Kind] {
+        match self {
+            Self::Node(_) | Self::Instance(_) => &[Kind::Pod, Kind::Node, Kind::Registration],
+            Self::Defaults(_) => &[Kind::Registration],
+            Self::Intentions(_) | Self::Source(_) => &[Kind::Intention],
+            Self::Query(_) => &[Kind::Registration, Kind::PreparedQuery],
+        }
+    }
+
     /// The kind, as metrics and logs name it.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -111,6 +123,15 @@ impl Key {
             Self::Query(_) => "query",
         }
     }
+}
+
+/// The key of one thing that a destination has.
+#[must_use]
+pub fn source_key(destination: &Destination, source: SourceName) -> Key {
+    Key::Source(Arc::new(SourceKey {
+        destination: destination.clone(),
+        source,
+    }))
 }
 
 impl fmt::Display for InstanceKey {

@@ -8,6 +8,7 @@ pub mod facts;
 pub mod gc;
 pub mod key;
 pub mod kind;
+pub mod ledger;
 pub mod limits;
 pub mod marks;
 pub mod names;

@@ -205,15 +205,15 @@ impl InstanceId {
 
 /// The destination of intentions: a Consul service, or `*` for all.
 ///
-/// A Consul name may have any form; that of a destination is compared as it is.
+/// In lower case: Consul compares the names of config entries without case.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Destination(Text);
 
 impl Destination {
-    /// The destination of this name.
+    /// The destination of this name, however it is written.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self(name.into())
+        Self(name.to_lowercase().into())
     }
 
     /// The name as a shared text.

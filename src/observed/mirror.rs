@@ -4,11 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
 
 use super::content::{NodeContent, instances_of, node_of};
+use super::entries::{ObservedDefaults, ObservedIntentions, ObservedQuery};
 use super::entry::{ObservedInstance, ObservedNode};
-use crate::model::key::{InstanceKey, Key, Place};
+use super::table::{Entries, Knowledge};
+use crate::model::key::{InstanceKey, Key, Place, Table};
 use crate::model::marks::{self, Standing};
-use crate::model::names::{ClusterName, InstanceId, NodeName};
-use crate::model::owner::Owner;
+use crate::model::names::{
+    ClusterName, Destination, InstanceId, NodeName, QueryName, ServiceName,
+};
+use crate::model::owner::{Owner, OwnerKind};
+use crate::model::key::source_key;
 
 /// A moment in the order of reads and writes; it has nothing to do with time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +56,12 @@ pub struct Mirror {
     read: HashMap<NodeName, Tick>,
     /// When keys were last written, for as long as a read that began before is under way.
     written: HashMap<Key, Tick>,
+    /// The defaults of services.
+    pub defaults: Entries<ServiceName, ObservedDefaults>,
+    /// The intentions of destinations.
+    pub intentions: Entries<Destination, ObservedIntentions>,
+    /// Prepared queries and their ledger.
+    pub queries: Entries<QueryName, ObservedQuery>,
 }
 
 impl Mirror {
@@ -70,6 +81,9 @@ impl Mirror {
             reading: BTreeSet::new(),
             read: HashMap::new(),
             written: HashMap::new(),
+            defaults: Entries::default(),
+            intentions: Entries::default(),
+            queries: Entries::default(),
         }
     }
 
@@ -151,6 +165,49 @@ impl Mirror {
         self.nodes.keys().cloned().map(Key::Node).chain(instances)
     }
 
+    /// All keys that are known and on no node.
+    pub fn entry_keys(&self) -> impl Iterator<Item = Key> {
+        let defaults = self.defaults.iter().map(|(key, _)| Key::Defaults(key.clone()));
+        let intentions = self.intentions.iter();
+        let intentions = intentions.map(|(key, _)| Key::Intentions(key.clone()));
+        let queries = self.queries.iter().map(|(key, _)| Key::Query(key.clone()));
+        defaults.chain(intentions).chain(queries)
+    }
+
+    /// Keys of all that is on no node and says that it belongs to an object.
+    #[must_use]
+    pub fn entries_held_by(&self, owner: &Owner) -> Vec<Key> {
+        match owner.kind {
+            OwnerKind::Pod => Vec::new(),
+            OwnerKind::Intention => {
+                let of = |(destination, there): (&Destination, &ObservedIntentions)| {
+                    let names = there.owners.iter().filter(|(_, of)| *of == owner);
+                    let keys = names.map(|(name, _)| source_key(destination, name.clone()));
+                    keys.collect::<Vec<Key>>()
+                };
+                self.intentions.iter().flat_map(of).collect()
+            }
+            OwnerKind::ServiceRegistration | OwnerKind::PreparedQuery => {
+                let is_of = |there: &ObservedQuery| {
+                    let ledger = there.ledger.as_ref();
+                    ledger.and_then(|(ledger, _)| ledger.owner()).as_ref() == Some(owner)
+                };
+                let queries = self.queries.iter().filter(|(_, there)| is_of(there));
+                let queries = queries.map(|(name, _)| Key::Query(name.clone()));
+                let defaults = self.defaults.iter();
+                let defaults = defaults.filter(|(_, there)| there.owner.as_ref() == Some(owner));
+                let defaults = defaults.map(|(service, _)| Key::Defaults(service.clone()));
+                queries.chain(defaults).collect()
+            }
+        }
+    }
+
+    /// How many things on no node are ours.
+    #[must_use]
+    pub fn owned_entries(&self) -> usize {
+        self.defaults.owned() + self.intentions.owned() + self.queries.owned()
+    }
+
     /// The names of all nodes that are known.
     pub fn node_names(&self) -> impl Iterator<Item = &NodeName> {
         self.nodes.keys()
@@ -196,9 +253,15 @@ impl Mirror {
     /// are the reads that are under way.
     pub fn start_over(&mut self) {
         let since = self.advance();
+        self.defaults.start_over();
+        self.intentions.start_over();
+        self.queries.start_over();
         *self = Self {
             clock: since,
             since,
+            defaults: std::mem::take(&mut self.defaults),
+            intentions: std::mem::take(&mut self.intentions),
+            queries: std::mem::take(&mut self.queries),
             ..Self::new(self.cluster.clone())
         };
     }
@@ -216,7 +279,14 @@ impl Mirror {
             Place::Node(node) => {
                 self.completeness == Completeness::Unknown || self.unsure.contains_key(node)
             }
-            Place::Table(_) => true,
+            Place::Table(table) => {
+                let knowledge = match table {
+                    Table::Defaults => self.defaults.knowledge(),
+                    Table::Intentions => self.intentions.knowledge(),
+                    Table::Queries => self.queries.knowledge(),
+                };
+                *knowledge == Knowledge::Unknown
+            }
         }
     }
 

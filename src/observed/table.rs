@@ -21,10 +21,18 @@ pub enum Knowledge {
     Whole,
 }
 
+/// An entry, of which some may be ours.
+pub trait Owned {
+    /// How many things of ours it is.
+    fn owned(&self) -> usize;
+}
+
 /// All entries of one kind, as far as they are known.
 #[derive(Debug)]
 pub struct Entries<K, V> {
     rows: BTreeMap<K, V>,
+    /// How many things in them are ours.
+    owned: usize,
     knowledge: Knowledge,
     /// Reads of earlier generations are void.
     generation: u64,
@@ -36,6 +44,7 @@ impl<K, V> Default for Entries<K, V> {
     fn default() -> Self {
         Self {
             rows: BTreeMap::new(),
+            owned: 0,
             knowledge: Knowledge::default(),
             generation: 0,
             written: None,
@@ -43,7 +52,7 @@ impl<K, V> Default for Entries<K, V> {
     }
 }
 
-impl<K: Ord + Clone, V: PartialEq> Entries<K, V> {
+impl<K: Ord + Clone, V: Owned + PartialEq> Entries<K, V> {
     /// How far it is known what is there.
     #[must_use]
     pub fn knowledge(&self) -> &Knowledge {
@@ -61,6 +70,12 @@ impl<K: Ord + Clone, V: PartialEq> Entries<K, V> {
         self.rows.iter()
     }
 
+    /// How many things in them are ours.
+    #[must_use]
+    pub fn owned(&self) -> usize {
+        self.owned
+    }
+
     /// It is not known any more what is there, until a read that begins from now on.
     pub fn doubt(&mut self) {
         self.generation += 1;
@@ -71,6 +86,7 @@ impl<K: Ord + Clone, V: PartialEq> Entries<K, V> {
     pub fn start_over(&mut self) {
         self.doubt();
         self.rows.clear();
+        self.owned = 0;
     }
 
     /// A read begins. There is one at a time: what an earlier one brings is void.
@@ -125,6 +141,7 @@ impl<K: Ord + Clone, V: PartialEq> Entries<K, V> {
                 self.rows.insert(key, row);
             }
         }
+        self.owned = self.rows.values().map(Owned::owned).sum();
         self.knowledge = knowledge;
         changed
     }
@@ -134,10 +151,12 @@ impl<K: Ord + Clone, V: PartialEq> Entries<K, V> {
         if let Some(written) = &mut self.written {
             written.insert(key.clone());
         }
-        match row {
+        self.owned += row.as_ref().map_or(0, Owned::owned);
+        let before = match row {
             Some(row) => self.rows.insert(key.clone(), row),
             None => self.rows.remove(key),
         };
+        self.owned -= before.as_ref().map_or(0, Owned::owned);
     }
 }
 
@@ -146,6 +165,12 @@ mod tests {
     use super::*;
 
     type Numbers = Entries<&'static str, u32>;
+
+    impl Owned for u32 {
+        fn owned(&self) -> usize {
+            usize::try_from(*self).unwrap()
+        }
+    }
 
     fn read(entries: &mut Numbers, rows: &[(&'static str, u32)]) -> Vec<&'static str> {
         let ticket = entries.start_read();
@@ -174,6 +199,7 @@ mod tests {
         let mut changed = entries.finish_read(ticket, old, Knowledge::Whole, busy);
         assert_eq!(changed, [""; 0]);
         assert_eq!((entries.get(&"a"), entries.get(&"b")), (Some(&2), None));
+        assert_eq!(entries.owned(), 3);
         changed = read(&mut entries, &[("a", 1), ("c", 1)]);
         assert_eq!(changed, ["a"]);
     }

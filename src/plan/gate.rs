@@ -8,7 +8,6 @@ use super::{Mode, Rules};
 use crate::desired::claim::Absence;
 use crate::desired::watches::{Watch, Watches};
 use crate::model::key::Key;
-use crate::model::kind::Kind;
 
 /// An entry of ours that nothing claims.
 #[derive(Clone, Copy, Debug)]
@@ -82,12 +81,12 @@ impl Hold {
 
 /// Whether an entry of ours that nothing claims may be removed now.
 pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold> {
-    for kind in Kind::ALL {
-        let reason = match candidate.watches.state(kind) {
+    for kind in candidate.key.claimed_by() {
+        let reason = match candidate.watches.state(*kind) {
             Watch::Complete => continue,
             // What was seen going is gone, whatever a further list will show.
             Watch::Listing
-                if candidate.absence == Absence::Seen && candidate.watches.was_listed(kind) =>
+                if candidate.absence == Absence::Seen && candidate.watches.was_listed(*kind) =>
             {
                 continue;
             }
@@ -109,6 +108,7 @@ pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::kind::Kind;
     use crate::model::names::NodeName;
 
     fn complete() -> Watches {
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn any_kind_that_is_broken_or_was_never_listed_holds_every_removal() {
-        for kind in Kind::ALL {
+        for kind in key().claimed_by().iter().copied() {
             let mut unlisted = Watches::default();
             for other in Kind::ALL.into_iter().filter(|other| *other != kind) {
                 unlisted.complete(other);
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_further_list_holds_what_is_found_and_not_what_was_seen() {
-        for kind in Kind::ALL {
+        for kind in key().claimed_by().iter().copied() {
             let mut watches = complete();
             watches.listing(kind);
             assert_eq!(judged(Absence::Seen, &watches), Ok(Why::Seen));

@@ -14,7 +14,8 @@ use crate::model::key::Key;
 
 /// The time over which found absences are counted.
 const WINDOW: Duration = Duration::from_mins(10);
-/// Lists that must agree before all of a few entries go.
+/// Lists that must agree before all of a few entries go, or anything of an intention: without one,
+/// others than before may connect.
 const LISTS_FOR_THE_LAST: u32 = 3;
 
 /// From how many found absences on nothing of it is removed.
@@ -99,7 +100,7 @@ impl Guard {
             Verdict::Hold { would_go, of } => Hold::TooMany { would_go, of },
             Verdict::Pass | Verdict::Confirm => Hold::Unconfirmed {
                 lists: self.rounds - since + 1,
-                needed: self.needed(),
+                needed: self.needed(key),
             },
         })
     }
@@ -157,16 +158,22 @@ impl Guard {
     /// Whether more lists are needed to judge.
     #[must_use]
     pub fn wants_lists(&self) -> bool {
-        let needed = self.needed();
-        let lacking = |since: &u32| self.rounds - since + 1 < needed;
-        !matches!(self.verdict, Verdict::Hold { .. }) && self.waiting.values().any(lacking)
+        !matches!(self.verdict, Verdict::Hold { .. })
+            && self.waiting.iter().any(|waiting| !self.is_confirmed(waiting))
     }
 
-    fn needed(&self) -> u32 {
-        match self.verdict {
-            Verdict::Confirm => self.limits.confirm.max(LISTS_FOR_THE_LAST),
-            Verdict::Pass | Verdict::Hold { .. } => self.limits.confirm,
+    /// Lists that must show the absence.
+    fn needed(&self, key: &Key) -> u32 {
+        let is_intention = matches!(key, Key::Intentions(_) | Key::Source(_));
+        if self.verdict == Verdict::Confirm || is_intention {
+            self.limits.confirm.max(LISTS_FOR_THE_LAST)
+        } else {
+            self.limits.confirm
         }
+    }
+
+    fn is_confirmed(&self, (key, since): (&Key, &u32)) -> bool {
+        self.rounds - since + 1 >= self.needed(key)
     }
 
     /// Judges what waits, if something changed, with `owned` entries in Consul. Returns the keys that
@@ -200,12 +207,10 @@ impl Guard {
                 self.waiting.values_mut().for_each(|since| *since = rounds);
             }
         }
-        let needed = self.needed();
-        let agreed = |since: &u32| self.rounds - since + 1 >= needed;
         let agreed: Vec<Key> = self
             .waiting
             .iter()
-            .filter(|(_, since)| agreed(since))
+            .filter(|waiting| self.is_confirmed(*waiting))
             .map(|(key, _)| key.clone())
             .collect();
         self.let_go(&agreed);

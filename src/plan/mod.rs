@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod diff;
+pub mod entries;
 pub mod gate;
 pub mod guard;
 mod node;
@@ -21,6 +22,7 @@ use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
+use entries::refusals::Refusals;
 use gate::Hold;
 use guard::{Guard, Limits};
 use panic::NodePanic;
@@ -71,6 +73,8 @@ pub struct Rules {
     pub nodes: NodePanic,
     /// Nodes that are empty.
     pub vacancies: Vacancies,
+    /// Intentions that Consul refuses.
+    pub refusals: Refusals,
 }
 
 impl Default for Rules {
@@ -81,6 +85,7 @@ impl Default for Rules {
             guard: Guard::new(Limits::default()),
             nodes: NodePanic::default(),
             vacancies: Vacancies::default(),
+            refusals: Refusals::default(),
         }
     }
 }

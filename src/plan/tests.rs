@@ -272,6 +272,8 @@ fn an_entry_without_an_owner_is_adopted_where_that_is_asked_for() {
             spec: InstanceSpec::default(),
             source: Source::Pods(LabelSelector::default()),
             adopt,
+            protocol: None,
+            queries: Vec::new(),
         }),
     };
     let mut bed = Bed::registered().change(|instance| {

@@ -10,7 +10,7 @@ use super::claim::{Before, ClaimError, Claimed};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use crate::consul::ErrorClass;
-use crate::model::key::{Key, Place};
+use crate::model::key::{Key, Place, Table};
 use crate::model::names::NodeName;
 use crate::observed::content::NodeContent;
 use crate::observed::mirror::{Completeness, Ticket};
@@ -28,6 +28,8 @@ impl Engine {
                 self.absorb_write(epoch, steps, outcome, at);
                 self.own.finish(id);
             }
+            Done::WroteEntry(written) => self.absorb_entry(*written),
+            Done::ReadTable(read) => self.absorb_table(read),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
@@ -87,6 +89,14 @@ impl Engine {
         for node in nodes {
             self.doubt(Place::Node(node));
         }
+        for (table, state) in &mut self.tables {
+            state.own.forget();
+            match table {
+                Table::Defaults => self.mirror.defaults.doubt(),
+                Table::Intentions => self.mirror.intentions.doubt(),
+                Table::Queries => self.mirror.queries.doubt(),
+            }
+        }
         self.own.forget();
         // Nodes may have come, or gone.
         self.sweeper.signal(Instant::now());
@@ -100,6 +110,9 @@ impl Engine {
         self.loading = None;
         self.unread.clear();
         self.own.forget();
+        for state in self.tables.values_mut() {
+            state.own.forget();
+        }
         self.drifted.clear();
         // What waited is planned with everything else once Consul is known.
         self.waiting.clear();
@@ -217,7 +230,7 @@ impl Engine {
                 Key::Instance(instance) => self.occupied(&instance.node, due.since),
                 Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {}
             }
-            self.dirty.touch(key.planned(), due);
+            self.dirty.touch(key, due);
         }
     }
 

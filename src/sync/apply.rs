@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
+use super::entries::{EntryWritten, TableRead};
 use super::claim::{ClaimError, Claimant, Claimed};
 use super::fence::Last;
 use crate::consul::{
@@ -36,6 +37,10 @@ pub enum Done {
         /// When.
         at: Instant,
     },
+    /// A write of what is on no node was answered, or not.
+    WroteEntry(Box<EntryWritten>),
+    /// A table of what is on no node was read.
+    ReadTable(TableRead),
     /// `lictor gc` was answered, or not.
     Answered(Answered),
     /// The epoch was claimed.

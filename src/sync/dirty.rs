@@ -75,6 +75,7 @@ pub struct Dirty {
 impl Dirty {
     /// A key is to be planned. An event of Kubernetes' lifts a penalty, because it may mend the fault.
     pub fn touch(&mut self, key: Key, due: Due) {
+        let key = key.planned();
         if self.busy.contains(&key) {
             let due = due.merged(self.again.get(&key).copied());
             self.again.insert(key, due);

@@ -14,6 +14,7 @@ use super::apply::{self, Done};
 use super::claim::Claimant;
 use super::contest::Contests;
 use super::dirty::{Cause, Dirty, Due};
+use super::entries::{self, TableState};
 use super::fence::Fence;
 use super::gc::Shown;
 use super::nodes::Confirmation;
@@ -23,13 +24,13 @@ use super::pace::Pace;
 use super::readiness::Readiness;
 use super::report::Report;
 use super::rounds::Rounds;
-use super::signals::{Signal, Table};
+use super::signals::{Signal, Topic};
 use super::sweep::Sweeper;
 use crate::consul::Client;
 use crate::desired::index::Index;
 use crate::k8s::{KubeEvent, Relist};
 use crate::model::epoch::{self, Epoch};
-use crate::model::key::{Key, Place};
+use crate::model::key::{Key, Place, Table};
 use crate::model::kind::Kind;
 use crate::model::names::NodeName;
 use crate::model::text::Text;
@@ -97,7 +98,7 @@ pub struct Engine {
     pub(super) missing: BTreeSet<Kind>,
     /// Tables of which no signal came yet: what changes in them would go unnoticed, so that the
     /// first snapshot is not taken before.
-    pub(super) unwatched: BTreeSet<Table>,
+    pub(super) unwatched: BTreeSet<Topic>,
     /// Keys that wait for their place, which is being written or read.
     pub(super) waiting: BTreeMap<Place, BTreeMap<Key, Due>>,
     /// What holds for all keys together.
@@ -121,6 +122,15 @@ pub struct Engine {
     /// Nodes whose content could not be understood, and until when they are left alone.
     pub(super) garbled: BTreeMap<NodeName, Outage>,
     pub(super) own: OwnWrites,
+    /// What is on no node: when it is read, and what our own writes explain.
+    pub(super) tables: BTreeMap<Table, TableState>,
+    /// Writes of that under way.
+    pub(super) entry_writes: usize,
+    /// The things that were found under a key of that last.
+    pub(super) parts: BTreeMap<Key, BTreeSet<Key>>,
+    /// Tables that are known in part, as was told.
+    pub(super) told_partial: BTreeSet<Table>,
+    pub(super) drift_interval: Duration,
     pub(super) fence: Fence,
     pub(super) fence_key: Text,
     /// What `lictor gc` was shown last, and may release.
@@ -177,7 +187,7 @@ impl Engine {
             loading: None,
             listing: false,
             missing: BTreeSet::new(),
-            unwatched: Table::ALL.into(),
+            unwatched: Topic::OF_NODES.into(),
             waiting: BTreeMap::new(),
             rules,
             rounds: Rounds::default(),
@@ -191,6 +201,11 @@ impl Engine {
             denied: HashSet::new(),
             garbled: BTreeMap::new(),
             own: OwnWrites::default(),
+            tables: entries::states(drift_interval),
+            entry_writes: 0,
+            parts: BTreeMap::new(),
+            told_partial: BTreeSet::new(),
+            drift_interval,
             fence: Fence::new(),
             fence_key,
             shown: None,
@@ -284,10 +299,12 @@ impl Engine {
             self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
             self.report.wake_at(),
+            self.rules.refusals.wake_at(),
             self.audit_at,
         ]
         .into_iter()
         .chain(self.garbled.values().map(Outage::wake_at))
+        .chain(self.tables.values().map(TableState::wake_at))
         .flatten()
         .filter(|at| *at > now)
         .min()
@@ -305,6 +322,7 @@ impl Engine {
         self.start_reads(now);
         self.claim(now);
         self.ripen_vacancies(now);
+        self.ripen_refusals(now);
         if self.rules.mode == Mode::DryRun {
             self.rehearse();
         } else {
@@ -341,6 +359,7 @@ impl Engine {
             .min(self.unreadable.limit(now, READS))
             .min(self.pace.allowed());
         let watched = self.unwatched.is_empty();
+        self.start_table_reads(now, limit);
         if self.loading.is_none() && watched && !self.listing && self.reads < limit {
             self.start_list();
         }
@@ -402,7 +421,7 @@ impl Engine {
             .min(self.pace.allowed());
         self.fence.index().is_some()
             && self.is_ready()
-            && self.own.under_way() < limit
+            && self.own.under_way() + self.entry_writes < limit
             && self.pace.may_begin(now)
     }
 

@@ -1,6 +1,8 @@
 //! What events of Kubernetes do to the index.
 
 use crate::desired::index::{Index, Touched};
+use crate::desired::intention::Intention;
+use crate::desired::query::PreparedQuery;
 use crate::desired::registration::Registration;
 use crate::k8s::{Change, WatchEvent};
 use crate::model::kind::Kind;
@@ -40,6 +42,34 @@ pub fn feed(index: &mut Index, change: Change, touched: &mut Touched) {
                 Object::Deleted(object, by_itself) => {
                     let (namespace, name) = (&object.namespace, &object.name);
                     index.remove_registration(namespace, name, by_itself, touched);
+                }
+            },
+        ),
+        Change::Intention(event) => put(
+            index,
+            Kind::Intention,
+            event,
+            touched,
+            |index, object, touched| match object {
+                Object::Applied(object) => {
+                    index.apply_intention(Intention::of(&object), touched);
+                }
+                Object::Deleted(object, by_itself) => {
+                    let (namespace, name) = (&object.namespace, &object.name);
+                    index.remove_intention(namespace, name, by_itself, touched);
+                }
+            },
+        ),
+        Change::PreparedQuery(event) => put(
+            index,
+            Kind::PreparedQuery,
+            event,
+            touched,
+            |index, object, touched| match object {
+                Object::Applied(object) => index.apply_query(PreparedQuery::of(&object), touched),
+                Object::Deleted(object, by_itself) => {
+                    let (namespace, name) = (&object.namespace, &object.name);
+                    index.remove_query(namespace, name, by_itself, touched);
                 }
             },
         ),

@@ -13,6 +13,7 @@ use crate::k8s::{BrokenKind, Change, KubeEvent, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
 use crate::model::kind::Kind;
+use crate::model::owner::OwnerKind;
 use crate::model::text::Text;
 use crate::observed::mirror::Completeness;
 use crate::plan;
@@ -44,6 +45,8 @@ impl Engine {
                 }
                 self.watched(Kind::Registration, event);
             }
+            Change::Intention(event) => self.watched(Kind::Intention, event),
+            Change::PreparedQuery(event) => self.watched(Kind::PreparedQuery, event),
         }
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);
@@ -120,8 +123,18 @@ impl Engine {
             problems,
             registrations,
             addresses,
+            entry_holdings,
+            entries_let_go,
         } = touched;
         let mut touched = keys;
+        for owner in &entries_let_go {
+            for key in self.mirror.entries_held_by(owner) {
+                self.index.withdraw_entry(key);
+            }
+        }
+        for owner in &entry_holdings {
+            touched.extend(self.mirror.entries_held_by(owner));
+        }
         for let_go in &let_go {
             let Holding { owner, node } = &let_go.holding;
             for key in self.mirror.held_by(owner, node.as_ref()) {
@@ -146,6 +159,9 @@ impl Engine {
             self.dirty.touch(key, due);
         }
         for owner in registrations {
+            if owner.kind == OwnerKind::Intention {
+                self.rules.refusals.forget(&owner);
+            }
             self.report.touch(owner);
         }
         self.report.tell_problems(problems, &self.index);
@@ -172,6 +188,9 @@ impl Engine {
         for key in self.index.claimed_keys().chain(self.mirror.keys()) {
             self.dirty.touch(key, due);
         }
+        for key in self.index.claimed_entries().chain(self.mirror.entry_keys()) {
+            self.dirty.touch(key, due);
+        }
         self.audit_at = Some(now + AUDIT_INTERVAL);
     }
 
@@ -186,22 +205,27 @@ impl Engine {
     pub(super) fn heed(&mut self, signal: &Signal, now: Instant) {
         match signal {
             Signal::Changed {
-                table,
+                topic,
                 index,
                 first,
                 interrupted,
             } => {
                 self.answered();
-                if *first {
-                    self.unwatched.remove(table);
+                let raft = index.map_or(0, std::num::NonZeroU64::get);
+                if let Some(table) = topic.table() {
+                    if *interrupted {
+                        self.unwritable.over();
+                    }
+                    self.table_changed(table, raft, (*first, *interrupted), now);
+                } else if *first {
+                    self.unwatched.remove(topic);
                 } else if *interrupted {
                     // It was away, or is another one: what it did to writes before is over.
                     self.unwritable.over();
                     self.own.forget();
                     self.sweeper.signal(now);
                 } else {
-                    self.own
-                        .signalled(index.map_or(0, std::num::NonZeroU64::get));
+                    self.own.signalled(raft);
                     // Were it wrongly taken for our own, a sweep finds what it told of.
                     self.sweeper.wrote(now);
                 }
@@ -212,11 +236,11 @@ impl Engine {
                 fresh,
             } => self.asked(exchange, *index, *fresh, now),
             Signal::Epoch { index } => self.fence.seen(*index),
-            Signal::Failed { table, error } if self.unwatched.contains(table) => {
+            Signal::Failed { topic, error } if self.unwatched.contains(topic) => {
                 self.failed(&format!("cannot watch Consul: {error}"));
             }
-            Signal::Failed { table, error } => {
-                tracing::debug!(?table, "cannot watch Consul: {error}");
+            Signal::Failed { topic, error } => {
+                tracing::debug!(?topic, "cannot watch Consul: {error}");
             }
         }
     }

@@ -2,12 +2,14 @@
 
 mod absorb;
 pub mod apply;
+pub mod carry;
 pub mod claim;
 mod complaints;
 pub mod contest;
 pub mod dirty;
 mod drift;
 pub mod engine;
+pub mod entries;
 pub mod feed;
 pub mod fence;
 mod gc;

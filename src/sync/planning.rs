@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use super::apply;
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
-use crate::model::key::Key;
+use crate::model::key::{Key, Place};
 use crate::plan::batch::{Batch, Overflow};
 use crate::plan::gate::Hold;
 use crate::plan::{self, Finding, Mode, Step};
@@ -26,6 +26,13 @@ impl Engine {
                 && let Some((key, due)) = self.dirty.take()
             {
                 planned += 1;
+                if let Place::Table(_) = key.place() {
+                    self.plan_entry(key, due, now);
+                    if self.may_write(now) {
+                        continue;
+                    }
+                    break;
+                }
                 let alone = self.alone.contains(&key);
                 if alone && !batch.is_empty() {
                     self.dirty.put_back(key, due);
@@ -61,6 +68,10 @@ impl Engine {
             && let Some((key, _)) = self.dirty.take()
         {
             planned += 1;
+            if let Place::Table(_) = key.place() {
+                self.rehearse_entry(&key);
+                continue;
+            }
             let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
             let guarded = finding.held().is_some_and(Hold::is_guards);
             let judged = self.rules.guard.held().is_some();
@@ -86,7 +97,7 @@ impl Engine {
         }
         let before = self.rules.guard.held();
         let judged = self.rules.guard.is_open();
-        let mut again = self.rules.guard.judge(self.mirror.owned_instances(), now);
+        let mut again = self.rules.guard.judge(self.mirror.owned_instances() + self.mirror.owned_entries(), now);
         if judged {
             // How it stands is told anew.
             again.extend(self.rules.guard.waiting().cloned());
@@ -184,7 +195,7 @@ impl Engine {
     }
 
     /// A key waits until its place is written, read, or known better.
-    fn wait(&mut self, key: Key, due: Due) {
+    pub(super) fn wait(&mut self, key: Key, due: Due) {
         let waiting = self.waiting.entry(key.place()).or_default();
         waiting
             .entry(key)

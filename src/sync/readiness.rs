@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::engine::Engine;
 use crate::desired::watches::Watch;
 use crate::metrics::KindLabel;
+use crate::model::key::Place;
 use crate::model::kind::Kind;
 use crate::observed::mirror::Completeness;
 use crate::plan::Mode;
@@ -34,6 +35,17 @@ impl Engine {
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
+        let mut tables_known = true;
+        for (table, state) in &self.tables {
+            let known = !self.mirror.is_unsure(&Place::Table(*table));
+            tables_known &= known;
+            let what = table.as_str();
+            match state.trouble() {
+                Some(why) => remarks.push(format!("consul: {why}")),
+                None if !known => remarks.push(format!("consul: {what}: being read")),
+                None => {}
+            }
+        }
         remarks.extend(self.stranger.clone());
         let stands_by = self.fence.stands_by().or(self.no_epoch.as_deref());
         if let Some(why) = stands_by {
@@ -44,7 +56,8 @@ impl Engine {
             remarks.push("consul: the epoch is not taken yet".to_owned());
         }
         let rehearses = self.rules.mode == Mode::DryRun;
-        self.known_once |= self.is_ready() && (rehearses || self.fence.index().is_some());
+        self.known_once |=
+            self.is_ready() && tables_known && (rehearses || self.fence.index().is_some());
         let stands_by = stands_by.is_some();
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
@@ -74,5 +87,8 @@ impl Engine {
         };
         owned("instance", self.mirror.owned_instances());
         owned("node", self.mirror.owned_nodes());
+        owned("intention", self.mirror.intentions.owned());
+        owned("service-defaults", self.mirror.defaults.owned());
+        owned("query", self.mirror.queries.owned());
     }
 }

@@ -6,38 +6,54 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::consul::wire::KvPair;
+use crate::consul::wire::{KvPair, ServiceDefaults, ServiceIntentions};
 use crate::consul::{Cause, Client, Consistency, ConsulError, Quality, Watch};
 use crate::model::epoch;
 use crate::model::gc::{self, Exchange};
+use crate::model::key::Table;
+use crate::model::ledger;
 use crate::model::names::ClusterName;
 
-/// A table of Consul's that is watched.
+/// What a blocking query tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
+pub enum Topic {
     /// Nodes.
     Nodes,
     /// Services.
     Services,
     /// Checks.
     Checks,
+    /// What is on no node.
+    Table(Table),
+    /// The ledger of prepared queries.
+    Ledger,
 }
 
-impl Table {
-    /// All that are watched.
-    pub const ALL: [Self; 3] = [Self::Nodes, Self::Services, Self::Checks];
+impl Topic {
+    /// Those of what is on nodes.
+    pub const OF_NODES: [Self; 3] = [Self::Nodes, Self::Services, Self::Checks];
+
+    /// The table that is to be read, if it is one.
+    #[must_use]
+    pub fn table(self) -> Option<Table> {
+        match self {
+            Self::Nodes | Self::Services | Self::Checks => None,
+            Self::Table(table) => Some(table),
+            Self::Ledger => Some(Table::Queries),
+        }
+    }
 }
 
 /// What a blocking query tells.
 #[derive(Clone, Debug)]
 pub enum Signal {
-    /// Something in the table changed.
+    /// Something changed.
     Changed {
-        /// Which table.
-        table: Table,
+        /// What.
+        topic: Topic,
         /// The raft index of the last change.
         index: Option<NonZeroU64>,
-        /// Whether it is the first of the table: from then on no change goes unnoticed.
+        /// Whether it is the first of its kind: from then on no change goes unnoticed.
         first: bool,
         /// Whether the view is not continuous: after failures, or after the index went back.
         interrupted: bool,
@@ -59,14 +75,14 @@ pub enum Signal {
     },
     /// The query failed; it goes on with back-off.
     Failed {
-        /// Which table.
-        table: Table,
+        /// Of what.
+        topic: Topic,
         /// Why.
         error: ConsulError,
     },
 }
 
-/// Watches the tables with this consistency (nothing is concluded from them but that something is to be
+/// Watches all of it with this consistency (nothing is concluded from them but that something is to be
 /// read), and the epoch of the cluster, until cancelled.
 pub async fn watch(
     client: Client,
@@ -93,16 +109,27 @@ pub async fn watch(
             fresh,
         })
     });
-    let nodes = follow(Table::Nodes, client.watch_any_node(consistency), &signals);
-    let services = follow(
-        Table::Services,
-        client.watch_any_service(consistency),
-        &signals,
-    );
-    let checks = follow(Table::Checks, client.watch_any_check(consistency), &signals);
+    let any = [
+        (Topic::Nodes, client.watch_any_node(consistency)),
+        (Topic::Services, client.watch_any_service(consistency)),
+        (Topic::Checks, client.watch_any_check(consistency)),
+        (
+            Topic::Table(Table::Defaults),
+            client.watch_any_config_entry::<ServiceDefaults>(consistency),
+        ),
+        (
+            Topic::Table(Table::Intentions),
+            client.watch_any_config_entry::<ServiceIntentions>(consistency),
+        ),
+        (Topic::Table(Table::Queries), client.watch_any_query(consistency)),
+    ];
+    let any = any.map(|(topic, watch)| follow(topic, watch, &signals));
+    let any = futures::future::join_all(any);
+    let ledger = client.watch_kv_list(&ledger::prefix(&cluster));
+    let ledger = follow(Topic::Ledger, ledger, &signals);
     tokio::select! {
         () = stop.cancelled() => {}
-        _ = futures::future::join5(nodes, services, checks, epoch, asked) => {}
+        _ = futures::future::join4(any, ledger, epoch, asked) => {}
     }
 }
 
@@ -132,18 +159,18 @@ async fn follow_key(
     }
 }
 
-async fn follow(table: Table, watch: Watch<()>, signals: &mpsc::Sender<Signal>) {
+async fn follow<T>(topic: Topic, watch: Watch<T>, signals: &mpsc::Sender<Signal>) {
     // Indexes are those of whole tables: our own writes wake the query too.
     let mut watch = watch.pace(Duration::from_secs(1));
     loop {
         let signal = match watch.next().await {
             Ok(change) => Signal::Changed {
-                table,
+                topic,
                 index: change.observed.index,
                 first: change.cause == Cause::First,
                 interrupted: matches!(change.cause, Cause::Recovered | Cause::WentBack),
             },
-            Err(error) => Signal::Failed { table, error },
+            Err(error) => Signal::Failed { topic, error },
         };
         if signals.send(signal).await.is_err() {
             return;

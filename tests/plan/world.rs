@@ -343,6 +343,8 @@ impl World {
                     self.index.apply_node(node.facts(*slot), &mut touched);
                 }
             }
+            // There are none in this world.
+            Kind::Intention | Kind::PreparedQuery => {}
         }
         self.touch(touched);
     }

@@ -119,6 +119,7 @@ impl Index {
             let holding = Holding { owner, node: None };
             touched.holds_no_more(holding, Was::Ended, absence);
         }
+        self.reclaim_entries(Some(&row.registration), None, absence, touched);
         self.replace_claims(&row.keys, Vec::new(), absence, touched);
         self.reclaim_selected(&name.0, [Some(&row.registration), None], absence, touched);
     }

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod claims;
+pub mod entries;
 mod keys;
 mod let_go;
 mod resolve;
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use globset::GlobSet;
 
 use self::addresses::Addresses;
+use self::entries::Entries;
 use self::keys::Keys;
 pub use self::let_go::LetGo;
 use self::let_go::Was;
@@ -43,6 +45,12 @@ pub struct Touched {
     pub registrations: BTreeSet<Owner>,
     /// Addresses that pods have got.
     pub addresses: Vec<Text>,
+    /// Objects of which all that Consul shows as theirs, and is on no node, is to be planned again,
+    /// because they are, or were, frozen and hold what they do not claim.
+    pub entry_holdings: BTreeSet<Owner>,
+    /// Objects that this process saw changing or going while they held so: each key of theirs is to be
+    /// [withdrawn](Index::withdraw_entry).
+    pub entries_let_go: BTreeSet<Owner>,
 }
 
 /// What Consul shows as an object's.
@@ -100,6 +108,7 @@ pub struct Index {
     withdrawn: HashSet<InstanceKey>,
     problems: BTreeMap<Owner, Vec<String>>,
     addresses: Addresses,
+    entries: Entries,
     /// How complete the view of each kind is.
     pub watches: Watches,
 }
@@ -121,6 +130,7 @@ impl Index {
             withdrawn: HashSet::new(),
             problems: BTreeMap::new(),
             addresses: Addresses::default(),
+            entries: Entries::default(),
             watches: Watches::default(),
         }
     }
@@ -134,6 +144,7 @@ impl Index {
             Kind::Pod => self.pods.begin_list(),
             Kind::Registration => self.registrations.begin_list(),
             Kind::Node => self.nodes.begin_list(),
+            Kind::Intention | Kind::PreparedQuery => self.begin_list_of_entries(kind),
         }
     }
 
@@ -151,6 +162,7 @@ impl Index {
                 }
             }
             Kind::Node => {}
+            Kind::Intention | Kind::PreparedQuery => self.end_list_of_entries(kind, touched),
         }
         self.watches.complete(kind);
         if kind == Kind::Node {
@@ -249,6 +261,8 @@ impl Index {
         };
         let mut before = self.registrations.put(name.clone(), row);
         let absence = self.absence(Kind::Registration);
+        let old = before.as_ref().map(|row| &row.registration);
+        self.reclaim_entries(old, Some(&after), absence, touched);
         let old_keys = before.as_mut().map(|row| std::mem::take(&mut row.keys));
         self.replace_claims(&old_keys.unwrap_or_default(), claimants, absence, touched);
         let forms = [before.as_ref().map(|row| &row.registration), Some(&after)];
@@ -395,7 +409,8 @@ impl Index {
         match owner.kind {
             OwnerKind::Pod => self.pod(&owner.namespace, &owner.name).map(|pod| &pod.uid),
             OwnerKind::ServiceRegistration => self.registration(owner).map(|found| &found.uid),
-            OwnerKind::Intention | OwnerKind::PreparedQuery => None,
+            OwnerKind::Intention => self.intention(owner).map(|found| &found.uid),
+            OwnerKind::PreparedQuery => self.prepared_query(owner).map(|found| &found.uid),
         }
     }
 

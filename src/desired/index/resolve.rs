@@ -196,7 +196,7 @@ impl Index {
             service,
             spec,
             source: Source::Endpoints(endpoints),
-            adopt: _,
+            ..
         } = registration.claims()?
         else {
             return None;

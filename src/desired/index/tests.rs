@@ -49,6 +49,8 @@ fn registration(name: &str, service: &str) -> Registration {
             spec: InstanceSpec::default(),
             source: Source::Pods(selector),
             adopt: false,
+            protocol: None,
+            queries: Vec::new(),
         }),
     }
 }
@@ -774,6 +776,8 @@ fn an_endpoint_is_claimed_on_the_external_node() {
             spec: InstanceSpec::default(),
             source: Source::Endpoints(endpoints.iter().map(|name| endpoint(name)).collect()),
             adopt: false,
+            protocol: None,
+            queries: Vec::new(),
         };
         with_content(Content::Valid(claims), registration("r", "db"))
     };

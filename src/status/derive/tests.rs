@@ -26,6 +26,8 @@ fn valid() -> Registration {
         spec: InstanceSpec::default(),
         source: Source::Endpoints(Vec::new()),
         adopt: false,
+        protocol: None,
+        queries: Vec::new(),
     }))
 }
 
@@ -122,6 +124,8 @@ fn why_there_is_nothing_to_register_is_told() {
         spec: InstanceSpec::default(),
         source: Source::Pods(LabelSelector::default()),
         adopt: false,
+        protocol: None,
+        queries: Vec::new(),
     }));
     assert!(message(&pods).contains("no pod is selected that runs and is not paused"));
 }

@@ -1,0 +1,255 @@
+//! Config entries and prepared queries as Consul returned them, in the form in which they are compared.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+
+use super::table::Owned;
+use crate::consul::wire;
+use crate::model::ledger::{self, Ledger};
+use crate::model::marks;
+use crate::model::names::{ClusterName, Destination, QueryName, ServiceName};
+use crate::model::owner::{Owner, OwnerKind};
+use crate::model::source::{self, Owners, SourceName};
+use crate::model::text::{Pairs, Text};
+
+/// Whose a config entry is, as its Meta says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Ours.
+    Ours,
+    /// Nobody's: it has no owner's mark of any kind.
+    Nobody,
+    /// Another's, who is named for people.
+    Another(Text),
+}
+
+impl Holder {
+    fn of(cluster: &ClusterName, meta: &Pairs) -> Self {
+        let marked = meta.get(marks::CLUSTER);
+        if marked.is_some_and(|marked| **marked == *cluster.as_ref())
+            && !marks::is_anothers(cluster, meta)
+        {
+            return Self::Ours;
+        }
+        if marks::is_unmarked(meta) {
+            return Self::Nobody;
+        }
+        Self::Another(marks::holder(cluster, meta))
+    }
+}
+
+/// The intentions of one destination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedIntentions {
+    /// The destination as it is spelt there.
+    pub name: Text,
+    /// Whose the entry is.
+    pub holder: Holder,
+    /// Whether this very entry was seen with our marks by this process, then or now.
+    pub was_ours: bool,
+    /// The sources.
+    pub sources: BTreeMap<SourceName, wire::SourceIntention>,
+    /// What every request must carry.
+    pub jwt: Option<wire::IntentionJwt>,
+    /// Whose each of them is; what is missing here is another's.
+    pub owners: Owners,
+    /// Metadata.
+    pub meta: Pairs,
+    /// What is not known here, kept.
+    pub other: serde_json::Map<String, serde_json::Value>,
+    /// `CreateIndex`: the same for as long as the entry was not removed.
+    pub create_index: u64,
+    /// `ModifyIndex`, for compare-and-set.
+    pub modify_index: u64,
+}
+
+impl ObservedIntentions {
+    /// Reads an entry.
+    #[must_use]
+    pub fn of(cluster: &ClusterName, entry: wire::ServiceIntentions) -> Self {
+        let holder = Holder::of(cluster, &entry.meta);
+        let sources = entry.sources.into_iter().map(canonical);
+        let sources: BTreeMap<_, _> = sources
+            .map(|source| (source_name(&source), source))
+            .collect();
+        let mut owners = match holder {
+            Holder::Ours => source::owners(&entry.meta),
+            _ => Owners::new(),
+        };
+        // A mark of what is not there any more says nothing.
+        owners.retain(|name, _| match name {
+            SourceName::Jwt => entry.jwt.is_some(),
+            name => sources.contains_key(name),
+        });
+        Self {
+            name: entry.name,
+            was_ours: holder == Holder::Ours,
+            holder,
+            sources,
+            jwt: entry.jwt,
+            owners,
+            meta: entry.meta,
+            other: entry.other,
+            create_index: entry.create_index,
+            modify_index: entry.modify_index,
+        }
+    }
+
+    /// All that it has, of ours or not.
+    pub fn names(&self) -> impl Iterator<Item = SourceName> {
+        let jwt = self.jwt.iter().map(|_| SourceName::Jwt);
+        self.sources.keys().cloned().chain(jwt)
+    }
+}
+
+/// The key under which intentions are planned.
+#[must_use]
+pub fn destination_of(entry: &wire::ServiceIntentions) -> Destination {
+    Destination::new(&entry.name)
+}
+
+/// What a source is told from others by.
+#[must_use]
+pub fn source_name(source: &wire::SourceIntention) -> SourceName {
+    let wire::SourceIntention {
+        name,
+        namespace,
+        partition,
+        peer,
+        sameness_group,
+        ..
+    } = source;
+    SourceName::new(name, [namespace, partition, peer, sameness_group])
+}
+
+/// A source without what Consul works out itself.
+#[must_use]
+pub fn canonical(mut source: wire::SourceIntention) -> wire::SourceIntention {
+    source.precedence = 0;
+    for part in [&mut source.namespace, &mut source.partition] {
+        if **part == *"default" {
+            *part = Text::default();
+        }
+    }
+    source
+}
+
+/// The defaults of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedDefaults {
+    /// Whose they are.
+    pub holder: Holder,
+    /// The object that they are for, where they are ours and say so.
+    pub owner: Option<Owner>,
+    /// Whether this very entry was seen with our marks by this process, then or now.
+    pub was_ours: bool,
+    /// The entry.
+    pub entry: wire::ServiceDefaults,
+}
+
+impl ObservedDefaults {
+    /// Reads an entry; `None` where its name is no service that we could have written it for.
+    #[must_use]
+    pub fn of(cluster: &ClusterName, entry: wire::ServiceDefaults) -> Option<(ServiceName, Self)> {
+        let service = entry.name.to_lowercase().parse().ok()?;
+        let holder = Holder::of(cluster, &entry.meta);
+        let owner = entry.meta.get(marks::OWNER);
+        let owner = owner.and_then(|owner| Owner::parse(owner));
+        let owner = owner.filter(|owner| owner.kind == OwnerKind::ServiceRegistration);
+        let there = Self {
+            was_ours: holder == Holder::Ours,
+            owner: owner.filter(|_| holder == Holder::Ours),
+            holder,
+            entry,
+        };
+        Some((service, there))
+    }
+}
+
+/// What Consul holds under the name of a query: the query, and what the ledger says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ObservedQuery {
+    /// The ledger's entry and its `ModifyIndex`; an entry that is not understood has no owner.
+    pub ledger: Option<(Ledger, u64)>,
+    /// The query that has the name.
+    pub named: Option<wire::PreparedQuery>,
+    /// The query that has the id which the ledger says, where that has another name.
+    pub renamed: Option<wire::PreparedQuery>,
+}
+
+impl Owned for ObservedIntentions {
+    fn owned(&self) -> usize {
+        self.owners.len()
+    }
+}
+
+impl Owned for ObservedDefaults {
+    fn owned(&self) -> usize {
+        usize::from(self.holder == Holder::Ours)
+    }
+}
+
+impl Owned for ObservedQuery {
+    fn owned(&self) -> usize {
+        let ledger = self.ledger.as_ref();
+        usize::from(ledger.is_some_and(|(ledger, _)| ledger.owner().is_some()))
+    }
+}
+
+/// The form of a query in which it is compared: without what Consul works out itself.
+#[must_use]
+pub fn definition(query: &wire::PreparedQuery) -> wire::PreparedQuery {
+    wire::PreparedQuery {
+        id: Text::default(),
+        create_index: 0,
+        modify_index: 0,
+        ..query.clone()
+    }
+}
+
+/// What tells a query that was to be created from one that someone else did: a hash of all that was
+/// sent.
+#[must_use]
+pub fn hash(query: &wire::PreparedQuery) -> String {
+    let sent = serde_json::to_vec(query).unwrap_or_default();
+    let digest = Sha256::digest(sent);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Puts queries and their ledger together, by name.
+#[must_use]
+pub fn queries(
+    cluster: &ClusterName,
+    queries: Vec<wire::PreparedQuery>,
+    ledger: Vec<wire::KvPair>,
+) -> BTreeMap<QueryName, ObservedQuery> {
+    let mut rows: BTreeMap<QueryName, ObservedQuery> = BTreeMap::new();
+    let mut by_id: BTreeMap<Text, QueryName> = BTreeMap::new();
+    let prefix = ledger::prefix(cluster);
+    for pair in ledger {
+        let Some(name) = pair.key.strip_prefix(&*prefix) else {
+            continue;
+        };
+        let name = QueryName::new(name);
+        let entry: Ledger = serde_json::from_slice(&pair.value).unwrap_or_default();
+        if !entry.id.is_empty() {
+            by_id.insert(entry.id.as_str().into(), name.clone());
+        }
+        rows.entry(name).or_default().ledger = Some((entry, pair.modify_index));
+    }
+    for query in queries {
+        let name = QueryName::new(&query.name);
+        if let Some(known_as) = by_id.get(&query.id)
+            && *known_as != name
+            && let Some(row) = rows.get_mut(known_as)
+        {
+            row.renamed = Some(query.clone());
+        }
+        // One without a name belongs to a session, and to nobody else.
+        if !query.name.is_empty() {
+            rows.entry(name).or_default().named = Some(query);
+        }
+    }
+    rows
+}

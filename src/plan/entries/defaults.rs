@@ -1,0 +1,167 @@
+//! The defaults of a service: only its protocol, for objects that ask for one.
+
+use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Stand, State, losers};
+use crate::consul::wire;
+use crate::desired::index::entries::DefaultsClaimant;
+use crate::model::key::{Key, Table};
+use crate::model::marks;
+use crate::model::names::{Destination, ServiceName};
+use crate::model::owner::Owner;
+use crate::model::source;
+use crate::model::text::{Pairs, Text};
+use crate::observed::entries::{Holder, ObservedDefaults};
+
+pub(super) fn decide(service: &ServiceName, context: Context<'_>) -> EntryFinding {
+    let key = Key::Defaults(service.clone());
+    let there = context.observed.defaults.get(service);
+    let claimants: Vec<&DefaultsClaimant> = context.desired.defaults_of(service).collect();
+    match claimants.first() {
+        Some(holder) => claimed(&key, service, holder, &claimants, there, context),
+        None => unclaimed(&key, service, there, context),
+    }
+}
+
+fn claimed(
+    key: &Key,
+    service: &ServiceName,
+    holder: &DefaultsClaimant,
+    claimants: &[&DefaultsClaimant],
+    there: Option<&ObservedDefaults>,
+    context: Context<'_>,
+) -> EntryFinding {
+    let (agree, differ): (Vec<&DefaultsClaimant>, Vec<&DefaultsClaimant>) = claimants
+        .iter()
+        .copied()
+        .partition(|claimant| claimant.protocol == holder.protocol);
+    let finding = |state: State, is_there: bool, step: EntryStep| {
+        let agreeing = agree.iter().map(|claimant| Stand {
+            owner: claimant.owner.clone(),
+            claimed: true,
+            there: is_there,
+            state: state.clone(),
+        });
+        let others = differ.iter().map(|claimant| claimant.owner.clone());
+        let stands = agreeing.chain(losers(&holder.owner, others)).collect();
+        EntryFinding::of(key, stands, step)
+    };
+    let equal = there.is_some_and(|there| there.entry.protocol == holder.protocol);
+    let ours = match there {
+        None => true,
+        Some(there) => match &there.holder {
+            Holder::Ours => true,
+            Holder::Nobody if there.was_ours => true,
+            // What others wrote serves as well.
+            _ if equal => return finding(State::Fine, true, EntryStep::Settled),
+            Holder::Nobody => agree.iter().any(|claimant| claimant.adopt),
+            Holder::Another(_) => false,
+        },
+    };
+    if !ours {
+        let by = there.map(|there| match &there.holder {
+            Holder::Another(by) => by.clone(),
+            Holder::Ours | Holder::Nobody => marks::holder(context.desired.cluster(), &Pairs::default()),
+        });
+        let protocol = there.map_or_else(Text::default, |there| there.entry.protocol.clone());
+        let by = format!("{}, with the protocol {protocol:?}", by.unwrap_or_default());
+        return finding(State::OwnedByAnother(by.into()), false, EntryStep::Settled);
+    }
+    let before = there.map(|there| there.entry.clone()).unwrap_or_default();
+    let meta = meta(context, &holder.owner, &before.meta);
+    if equal && before.meta == meta {
+        return finding(State::Fine, true, EntryStep::Settled);
+    }
+    let index = before.modify_index;
+    let name = if before.name.is_empty() {
+        service.text().clone()
+    } else {
+        before.name.clone()
+    };
+    let mut fields = Vec::new();
+    if !equal && there.is_some() {
+        fields.push("protocol");
+    }
+    if before.meta != meta && there.is_some() {
+        fields.push("meta");
+    }
+    let entry = wire::ServiceDefaults {
+        name,
+        protocol: holder.protocol.clone(),
+        meta,
+        ..before
+    };
+    let mut write = EntryWrite::new(&holder.owner, Change::PutDefaults(entry, index));
+    write.fields = fields;
+    finding(State::Pending, equal, EntryStep::Write(write))
+}
+
+fn unclaimed(
+    key: &Key,
+    service: &ServiceName,
+    there: Option<&ObservedDefaults>,
+    context: Context<'_>,
+) -> EntryFinding {
+    let settled = || EntryFinding::of(key, Vec::new(), EntryStep::Settled);
+    let Some(there) = there.filter(|there| there.holder == Holder::Ours) else {
+        return settled();
+    };
+    let Some(owner) = &there.owner else {
+        return settled();
+    };
+    let finding = |state: State, step: EntryStep| {
+        let stand = Stand {
+            owner: owner.clone(),
+            claimed: matches!(state, State::Frozen(_)),
+            there: true,
+            state,
+        };
+        EntryFinding::of(key, vec![stand], step)
+    };
+    if let Some(freeze) = context.desired.freeze_of(owner) {
+        return finding(State::Frozen(freeze), EntryStep::Settled);
+    }
+    let why = match context.may_remove(key, Table::Defaults) {
+        Ok(why) => why,
+        Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
+    };
+    // Consul keeps the protocol for as long as intentions have rules for requests.
+    let destination = Destination::new(service.as_ref());
+    let intentions = context.observed.intentions.get(&destination);
+    let has_rules = |source: &wire::SourceIntention| !source.permissions.is_empty();
+    if intentions.is_some_and(|there| there.sources.values().any(has_rules)) {
+        return finding(State::Pending, EntryStep::Settled);
+    }
+    let index = there.entry.modify_index;
+    let change = if there.entry.other.is_empty() && is_only_ours(&there.entry.meta) {
+        Change::DeleteDefaults(index)
+    } else {
+        // Somebody added to it: what is theirs stays.
+        let entry = wire::ServiceDefaults {
+            meta: source::without_marks(&there.entry.meta),
+            ..there.entry.clone()
+        };
+        Change::PutDefaults(entry, index)
+    };
+    let mut write = EntryWrite::new(owner, change);
+    write.removed.push(Gone {
+        key: key.clone(),
+        owner: owner.clone(),
+        why,
+    });
+    finding(State::Pending, EntryStep::Write(write))
+}
+
+fn is_only_ours(meta: &Pairs) -> bool {
+    source::without_marks(meta).is_empty()
+}
+
+fn meta(context: Context<'_>, owner: &Owner, there: &Pairs) -> Pairs {
+    let kept = source::without_marks(there);
+    let kept = kept.iter().map(|(key, value)| (key.clone(), value.clone()));
+    let ours = [
+        (marks::EXTERNAL_SOURCE, marks::KUBERNETES.into()),
+        (marks::CLUSTER, context.desired.cluster().as_ref().into()),
+        (marks::OWNER, Text::from(owner.to_string())),
+    ];
+    let ours = ours.map(|(key, value): (&str, Text)| (key.into(), value));
+    kept.chain(ours).collect()
+}

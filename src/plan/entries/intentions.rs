@@ -1,0 +1,378 @@
+//! The intentions of a destination: one entry, put together from what many objects ask for and what
+//! others wrote.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Part, Stand, State};
+use crate::consul::wire;
+use crate::desired::intention::IntentionClaims;
+use crate::model::key::{Table, source_key};
+use crate::model::marks;
+use crate::model::names::Destination;
+use crate::model::owner::Owner;
+use crate::model::source::{self, Owners, SourceName};
+use crate::model::text::{Pairs, Text};
+use crate::observed::entries::{Holder, ObservedIntentions};
+
+/// A source, or the requirement of a token.
+#[derive(Clone, Debug, PartialEq)]
+enum Content {
+    Source(wire::SourceIntention),
+    Jwt(wire::IntentionJwt),
+}
+
+/// An Intention that claims something of the destination.
+struct Claimant<'a> {
+    owner: Owner,
+    claims: &'a IntentionClaims,
+    /// Consul refuses it, and says this.
+    refused: Option<String>,
+}
+
+pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFinding {
+    let claimants = context.desired.intentions_of(destination);
+    let claimants: Vec<Claimant<'_>> = claimants
+        .map(|(intention, claims)| {
+            let owner = intention.owner();
+            let refused = context.rules.refusals.of(destination, &owner);
+            Claimant {
+                refused: refused.map(str::to_owned),
+                owner,
+                claims,
+            }
+        })
+        .collect();
+    let there = context.observed.intentions.get(destination);
+    if let Some(there) = there
+        && let Some(holder) = foreign_holder(there, &claimants, context)
+    {
+        return of_another(destination, &claimants, &holder, there);
+    }
+    let mut merge = Merge {
+        destination,
+        there,
+        parts: BTreeMap::new(),
+        assigned: BTreeMap::new(),
+        removed: Vec::new(),
+    };
+    merge.keep(&claimants, context);
+    for claimant in &claimants {
+        merge.claim(claimant);
+    }
+    merge.let_go(context);
+    merge.finish(&claimants, context)
+}
+
+/// Who holds the entry, if it is not for us to write.
+fn foreign_holder(
+    there: &ObservedIntentions,
+    claimants: &[Claimant<'_>],
+    context: Context<'_>,
+) -> Option<Text> {
+    match &there.holder {
+        Holder::Ours => None,
+        Holder::Nobody if there.was_ours || claimants.iter().any(|it| it.claims.adopt) => None,
+        Holder::Nobody => Some(marks::holder(context.desired.cluster(), &Pairs::default())),
+        Holder::Another(holder) => Some(holder.clone()),
+    }
+}
+
+fn of_another(
+    destination: &Destination,
+    claimants: &[Claimant<'_>],
+    holder: &Text,
+    there: &ObservedIntentions,
+) -> EntryFinding {
+    let mut parts: BTreeMap<SourceName, Vec<Stand>> = BTreeMap::new();
+    for claimant in claimants {
+        for name in claimant.claims.names() {
+            parts.entry(name).or_default().push(Stand {
+                owner: claimant.owner.clone(),
+                claimed: true,
+                there: false,
+                state: State::OwnedByAnother(holder.clone()),
+            });
+        }
+    }
+    EntryFinding {
+        parts: parts_of(destination, parts),
+        foreign: count(there.sources.len()),
+        step: EntryStep::Settled,
+    }
+}
+
+fn parts_of(destination: &Destination, parts: BTreeMap<SourceName, Vec<Stand>>) -> Vec<Part> {
+    let part = |(name, stands)| Part {
+        key: source_key(destination, name),
+        stands,
+    };
+    parts.into_iter().map(part).collect()
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+struct Merge<'a> {
+    destination: &'a Destination,
+    there: Option<&'a ObservedIntentions>,
+    parts: BTreeMap<SourceName, Vec<Stand>>,
+    /// What the entry is to hold of ours.
+    assigned: BTreeMap<SourceName, (Content, Owner)>,
+    removed: Vec<Gone>,
+}
+
+impl Merge<'_> {
+    /// What stands under a name, whoever's.
+    fn found(&self, name: &SourceName) -> Option<Content> {
+        let there = self.there?;
+        match name {
+            SourceName::Jwt => there.jwt.clone().map(Content::Jwt),
+            name => there.sources.get(name).cloned().map(Content::Source),
+        }
+    }
+
+    /// Whose it is, if it is ours.
+    fn owner(&self, name: &SourceName) -> Option<&Owner> {
+        self.there?.owners.get(name)
+    }
+
+    fn stand(&mut self, name: &SourceName, owner: &Owner, claimed: bool, there: bool, state: State) {
+        self.parts.entry(name.clone()).or_default().push(Stand {
+            owner: owner.clone(),
+            claimed,
+            there,
+            state,
+        });
+    }
+
+    /// What stands there stays as it is.
+    fn keep_one(&mut self, name: &SourceName, owner: &Owner, claimed: bool, state: State) {
+        if let Some(content) = self.found(name) {
+            self.stand(name, owner, claimed, true, state);
+            self.assigned.insert(name.clone(), (content, owner.clone()));
+        }
+    }
+
+    /// What paused, invalid and refused objects hold stays as it is.
+    fn keep(&mut self, claimants: &[Claimant<'_>], context: Context<'_>) {
+        let owners = self.there.map(|there| there.owners.clone()).unwrap_or_default();
+        for (name, owner) in &owners {
+            let refused = claimants.iter().find(|it| it.owner == *owner);
+            let refused = refused.and_then(|it| it.refused.clone());
+            if let Some(freeze) = context.desired.freeze_of(owner) {
+                self.keep_one(name, owner, true, State::Frozen(freeze));
+            } else if let Some(message) = refused {
+                self.keep_one(name, owner, true, State::Refused(message));
+            }
+        }
+    }
+
+    fn claim(&mut self, claimant: &Claimant<'_>) {
+        let IntentionClaims {
+            sources,
+            jwt,
+            adopt,
+            ..
+        } = claimant.claims;
+        let owner = &claimant.owner;
+        let sources = sources.iter();
+        let sources = sources.map(|(name, source)| (name.clone(), Content::Source(source.clone())));
+        let jwt = jwt.iter().map(|jwt| (SourceName::Jwt, Content::Jwt(jwt.clone())));
+        for (name, content) in sources.chain(jwt) {
+            if let Some((held, holder)) = self.assigned.get(&name) {
+                // Two that ask for the same token ask for one thing.
+                let shared = name == SourceName::Jwt && *held == content;
+                if *holder != *owner && !shared {
+                    let conflict = State::Conflict(holder.clone());
+                    self.stand(&name, owner, true, false, conflict);
+                }
+                continue;
+            }
+            if let Some(message) = &claimant.refused {
+                self.stand(&name, owner, true, false, State::Refused(message.clone()));
+                continue;
+            }
+            let found = self.found(&name);
+            let lost_marks = self.there.is_some_and(|there| {
+                there.holder == Holder::Nobody && there.was_ours
+            });
+            let is_foreign = found.is_some() && self.owner(&name).is_none();
+            if is_foreign && !*adopt && !lost_marks {
+                let other = "another, who wrote it into the entry".into();
+                self.stand(&name, owner, true, false, State::OwnedByAnother(other));
+                continue;
+            }
+            let same = found.as_ref() == Some(&content) && self.owner(&name) == Some(owner);
+            let state = if same { State::Fine } else { State::Pending };
+            self.stand(&name, owner, true, same, state);
+            self.assigned.insert(name, (content, owner.clone()));
+        }
+    }
+
+    /// What is ours and nothing claims goes, where it may.
+    fn let_go(&mut self, context: Context<'_>) {
+        let owners = self.there.map(|there| there.owners.clone()).unwrap_or_default();
+        for (name, owner) in &owners {
+            if self.assigned.contains_key(name) {
+                continue;
+            }
+            let key = source_key(self.destination, name.clone());
+            match context.may_remove(&key, Table::Intentions) {
+                Ok(why) => {
+                    self.stand(name, owner, false, true, State::Pending);
+                    self.removed.push(Gone {
+                        key,
+                        owner: owner.clone(),
+                        why,
+                    });
+                }
+                Err(hold) => self.keep_one(name, owner, false, State::Held(hold)),
+            }
+        }
+    }
+
+    fn finish(mut self, claimants: &[Claimant<'_>], context: Context<'_>) -> EntryFinding {
+        let foreign = self.foreign();
+        let foreign_count = foreign.keys().filter(|name| **name != SourceName::Jwt).count();
+        let there_meta = self.there.map(|there| there.meta.clone()).unwrap_or_default();
+        let meta = self.mark(claimants, &there_meta, context);
+        let (mut sources, mut jwt) = (BTreeMap::new(), None);
+        let ours = self.assigned.iter().map(|(name, (content, _))| (name, content));
+        for (name, content) in foreign.iter().chain(ours) {
+            match content {
+                Content::Source(source) => drop(sources.insert(name.clone(), source.clone())),
+                Content::Jwt(required) => jwt = Some(required.clone()),
+            }
+        }
+        let step = self.step(sources, jwt, meta);
+        EntryFinding {
+            parts: parts_of(self.destination, self.parts),
+            foreign: count(foreign_count),
+            step,
+        }
+    }
+
+    /// What others wrote into the entry, and is not taken over.
+    fn foreign(&self) -> BTreeMap<SourceName, Content> {
+        let names = self.there.into_iter().flat_map(ObservedIntentions::names);
+        let theirs = names.filter(|name| {
+            self.owner(name).is_none() && !self.assigned.contains_key(name)
+        });
+        theirs.filter_map(|name| Some((name.clone(), self.found(&name)?))).collect()
+    }
+
+    /// The Meta that says whose what is. Where it has no room for all, the youngest waits.
+    fn mark(&mut self, claimants: &[Claimant<'_>], there: &Pairs, context: Context<'_>) -> Pairs {
+        let mut left_out: BTreeSet<Owner> = BTreeSet::new();
+        loop {
+            if self.assigned.is_empty() {
+                return source::without_marks(there);
+            }
+            let owners: Owners = self
+                .assigned
+                .iter()
+                .map(|(name, (_, owner))| (name.clone(), owner.clone()))
+                .collect();
+            if let Ok(meta) = source::meta(context.desired.cluster(), &owners, there) {
+                return meta;
+            }
+            let is_new = |owner: &Owner| {
+                let mut assigned = self.assigned.iter();
+                assigned.any(|(name, (_, of))| of == owner && self.owner(name) != Some(owner))
+            };
+            let youngest = claimants.iter().rev().map(|it| &it.owner);
+            let youngest = youngest.filter(|owner| !left_out.contains(*owner));
+            let Some(youngest) = youngest.cloned().find(is_new) else {
+                // All of it stands there already: what can be written could be kept.
+                return there.clone();
+            };
+            self.leave_out(&youngest);
+            left_out.insert(youngest);
+        }
+    }
+
+    /// Takes back what an object asks for and does not hold yet.
+    fn leave_out(&mut self, owner: &Owner) {
+        let names: Vec<SourceName> = self.assigned.keys().cloned().collect();
+        for name in names {
+            let Some((_, of)) = self.assigned.get(&name) else {
+                continue;
+            };
+            if of != owner || self.owner(&name) == Some(owner) {
+                continue;
+            }
+            self.assigned.remove(&name);
+            for stand in self.parts.entry(name.clone()).or_default() {
+                if stand.owner == *owner {
+                    stand.state = State::TooManySources;
+                    stand.there = false;
+                }
+            }
+            // What it was to take over from another of ours stays there.
+            if let Some(before) = self.owner(&name).cloned()
+                && let Some(content) = self.found(&name)
+            {
+                self.assigned.insert(name, (content, before));
+            }
+        }
+    }
+
+    fn step(
+        &self,
+        sources: BTreeMap<SourceName, wire::SourceIntention>,
+        jwt: Option<wire::IntentionJwt>,
+        meta: Pairs,
+    ) -> EntryStep {
+        let index = self.there.map_or(0, |there| there.modify_index);
+        let Some(owner) = self.concerned() else {
+            return EntryStep::Settled;
+        };
+        if sources.is_empty() {
+            if self.there.is_none() {
+                return EntryStep::Settled;
+            }
+            let mut write = EntryWrite::new(owner, Change::DeleteIntentions(index));
+            write.removed.clone_from(&self.removed);
+            return EntryStep::Write(write);
+        }
+        let mut fields = Vec::new();
+        if let Some(there) = self.there {
+            for (field, differs) in [
+                ("sources", there.sources != sources),
+                ("jwt", there.jwt != jwt),
+                ("meta", there.meta != meta),
+            ] {
+                if differs {
+                    fields.push(field);
+                }
+            }
+            if fields.is_empty() {
+                return EntryStep::Settled;
+            }
+        }
+        let name = self.there.map(|there| there.name.clone());
+        let other = self.there.map(|there| there.other.clone());
+        let entry = wire::ServiceIntentions {
+            name: name.unwrap_or_else(|| self.destination.text().clone()),
+            jwt,
+            sources: sources.into_values().collect(),
+            meta,
+            other: other.unwrap_or_default(),
+            ..wire::ServiceIntentions::default()
+        };
+        let mut write = EntryWrite::new(owner, Change::PutIntentions(entry, index));
+        write.fields = fields;
+        write.removed.clone_from(&self.removed);
+        EntryStep::Write(write)
+    }
+
+    /// The object that a write is for: one whose source changes, else one whose source is there.
+    fn concerned(&self) -> Option<&Owner> {
+        let changes = |name: &SourceName, owner: &Owner| self.owner(name) != Some(owner);
+        let assigned = || self.assigned.iter().map(|(name, (_, owner))| (name, owner));
+        let changed = assigned().find(|(name, owner)| changes(name, owner));
+        let removed = self.removed.first().map(|gone| &gone.owner);
+        changed.map(|(_, owner)| owner).or(removed).or_else(|| assigned().next().map(|(_, owner)| owner))
+    }
+}
