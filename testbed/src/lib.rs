@@ -2,8 +2,8 @@
 //!
 //! A [`Bed`] is an etcd, a kube-apiserver (RBAC on), a kube-controller-manager (only the namespace
 //! and garbage-collector controllers) and a Consul, one server or three, each on free ports of
-//! 127.0.0.1 with its state in a temporary folder. Nothing of it outlives the [`Bed`], nor the
-//! process that holds it.
+//! 127.0.0.1 with its state in a temporary folder. A second Consul datacenter joins it where a test
+//! asks for one. Nothing of it outlives the [`Bed`], nor the process that holds it.
 //!
 //! ```text
 //!  tools::ensure ──▶ binaries (built once, cached)

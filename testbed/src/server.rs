@@ -32,11 +32,11 @@ const LEASH: &str = r#"exec 3<&0; { read -r _ <&3 || kill -9 $$; } & exec "$@" 3
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
     /// Where its API is.
-    pub base: String,
-    pub path: &'static str,
+    base: String,
+    path: &'static str,
     /// What the body of a good answer contains.
-    pub expect: &'static str,
-    pub consul_token: Option<&'static str>,
+    expect: &'static str,
+    consul_token: Option<&'static str>,
 }
 
 impl Probe {
@@ -46,6 +46,13 @@ impl Probe {
             path,
             expect,
             consul_token: None,
+        }
+    }
+
+    pub fn with_consul_token(self, token: &'static str) -> Self {
+        Self {
+            consul_token: Some(token),
+            ..self
         }
     }
 }

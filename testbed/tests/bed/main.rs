@@ -1,6 +1,7 @@
 //! The bed, on real servers.
 
 mod consul;
+mod datacenters;
 mod proxy;
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
