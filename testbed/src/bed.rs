@@ -26,6 +26,7 @@ use crate::{
     Server,
     pki::Pki,
     ports::Port,
+    server::Probe,
     servers::{ConsulNumbers, Numbers, Plan},
     tools::{self, Progress, Tools},
 };
@@ -170,6 +171,17 @@ impl Bed {
     /// The binaries that it runs.
     pub fn tools(&self) -> &Tools {
         &self.tools
+    }
+
+    /// Another Consul program of the bed, with its log in a folder.
+    pub(crate) fn consul_program(
+        &self,
+        name: &'static str,
+        args: Vec<String>,
+        folder: &Path,
+        probe: Probe,
+    ) -> Server {
+        Server::new(name, &self.tools.consul, args, folder, probe, &self.pki)
     }
 
     /// Its servers, in the order of their start.

@@ -16,8 +16,9 @@
 //! There is no kubelet and no scheduler: a pod is an object whose status [`kubelet::TestPod`]
 //! writes. Faults are made in two ways: each server is a [`Server`] that can be stopped, killed,
 //! paused and restarted on the same ports, with its data, without it or with older data; and a
-//! [`proxy::Proxy`] before a server does to connections what networks do. What Consul's DNS says is
-//! seen by [`Bed::dns_lookup`].
+//! [`proxy::Proxy`] before a server does to connections what networks do. Of what Consul is for,
+//! lookups are made by [`Bed::dns_lookup`], and the traffic of its mesh goes through
+//! [`Bed::mesh_proxy`].
 //!
 //! Environment: `LICTOR_TESTBED_BIN`, a folder with all binaries, which skips their build;
 //! `LICTOR_TESTBED_CACHE`, where they are built ([`tools`]); `LICTOR_TESTBED_KEEP`, set to anything,
@@ -35,6 +36,7 @@ mod consul_acl;
 mod consul_api;
 mod dns;
 pub mod kubelet;
+mod mesh;
 mod pki;
 mod ports;
 pub mod proxy;
@@ -49,4 +51,5 @@ pub use clock::WallClock;
 pub use consul_acl::{CONSUL_MANAGEMENT_TOKEN, ConsulToken};
 pub use consul_api::ConsulApi;
 pub use dns::{DnsRecord, DnsType, dns_lookup};
+pub use mesh::{MeshProxy, MeshProxyOptions};
 pub use server::Server;

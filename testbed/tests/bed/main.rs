@@ -2,6 +2,7 @@
 
 mod consul;
 mod datacenters;
+mod mesh;
 mod proxy;
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
