@@ -1,6 +1,7 @@
 //! The bed itself.
 
 mod consul;
+mod datacenters;
 mod state;
 
 use std::{
@@ -25,6 +26,7 @@ use crate::{
     Server,
     pki::Pki,
     ports::Port,
+    server::Probe,
     servers::{ConsulNumbers, Numbers, Plan},
     tools::{self, Progress, Tools},
 };
@@ -49,6 +51,9 @@ pub struct BedOptions {
     pub apiserver_args: Vec<String>,
     /// How many Consul servers there are: one, or three for tests of elections and of the quorum.
     pub consul_servers: usize,
+    /// A second Consul datacenter, `dc2`: one server that is joined with `dc1`, the primary one, over
+    /// the WAN.
+    pub second_datacenter: bool,
     /// Consul denies what no token allows. [`Bed::consul`] has a token that may do everything.
     pub consul_acls: bool,
     /// More configuration of Consul, laid over the bed's own, that of each server.
@@ -62,6 +67,7 @@ impl Default for BedOptions {
             progress: Progress::default(),
             apiserver_args: Vec::new(),
             consul_servers: 1,
+            second_datacenter: false,
             consul_acls: false,
             consul_config: Value::Null,
         }
@@ -83,6 +89,7 @@ pub struct Bed {
     /// The first Consul server of `dc1`, and its leader if it is the only one.
     pub consul_server: Server,
     more_consul_servers: Vec<Server>,
+    dc2_server: Option<Server>,
     consul_acls: bool,
     tools: Tools,
     pki: Pki,
@@ -117,7 +124,7 @@ impl Bed {
         };
         let path = folder.path();
         let pki = Pki::generate(&path.join("pki"))?;
-        let (numbers, ports) = reserve_ports(options.consul_servers)?;
+        let (numbers, ports) = reserve_ports(options)?;
         let admin_token = String::from("lictor-test-bed-admin");
         let kubeconfig = path.join("kubeconfig");
         let kube_addr = kube_addr(&numbers);
@@ -141,6 +148,7 @@ impl Bed {
             controller_manager: plan.controller_manager()?,
             consul_server: consul.remove(0),
             more_consul_servers: consul,
+            dc2_server: plan.consul_dc2()?,
             consul_acls: options.consul_acls,
             tools: tools.clone(),
             numbers,
@@ -150,7 +158,8 @@ impl Bed {
             folder,
             _ports: ports,
         };
-        tokio::try_join!(bed.start_kubernetes(), bed.start_consul())?;
+        let consul = bed.start_datacenters();
+        tokio::try_join!(bed.start_kubernetes(), consul)?;
         Ok(bed)
     }
 
@@ -164,10 +173,22 @@ impl Bed {
         &self.tools
     }
 
+    /// Another Consul program of the bed, with its log in a folder.
+    pub(crate) fn consul_program(
+        &self,
+        name: &'static str,
+        args: Vec<String>,
+        folder: &Path,
+        probe: Probe,
+    ) -> Server {
+        Server::new(name, &self.tools.consul, args, folder, probe, &self.pki)
+    }
+
     /// Its servers, in the order of their start.
     pub fn servers(&self) -> Vec<&Server> {
         let mut servers = self.kubernetes().to_vec();
         servers.extend(self.consul_servers());
+        servers.extend(&self.dc2_server);
         servers
     }
 
@@ -366,7 +387,7 @@ fn kube_addr(numbers: &Numbers) -> String {
     format!("https://127.0.0.1:{}", numbers.apiserver)
 }
 
-fn reserve_ports(consul_servers: usize) -> Result<(Numbers, Vec<Port>)> {
+fn reserve_ports(options: &BedOptions) -> Result<(Numbers, Vec<Port>)> {
     let folder = tools::cache_folder()?.join("ports");
     let mut ports = Vec::new();
     let mut next = || -> Result<u16> {
@@ -375,22 +396,28 @@ fn reserve_ports(consul_servers: usize) -> Result<(Numbers, Vec<Port>)> {
         ports.push(port);
         Ok(number)
     };
+    let etcd_client = next()?;
+    let etcd_peer = next()?;
+    let apiserver = next()?;
+    let controller_manager = next()?;
+    let mut consul = || -> Result<ConsulNumbers> {
+        Ok(ConsulNumbers {
+            http: next()?,
+            dns: next()?,
+            rpc: next()?,
+            serf_lan: next()?,
+            serf_wan: next()?,
+        })
+    };
     let numbers = Numbers {
-        etcd_client: next()?,
-        etcd_peer: next()?,
-        apiserver: next()?,
-        controller_manager: next()?,
-        consul: (0..consul_servers)
-            .map(|_| {
-                anyhow::Ok(ConsulNumbers {
-                    http: next()?,
-                    dns: next()?,
-                    rpc: next()?,
-                    serf_lan: next()?,
-                    serf_wan: next()?,
-                })
-            })
+        etcd_client,
+        etcd_peer,
+        apiserver,
+        controller_manager,
+        consul: (0..options.consul_servers)
+            .map(|_| consul())
             .collect::<Result<_>>()?,
+        consul_dc2: options.second_datacenter.then(consul).transpose()?,
     };
     Ok((numbers, ports))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
@@ -32,21 +32,43 @@ const LEASH: &str = r#"exec 3<&0; { read -r _ <&3 || kill -9 $$; } & exec "$@" 3
 #[derive(Debug, Clone)]
 pub(crate) struct Probe {
     /// Where its API is.
-    pub base: String,
-    pub path: &'static str,
-    /// What the body of a good answer contains.
-    pub expect: &'static str,
-    pub consul_token: Option<&'static str>,
+    base: String,
+    sign: Sign,
+}
+
+#[derive(Debug, Clone)]
+enum Sign {
+    /// The body of a good answer at a path contains a text.
+    Answer {
+        path: &'static str,
+        expect: &'static str,
+        consul_token: Option<&'static str>,
+    },
+    /// A line that it has logged since its start contains a text.
+    Log(&'static str),
 }
 
 impl Probe {
     pub fn new(base: String, path: &'static str, expect: &'static str) -> Self {
-        Self {
-            base,
+        let sign = Sign::Answer {
             path,
             expect,
             consul_token: None,
+        };
+        Self { base, sign }
+    }
+
+    /// For a server without an API.
+    pub fn log(base: String, expect: &'static str) -> Self {
+        let sign = Sign::Log(expect);
+        Self { base, sign }
+    }
+
+    pub fn with_consul_token(mut self, token: &'static str) -> Self {
+        if let Sign::Answer { consul_token, .. } = &mut self.sign {
+            *consul_token = Some(token);
         }
+        self
     }
 }
 
@@ -68,6 +90,8 @@ pub struct Server {
 struct Running {
     child: Child,
     leash: ChildStdin,
+    /// How long its log was when it was started.
+    logged: u64,
 }
 
 impl Running {
@@ -168,6 +192,7 @@ impl Server {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot write {}", self.log.display()))?;
+        let logged = log.metadata()?.len();
         let mut child = Command::new("/bin/sh")
             .args(["-c", LEASH, self.name])
             .arg(&self.program)
@@ -181,7 +206,11 @@ impl Server {
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
         let leash = child.stdin.take().context("a piped stdin is missing")?;
-        *state = Some(Running { child, leash });
+        *state = Some(Running {
+            child,
+            leash,
+            logged,
+        });
         Ok(())
     }
 
@@ -311,14 +340,34 @@ impl Server {
     }
 
     async fn probe(&self, client: &reqwest::Client) -> Result<()> {
-        let url = format!("{}{}", self.probe.base, self.probe.path);
+        let (path, expect, consul_token) = match &self.probe.sign {
+            Sign::Answer {
+                path,
+                expect,
+                consul_token,
+            } => (path, expect, consul_token),
+            Sign::Log(expect) => return self.has_logged(expect),
+        };
+        let url = format!("{}{path}", self.probe.base);
         let mut request = client.get(&url).timeout(Duration::from_secs(5));
-        if let Some(token) = self.probe.consul_token {
-            request = request.header(CONSUL_TOKEN, token);
+        if let Some(token) = consul_token {
+            request = request.header(CONSUL_TOKEN, *token);
         }
         let body = request.send().await?.error_for_status()?.text().await?;
-        if !body.contains(self.probe.expect) {
+        if !body.contains(expect) {
             bail!("{url} answers {body:?}");
+        }
+        Ok(())
+    }
+
+    fn has_logged(&self, expect: &str) -> Result<()> {
+        let mut log = File::open(&self.log)?;
+        let from = self.state().as_ref().map_or(0, |running| running.logged);
+        log.seek(SeekFrom::Start(from))?;
+        let mut since = Vec::new();
+        log.read_to_end(&mut since)?;
+        if !String::from_utf8_lossy(&since).contains(expect) {
+            bail!("{} has not logged {expect:?}", self.name);
         }
         Ok(())
     }
@@ -362,12 +411,18 @@ mod tests {
             .spawn()
             .unwrap();
         let leash = child.stdin.take().unwrap();
-        Running { child, leash }
+        Running {
+            child,
+            leash,
+            logged: 0,
+        }
     }
 
     #[test]
     fn a_server_ends_with_the_process_that_holds_its_leash() {
-        let Running { mut child, leash } = sleeper();
+        let Running {
+            mut child, leash, ..
+        } = sleeper();
         // What the kernel does when that process is killed.
         drop(leash);
         assert_eq!(child.wait().unwrap().signal(), Some(9));
@@ -378,6 +433,7 @@ mod tests {
         let Running {
             mut child,
             mut leash,
+            ..
         } = sleeper();
         leash.write_all(b"\n").unwrap();
         drop(leash);

@@ -1,5 +1,7 @@
 //! How each server of a bed is started: its arguments, its files and its ports.
 
+mod consul;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
-    BedOptions, CONSUL_MANAGEMENT_TOKEN, Server,
+    BedOptions, Server,
     pki::Pki,
     server::{DATA, Probe},
     tools::Tools,
@@ -22,8 +24,10 @@ pub(crate) struct Numbers {
     pub etcd_peer: u16,
     pub apiserver: u16,
     pub controller_manager: u16,
-    /// One for each Consul server.
+    /// One for each Consul server of `dc1`.
     pub consul: Vec<ConsulNumbers>,
+    /// Those of the one of `dc2`, if there is one.
+    pub consul_dc2: Option<ConsulNumbers>,
 }
 
 /// The numbers of the ports of one Consul server.
@@ -162,101 +166,6 @@ impl Plan<'_> {
         ))
     }
 
-    /// All Consul servers; the first one has the names that a single one has.
-    pub fn consul(&self) -> Result<Vec<Server>> {
-        let mut servers = Vec::new();
-        for number in 0..self.ports.consul.len() {
-            servers.push(self.consul_server(number)?);
-        }
-        Ok(servers)
-    }
-
-    fn consul_server(&self, number: usize) -> Result<Server> {
-        let suffix = match number {
-            0 => String::new(),
-            other => format!("-{}", other + 1),
-        };
-        let folder = self.folder(&format!("consul{suffix}"))?;
-        let ports = self.ports.consul[number];
-        let mut config = json!({
-            "node_name": format!("consul-server{suffix}"),
-            "datacenter": "dc1",
-            "data_dir": folder.join(DATA),
-            "server": true,
-            "bootstrap_expect": self.ports.consul.len(),
-            "bind_addr": "127.0.0.1",
-            "client_addr": "127.0.0.1",
-            "ports": {
-                "http": ports.http,
-                "dns": ports.dns,
-                "server": ports.rpc,
-                "serf_lan": ports.serf_lan,
-                "serf_wan": ports.serf_wan,
-                "https": -1,
-                "grpc": -1,
-                "grpc_tls": -1,
-            },
-            "performance": { "raft_multiplier": 1 },
-            "disable_update_check": true,
-            "log_level": "warn",
-        });
-        if self.ports.consul.len() > 1 {
-            // Itself left out: a join that reaches only the one who asks counts as done.
-            let others = self.ports.consul.iter().enumerate();
-            let others = others.filter(|(other, _)| *other != number);
-            let join: Vec<_> = others
-                .map(|(_, ports)| format!("127.0.0.1:{}", ports.serf_lan))
-                .collect();
-            let three = json!({
-                "retry_join": join,
-                "retry_interval": "500ms",
-                // A dead server must go on to count, or the quorum depends on how long it is dead.
-                "autopilot": {
-                    "cleanup_dead_servers": false,
-                    "server_stabilization_time": "200ms",
-                },
-            });
-            merge(&mut config, &three);
-        }
-        if self.options.consul_acls {
-            let acl = json!({
-                "enabled": true,
-                "default_policy": "deny",
-                "tokens": {
-                    "initial_management": CONSUL_MANAGEMENT_TOKEN,
-                    // For what a server writes about its own node.
-                    "agent": CONSUL_MANAGEMENT_TOKEN,
-                },
-            });
-            merge(&mut config, &json!({ "acl": acl }));
-        }
-        merge(&mut config, &self.options.consul_config);
-        let file = folder.join("consul.json");
-        fs::write(&file, config.to_string())
-            .with_context(|| format!("cannot write {}", file.display()))?;
-        let args = vec![
-            "agent".to_owned(),
-            format!("-config-file={}", file.display()),
-        ];
-        // It shows itself once there is a leader that takes writes.
-        let mut probe = Probe::new(
-            format!("http://127.0.0.1:{}", ports.http),
-            "/v1/catalog/service/consul?consistent",
-            "ServiceID",
-        );
-        if self.options.consul_acls {
-            probe.consul_token = Some(CONSUL_MANAGEMENT_TOKEN);
-        }
-        Ok(Server::new(
-            "consul",
-            &self.tools.consul,
-            args,
-            &folder,
-            probe,
-            self.pki,
-        ))
-    }
-
     fn folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)
@@ -275,35 +184,4 @@ fn authentication_configuration() -> Value {
             "conditions": [{"path": "/livez"}, {"path": "/readyz"}, {"path": "/healthz"}],
         },
     })
-}
-
-/// Lays `over` on `base`: objects are merged, everything else is replaced.
-fn merge(base: &mut Value, over: &Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (key, value) in over {
-                merge(base.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (_, Value::Null) => {}
-        (base, over) => base.clone_from(over),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn merged_objects_keep_what_is_not_named() {
-        let mut base = json!({"ports": {"http": 1, "dns": 2}, "server": true});
-        merge(
-            &mut base,
-            &json!({"ports": {"dns": 3}, "acl": {"enabled": true}}),
-        );
-        let want = json!({
-            "ports": {"http": 1, "dns": 3}, "server": true, "acl": {"enabled": true},
-        });
-        assert_eq!(base, want);
-    }
 }

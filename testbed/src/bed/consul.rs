@@ -1,4 +1,4 @@
-//! The Consul of a bed: one server, or three that elect a leader.
+//! The Consul of a bed in `dc1`: one server, or three that elect a leader.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const ELECTION: Duration = Duration::from_secs(30);
 const TELLS: Duration = Duration::from_secs(1);
 
 impl Bed {
-    /// The Consul servers; [`Bed::consul_server`] is the first.
+    /// The Consul servers of `dc1`; [`Bed::consul_server`] is the first.
     pub fn consul_servers(&self) -> Vec<&Server> {
         let more = self.more_consul_servers.iter();
         std::iter::once(&self.consul_server).chain(more).collect()
@@ -41,17 +41,21 @@ impl Bed {
     /// Calls of Consul's API that do not depend on the code under test, with every right. Where one
     /// server fails, another one is asked.
     pub fn consul(&self) -> Result<ConsulApi> {
-        let token = if self.consul_acls {
-            CONSUL_MANAGEMENT_TOKEN
-        } else {
-            ""
-        };
-        self.consul_as(token)
+        self.consul_as(self.management_token())
     }
 
     /// The same with another token; the empty one is that of anonymous callers.
     pub fn consul_as(&self, token: &str) -> Result<ConsulApi> {
         Ok(ConsulApi::any_of(&self.consul_addrs())?.with_token(token))
+    }
+
+    /// What may do everything, if Consul asks for a token at all.
+    pub(super) fn management_token(&self) -> &'static str {
+        if self.consul_acls {
+            CONSUL_MANAGEMENT_TOKEN
+        } else {
+            ""
+        }
     }
 
     /// The server that leads. Waits until there is one that knows it and answers consistent reads,

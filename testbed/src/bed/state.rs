@@ -20,7 +20,7 @@ impl Bed {
                 server.start().await?;
             }
         }
-        self.start_consul().await
+        self.start_datacenters().await
     }
 
     /// Kills etcd and the API server, removes the data and starts them: no object is left, not even

@@ -1,9 +1,11 @@
 //! The bed, on real servers.
 
 mod consul;
+mod datacenters;
+mod mesh;
 mod proxy;
 
-use std::{path::Path, time::Duration};
+use std::{net::Ipv4Addr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -12,7 +14,7 @@ use kube::{
     api::{ListParams, PostParams},
 };
 use lictor_testbed::{
-    Bed, BedOptions, ConsulApi,
+    Bed, BedOptions, ConsulApi, DnsRecord, DnsType,
     kubelet::{self, TestNode, TestPod},
     wait,
 };
@@ -33,7 +35,7 @@ async fn a_bed_from_start_to_end() -> Result<()> {
     a_service_account_may_do_what_rbac_grants(&bed).await?;
     crds_and_namespaces_work(&bed, &client).await?;
     helm_installs_and_removes(&bed).await?;
-    consul_takes_writes(&consul).await?;
+    consul_takes_writes(&bed, &consul).await?;
     servers_survive_faults(&bed, &client, &consul).await?;
     two_beds_live_side_by_side(&bed).await?;
 
@@ -329,7 +331,7 @@ async fn helm_installs_and_removes(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-async fn consul_takes_writes(consul: &ConsulApi) -> Result<()> {
+async fn consul_takes_writes(bed: &Bed, consul: &ConsulApi) -> Result<()> {
     let node = json!({
         "Node": "n1", "Address": "10.0.0.1",
         "Service": {"ID": "web-0", "Service": "web", "Port": 8080},
@@ -341,6 +343,15 @@ async fn consul_takes_writes(consul: &ConsulApi) -> Result<()> {
         instances.len() == 1 && instances[0]["Service"]["Port"] == 8080,
         "{instances:?}"
     );
+    let told = bed.dns_lookup("web.service.consul", DnsType::Srv).await?;
+    let target = "n1.node.dc1.consul".to_owned();
+    let want = DnsRecord::Srv {
+        target,
+        address: Some(Ipv4Addr::new(10, 0, 0, 1)),
+        port: 8080,
+        ttl: Duration::ZERO,
+    };
+    ensure!(told == [want], "{told:?}");
     ensure!(consul.find("/v1/kv/nothing").await?.is_none());
     consul.put("/v1/kv/a", &json!({"b": 1})).await?;
     ensure!(consul.find("/v1/kv/a").await?.is_some());
