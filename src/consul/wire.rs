@@ -6,13 +6,29 @@
 //! whole node unreadable. Writing is canonical: lists and maps are always `[]` and `{}`, never
 //! `null`, because Consul compares what it stores field by field and takes these for different.
 //!
+//! Config entries and prepared queries are written the other way round: what is empty is left out.
+//! That is how Consul returns an entry in which nothing was said, and the Community Edition refuses
+//! some fields of theirs even where they are empty.
+//!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/catalog>,
 //! <https://developer.hashicorp.com/consul/api-docs/txn>; observed on Consul 1.22.7.
+
+mod entry;
+mod intentions;
+mod query;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::entry::{ConfigEntry, ServiceDefaults};
+pub use self::intentions::{
+    IntentionHeader, IntentionHttpPermission, IntentionJwt, IntentionJwtClaim,
+    IntentionJwtProvider, IntentionPermission, ServiceIntentions, SourceIntention,
+};
+pub use self::query::{
+    PreparedQuery, QueryDns, QueryFailover, QueryService, QueryTarget, QueryTemplate,
+};
 use crate::model::text::{Pairs, Text};
 
 /// A catalog node.
@@ -274,6 +290,16 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Reads `null` as an empty list, and in it as an empty value.
+fn list<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    let list: Vec<Option<T>> = null_is_default(deserializer)?;
+    Ok(list.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 fn definition<'de, D>(deserializer: D) -> Result<Option<Box<serde_json::Value>>, D::Error>
