@@ -251,6 +251,6 @@ fn not_empty(id: &str) -> Result<&str, ConsulError> {
 }
 
 /// The success alone; what it says is nothing anyway.
-fn signal(answer: Response) -> Result<Observed<()>, ConsulError> {
+pub(super) fn signal(answer: Response) -> Result<Observed<()>, ConsulError> {
     Ok(answer.success()?.observed(()))
 }

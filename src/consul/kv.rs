@@ -77,6 +77,6 @@ fn entries(answer: Response) -> Result<Observed<Vec<KvPair>>, ConsulError> {
 }
 
 /// The body, not the status, says whether a compare-and-set won.
-fn yes_or_no(answer: Response) -> Result<bool, ConsulError> {
+pub(super) fn yes_or_no(answer: Response) -> Result<bool, ConsulError> {
     Ok(answer.json()?.value)
 }

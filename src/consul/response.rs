@@ -63,16 +63,19 @@ impl Response {
         let effective = text("x-consul-effective-consistency");
         let last_contact = text("x-consul-lastcontact").and_then(|value| value.parse().ok());
         let index = text("x-consul-index").and_then(|value| value.parse::<NonZeroU64>().ok());
+        // A query that is not there is an error inside of Consul, which loses what is known of the
+        // leader and the index, although the leader was asked as always.
+        let query_is_missing = status == 404 && request.endpoint == "query";
         let quality = if filtered_by_acls {
             Quality::Filtered
         } else if known_leader.is_none() || index.is_none() {
-            // Observed on Consul 1.22.7: every read of a table has both, a 404 of a key or a config
-            // entry too; the latter lack the effective consistency.
+            // Observed on Consul 1.22.7: every read of a table has both, a 404 too; those of config
+            // entries lack the effective consistency.
             Quality::Unidentified
         } else if !verified {
             Quality::Unverified
         } else if request.consistency == Consistency::Stale
-            || known_leader == Some(false)
+            || (known_leader == Some(false) && !query_is_missing)
             // Servers can be told to answer so what asked for no consistency.
             || effective == Some("stale")
         {
@@ -82,8 +85,9 @@ impl Response {
         } else {
             Quality::Leased
         };
-        // The key-value store says 404 where nothing is there, which is no error and has an index.
-        let indexed = (200..300).contains(&status) || (status == 404 && request.endpoint == "kv");
+        // A key or config entry that is not there is a 404, which is no error and has an index.
+        let has_absences = request.endpoint == "kv" || request.endpoint.starts_with("config/");
+        let indexed = (200..300).contains(&status) || (status == 404 && has_absences);
         Self {
             status,
             body,
