@@ -2,6 +2,9 @@
 //! not take.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "bytes/entries.rs"]
+mod entries;
+
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
@@ -131,6 +134,24 @@ fn tree() -> impl Strategy<Value = Value> {
         "kind",
         "object",
         "resourceVersion",
+        "Name",
+        "Sources",
+        "Action",
+        "Permissions",
+        "HTTP",
+        "Header",
+        "Methods",
+        "JWT",
+        "Providers",
+        "VerifyClaims",
+        "Path",
+        "LegacyMeta",
+        "Hash",
+        "Token",
+        "Template",
+        "Failover",
+        "Targets",
+        "DNS",
     ];
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -422,11 +443,16 @@ fn whatever_consul_answers_is_decoded_or_refused() {
     };
     let client = Client::new(ConsulConfig::new(settings).unwrap()).unwrap();
     let statuses = prop::sample::select(vec![200, 400, 403, 404, 409, 429, 500, 503]);
+    let intentions = wire::ServiceIntentions::default();
+    let query = wire::PreparedQuery {
+        id: "94685ac5-e9ad-fd3c-0879-1e32c10106a4".into(),
+        ..wire::PreparedQuery::default()
+    };
     let config = ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::with_cases(500)
     };
-    proptest!(config, |(status in statuses, bytes in consul())| {
+    proptest!(config, |(status in statuses, bytes in prop_oneof![consul(), entries::samples()])| {
         *shared.lock().unwrap() = (StatusCode::from_u16(status).unwrap(), bytes);
         let errors = runtime.block_on(async {
             let mut txn = Txn::new();
@@ -444,6 +470,15 @@ fn whatever_consul_answers_is_decoded_or_refused() {
                 client.apply_fenced(fence, &txn).await.err(),
                 client.check_token().await.err(),
                 client.agent().await.err(),
+                client.config_entries::<wire::ServiceIntentions>(read).await.err(),
+                client.config_entry::<wire::ServiceDefaults>("a", read).await.err(),
+                client.put_config_entry(&intentions, 1).await.err(),
+                client.delete_config_entry::<wire::ServiceDefaults>("a", 1).await.err(),
+                client.queries(read).await.err(),
+                client.query(&query.id, read).await.err(),
+                client.create_query(&query).await.err(),
+                client.update_query(&query).await.err(),
+                client.delete_query(&query.id).await.err(),
             ]
         });
         for error in errors.into_iter().flatten() {

@@ -9,6 +9,8 @@ use super::{Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Req
 
 /// How Consul says that there is none.
 const NONE: &str = "Config entry not found";
+/// Any JSON object would do for an entry; that it has a name shows that it is one.
+const NAMELESS: &str = "an entry without a name";
 
 impl Client {
     /// All entries of a kind, in the order of their names without case.
@@ -19,7 +21,12 @@ impl Client {
         consistency: Consistency,
     ) -> Result<Observed<Vec<E>>, ConsulError> {
         let request = Request::get(E::ENDPOINT).consistency(consistency);
-        self.send(&request).await?.json()
+        let answer = self.send(&request).await?.success()?;
+        let entries: Vec<E> = answer.decode()?;
+        if entries.iter().any(|entry| entry.name().is_empty()) {
+            return Err(answer.malformed(NAMELESS));
+        }
+        Ok(answer.observed(entries))
     }
 
     /// An entry; `None` if it is not there. Its name may differ from this one in case.
@@ -33,7 +40,12 @@ impl Client {
         let request = named(Request::get(E::ENDPOINT), name)?.consistency(consistency);
         let answer = self.send(&request).await?;
         if answer.status != 404 {
-            return Ok(answer.json()?.map(Some));
+            let answer = answer.success()?;
+            let entry: E = answer.decode()?;
+            if entry.name().is_empty() {
+                return Err(answer.malformed(NAMELESS));
+            }
+            return Ok(answer.observed(Some(entry)));
         }
         // Any other 404, or this one without Consul's headers, is not Consul's.
         if answer.quality == Quality::Unidentified || !answer.body.starts_with(NONE.as_bytes()) {
@@ -92,7 +104,60 @@ fn named<'a>(request: Request<'a>, name: &'a str) -> Result<Request<'a>, ConsulE
 
 #[cfg(test)]
 mod tests {
+    use wiremock::matchers::any;
+    use wiremock::{Mock, MockServer, ResponseTemplate};
+
+    use super::super::wire::ServiceDefaults;
+    use super::super::{ConsulConfig, ConsulSettings};
     use super::*;
+
+    /// The classes of reading an entry, reading a query and writing an entry.
+    async fn errors_of(answer: ResponseTemplate) -> [ErrorClass; 3] {
+        let server = MockServer::start().await;
+        Mock::given(any()).respond_with(answer).mount(&server).await;
+        let settings = ConsulSettings {
+            addresses: server.uri(),
+            ..ConsulSettings::default()
+        };
+        let client = Client::new(ConsulConfig::new(settings).unwrap()).unwrap();
+        let read = Consistency::Consistent;
+        let entry = client.config_entry::<ServiceDefaults>("a", read).await;
+        let query = client.query("adf4238a", read).await;
+        let write = client
+            .put_config_entry(&ServiceDefaults::default(), 0)
+            .await;
+        [
+            entry.unwrap_err().class(),
+            query.unwrap_err().class(),
+            write.unwrap_err().class(),
+        ]
+    }
+
+    #[tokio::test]
+    async fn what_is_not_consuls_own_says_nothing() {
+        let malformed = [ErrorClass::Malformed; 3];
+        let texts = [
+            "Config entry not found for \"service-defaults\" / \"a\"",
+            "Query not found",
+        ];
+        // The words without the headers, and the headers without the words.
+        for text in texts {
+            let answer = ResponseTemplate::new(404).set_body_string(text);
+            assert_eq!(errors_of(answer).await[..2], malformed[..2], "{text}");
+        }
+        let answer = |status| {
+            ResponseTemplate::new(status)
+                .insert_header("X-Consul-Index", "7")
+                .insert_header("X-Consul-KnownLeader", "true")
+        };
+        let page = answer(404).set_body_string("<html>404</html>");
+        assert_eq!(errors_of(page).await, malformed);
+        // Successes that are neither an entry, nor a query, nor `true` or `false`.
+        let object = answer(200).set_body_string("{}");
+        assert_eq!(errors_of(object).await, malformed);
+        let list = answer(200).set_body_string("[{}]");
+        assert_eq!(errors_of(list).await, malformed);
+    }
 
     #[test]
     fn a_name_that_a_url_would_drop_is_refused() {

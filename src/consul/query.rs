@@ -10,11 +10,16 @@ use serde::Deserialize;
 
 use super::catalog::signal;
 use super::wire::PreparedQuery;
-use super::{Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Request, Watch};
+use super::{
+    Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Request, Response, Watch,
+};
 use crate::model::text::Text;
 
 /// How Consul says that there is none.
 const NONE: &str = "Query not found";
+
+/// Any JSON object would do for a query; that it has an id shows that it is one.
+const NAMELESS: &str = "a query without an id";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -31,7 +36,7 @@ impl Client {
         consistency: Consistency,
     ) -> Result<Observed<Vec<PreparedQuery>>, ConsulError> {
         let request = Request::get("query").consistency(consistency);
-        self.send(&request).await?.json()
+        queries(&self.send(&request).await?.success()?)
     }
 
     /// A query by its id; `None` if there is none. What is no UUID is
@@ -44,8 +49,13 @@ impl Client {
         let request = of_id(Request::get("query"), id)?.consistency(consistency);
         let answer = self.send(&request).await?;
         if answer.status != 404 {
-            let found: Observed<Vec<PreparedQuery>> = answer.json()?;
-            return Ok(found.map(|queries| queries.into_iter().next()));
+            let answer = answer.success()?;
+            let found = queries(&answer)?.map(|queries| queries.into_iter().next());
+            // A list of none is not how Consul says that there is none.
+            return match found.value {
+                Some(_) => Ok(found),
+                None => Err(answer.malformed("a success without a query")),
+            };
         }
         if answer.quality == Quality::Unidentified || answer.body != NONE.as_bytes() {
             return Err(answer.malformed("a 404 that is not Consul's"));
@@ -56,8 +66,12 @@ impl Client {
     /// Creates a query, whatever id is in it, and gives the id that Consul chose.
     pub async fn create_query(&self, query: &PreparedQuery) -> Result<Text, ConsulError> {
         let answer = self.send(&Request::post("query").json(query)?).await?;
-        let created: Created = answer.success()?.decode()?;
-        Ok(created.id)
+        let answer = answer.success()?;
+        let Created { id } = answer.decode()?;
+        if id.is_empty() {
+            return Err(answer.malformed(NAMELESS));
+        }
+        Ok(id)
     }
 
     /// Replaces the query that has this id, whole: a token that is stored in it is taken out. Even what
@@ -85,6 +99,14 @@ impl Client {
         let request = Request::get("query").consistency(consistency);
         Watch::new(self.clone(), request, signal)
     }
+}
+
+fn queries(answer: &Response) -> Result<Observed<Vec<PreparedQuery>>, ConsulError> {
+    let queries: Vec<PreparedQuery> = answer.decode()?;
+    if queries.iter().any(|query| query.id.is_empty()) {
+        return Err(answer.malformed(NAMELESS));
+    }
+    Ok(answer.observed(queries))
 }
 
 /// Adds an id to the path, where anything else could mean another request: `<name>/execute`.

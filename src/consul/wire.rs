@@ -6,9 +6,9 @@
 //! whole node unreadable. Writing is canonical: lists and maps are always `[]` and `{}`, never
 //! `null`, because Consul compares what it stores field by field and takes these for different.
 //!
-//! Config entries and prepared queries are written the other way round: what is empty is left out. Of
-//! these Consul returns most fields only where they are set, so that this is the form that it stores
-//! when nothing was said.
+//! Config entries and prepared queries are written the other way round: what is empty is left out.
+//! That is how Consul returns an entry in which nothing was said, and the Community Edition refuses
+//! some fields of theirs even where they are empty.
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/catalog>,
 //! <https://developer.hashicorp.com/consul/api-docs/txn>; observed on Consul 1.22.7.

@@ -12,7 +12,7 @@ use lictor_testbed::{Bed, BedOptions};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
-use super::{client, outcome};
+use super::{client, outcome, rights};
 
 const MANAGEMENT: &str = "11111111-2222-3333-4444-555555555555";
 const RULES: &str = r#"
@@ -80,6 +80,9 @@ async fn with_acls_and_tls() -> Result<()> {
 
     tokens_are_told_apart(&settings).await?;
     rights_are_missed_by_name(&manager, &settings).await?;
+    rights::intentions_need_theirs(&manager, &settings).await?;
+    rights::defaults_need_those_of_the_service(&manager, &settings).await?;
+    rights::queries_need_theirs(&manager, &settings).await?;
     a_token_file_is_followed(&settings, folder.path()).await?;
     tls_checks_both_sides(port, &pki).await?;
     tls_files_are_followed(port, &pki).await?;
@@ -87,11 +90,28 @@ async fn with_acls_and_tls() -> Result<()> {
     Ok(())
 }
 
-fn with_token(settings: &ConsulSettings, token: &str) -> Client {
+pub fn with_token(settings: &ConsulSettings, token: &str) -> Client {
     client(ConsulSettings {
         token: Some(SecretString::from(token)),
         ..settings.clone()
     })
+}
+
+/// A client that may do what a new policy of this name allows.
+pub async fn with_rules(
+    manager: &Client,
+    settings: &ConsulSettings,
+    policy: &str,
+    rules: &str,
+) -> Result<Client> {
+    let body = json!({"Name": policy, "Rules": rules});
+    let request = Request::put("acl/policy").json(&body)?;
+    manager.send(&request).await?.success()?;
+    let token = Request::put("acl/token").json(&json!({"Policies": [{"Name": policy}]}))?;
+    let token: Value = manager.send(&token).await?.json()?.value;
+    let client = with_token(settings, token["SecretID"].as_str().unwrap_or_default());
+    client.check_token().await?;
+    Ok(client)
 }
 
 async fn tokens_are_told_apart(settings: &ConsulSettings) -> Result<()> {
@@ -127,12 +147,7 @@ async fn tokens_are_told_apart(settings: &ConsulSettings) -> Result<()> {
 }
 
 async fn rights_are_missed_by_name(manager: &Client, settings: &ConsulSettings) -> Result<()> {
-    let policy = Request::put("acl/policy").json(&json!({"Name": "narrow", "Rules": RULES}))?;
-    manager.send(&policy).await?.success()?;
-    let token = Request::put("acl/token").json(&json!({"Policies": [{"Name": "narrow"}]}))?;
-    let token: Value = manager.send(&token).await?.json()?.value;
-    let narrow = with_token(settings, token["SecretID"].as_str().unwrap_or_default());
-    narrow.check_token().await?;
+    let narrow = with_rules(manager, settings, "narrow", RULES).await?;
 
     let nodes = narrow.nodes(None, Consistency::Consistent).await?;
     assert_eq!((nodes.quality, nodes.value.len()), (Quality::Filtered, 0));

@@ -5,8 +5,12 @@
 
 mod access;
 mod catalog;
+mod config_entries;
+mod entry_refusals;
 mod limits;
+mod queries;
 mod refusals;
+mod rights;
 mod transactions;
 mod watches;
 
@@ -19,11 +23,16 @@ use lictor_testbed::{Bed, BedOptions};
 #[tokio::test]
 async fn without_acls() -> Result<()> {
     let bed = Bed::start(BedOptions::default()).await?;
-    let client = client(ConsulSettings {
+    let settings = ConsulSettings {
         addresses: bed.consul_addr(),
         ..Default::default()
-    });
+    };
+    let verified = client(settings.clone());
+    verified.check_token().await?;
+    let client = client(settings);
 
+    config_entries::signals_of_entries_are_woken_by_their_own_kind(&verified).await;
+    queries::signals_of_queries_are_woken_by_their_own_table(&verified).await;
     transactions::all_fields_that_it_keeps_come_back(&client).await;
     transactions::some_fields_it_drops(&client).await;
     transactions::it_mends_weights(&client).await;
@@ -40,6 +49,16 @@ async fn without_acls() -> Result<()> {
     catalog::what_is_gone_can_be_removed_again(&client).await;
     catalog::keys_are_compared_and_set(&client).await;
     catalog::the_agent_tells_who_it_is(&client).await;
+    config_entries::all_fields_of_intentions_come_back(&verified).await;
+    config_entries::consul_normalises_intentions(&verified).await;
+    config_entries::legacy_intentions_are_written_back_without_their_legacy(&verified).await;
+    config_entries::all_fields_of_defaults_come_back(&verified).await;
+    config_entries::entries_are_compared_and_set(&verified).await;
+    entry_refusals::of_intentions(&verified).await;
+    entry_refusals::of_defaults(&verified).await;
+    queries::all_fields_of_queries_come_back(&verified).await;
+    queries::a_query_is_found_by_its_id_alone(&verified).await;
+    queries::refusals_of_queries_have_their_class(&verified).await;
     refusals::texts_have_the_class_that_the_table_says(&client).await;
     watches::signals_are_woken_by_their_own_table(&client).await;
     watches::a_watched_key_comes_and_goes(&client).await;

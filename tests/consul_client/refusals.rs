@@ -169,12 +169,16 @@ pub async fn texts_have_the_class_that_the_table_says(client: &Client) {
         (Request::get("txn"), C::Malformed, "not allowed"),
     ];
     for (request, class, fragment) in cases {
-        let answer = client.send(&request).await.unwrap();
-        let error = match answer.success() {
-            Ok(answer) => panic!("{answer:?} to {request:?}"),
-            Err(error) => error,
-        };
-        assert_eq!(error.class(), class, "{error}");
-        assert!(error.text().contains(fragment), "{error}");
+        refused(client, &request, class, fragment).await;
     }
+}
+
+pub async fn refused(client: &Client, request: &Request<'_>, class: ErrorClass, fragment: &str) {
+    let answer = client.send(request).await.unwrap();
+    let error = match answer.success() {
+        Ok(answer) => panic!("{answer:?} to {request:?}, not {fragment}"),
+        Err(error) => error,
+    };
+    assert_eq!(error.class(), class, "{error}");
+    assert!(error.text().contains(fragment), "{error}, not {fragment}");
 }

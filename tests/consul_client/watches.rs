@@ -13,18 +13,18 @@ use super::{apply, check, create_node, node, service};
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn quick<T>(watch: Watch<T>) -> Watch<T> {
+pub fn quick<T>(watch: Watch<T>) -> Watch<T> {
     watch.pace(Duration::from_millis(1))
 }
 
 /// The index of the next change.
-async fn next<T>(watch: &mut Watch<T>) -> u64 {
+pub async fn next<T>(watch: &mut Watch<T>) -> u64 {
     let change = timeout(SOON, watch.next()).await.unwrap().unwrap();
     change.observed.index.unwrap().get()
 }
 
 /// Whether the watch gives nothing for a while.
-async fn is_quiet<T>(watch: &mut Watch<T>) -> bool {
+pub async fn is_quiet<T>(watch: &mut Watch<T>) -> bool {
     timeout(Duration::from_millis(300), watch.next())
         .await
         .is_err()
