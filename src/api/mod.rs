@@ -5,20 +5,26 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod conditions;
+pub mod intention;
 pub mod object;
+pub mod prepared_query;
 mod schema;
 pub mod selector;
 pub mod service_registration;
+pub mod status;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
 
 pub use conditions::{Condition, ConditionType};
-pub use object::RegistrationObject;
+pub use intention::{Intention, IntentionSpec, IntentionStatus};
+pub use object::{IntentionObject, PreparedQueryObject, RegistrationObject};
+pub use prepared_query::{PreparedQuery, PreparedQueryStatus, QuerySpec};
 pub use selector::LabelSelector;
 pub use service_registration::{
     ServiceRegistration, ServiceRegistrationSpec, ServiceRegistrationStatus,
 };
+pub use status::ConsulState;
 
 /// The API group of all kinds of Lictor, and the domain of its annotations.
 pub const GROUP: &str = "lictor.io";
@@ -26,7 +32,13 @@ pub const GROUP: &str = "lictor.io";
 /// The CRDs of all kinds, in the order in which they are to be installed.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [ServiceRegistration::crd()].map(schema::polished).into()
+    [
+        ServiceRegistration::crd(),
+        Intention::crd(),
+        PreparedQuery::crd(),
+    ]
+    .map(schema::polished)
+    .into()
 }
 
 /// A CRD as YAML, for `lictor crds` and the files under `crds/`. The same CRD always gives the same

@@ -1,11 +1,14 @@
 //! Objects of our kinds as they come from a watch: decoded, or with the reason why they were not.
 
-use super::{ServiceRegistrationSpec, ServiceRegistrationStatus};
+use super::{
+    IntentionSpec, IntentionStatus, PreparedQueryStatus, QuerySpec, ServiceRegistrationSpec,
+    ServiceRegistrationStatus,
+};
 use crate::model::text::{Pairs, Text};
 
-/// A `ServiceRegistration` as the API server holds it.
+/// An object of one of our kinds as the API server holds it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RegistrationObject {
+pub struct Object<S, T> {
     /// `metadata.namespace`.
     pub namespace: Text,
     /// `metadata.name`.
@@ -19,7 +22,16 @@ pub struct RegistrationObject {
     /// `metadata.annotations` of the domain `lictor.io`.
     pub annotations: Pairs,
     /// The spec, or why it cannot be decoded.
-    pub spec: Result<Box<ServiceRegistrationSpec>, Text>,
+    pub spec: Result<Box<S>, Text>,
     /// The status, where there is one that can be decoded.
-    pub status: Option<Box<ServiceRegistrationStatus>>,
+    pub status: Option<Box<T>>,
 }
+
+/// A `ServiceRegistration` as the API server holds it.
+pub type RegistrationObject = Object<ServiceRegistrationSpec, ServiceRegistrationStatus>;
+
+/// An `Intention` as the API server holds it.
+pub type IntentionObject = Object<IntentionSpec, IntentionStatus>;
+
+/// A `PreparedQuery` as the API server holds it.
+pub type PreparedQueryObject = Object<QuerySpec, PreparedQueryStatus>;

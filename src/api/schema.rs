@@ -8,6 +8,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::core::{Message, Rule};
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize as _, Deserializer};
 use serde_json::{Number, Value};
 
 use super::conditions::MESSAGE_BYTES;
@@ -71,6 +72,116 @@ pub(super) fn meta_reserved() -> Rule {
          Choose another name, that does not start with lictor- or consul-'"
     );
     Rule::new(format!("!self.exists(key, {reserved})")).message(Message::Expression(message))
+}
+
+/// What a name in Consul is made of, for a regular expression. Consul takes any text; the names of
+/// sources are written into the marks of ownership, where these stand for themselves.
+const NAME: &str = "[A-Za-z0-9_.-]";
+const NAME_SAID: &str = "A-Z, a-z, 0-9, '-', '_' and '.'";
+
+/// A name in Consul, or none.
+pub(super) fn empty_or_name(what: &str) -> Rule {
+    let message = format!("{what} is made of {NAME_SAID}");
+    Rule::new(format!("self.matches('^{NAME}*$')")).message(message.as_str())
+}
+
+/// A name in Consul, or `*`.
+pub(super) fn name_or_wildcard(what: &str) -> Rule {
+    let message = format!("{what} is made of {NAME_SAID}, or is * as a whole");
+    Rule::new(format!("self.matches('^({NAME}+|[*])$')")).message(message.as_str())
+}
+
+/// A name in Consul, `*`, or none.
+pub(super) fn empty_name_or_wildcard(what: &str) -> Rule {
+    let message = format!("{what} is made of {NAME_SAID}, or is * as a whole");
+    Rule::new(format!("self.matches('^({NAME}*|[*])$')")).message(message.as_str())
+}
+
+/// Of an object with `name` and `namespace`.
+pub(super) fn wildcard_namespace() -> Rule {
+    Rule::new("self.?__namespace__.orValue('') != '*' || self.name == '*'")
+        .message("namespace * goes with name * only")
+        .field_path(".name")
+}
+
+/// At most one of these texts is given. The message is to be added.
+pub(super) fn at_most_one(fields: &[&str]) -> Rule {
+    let given: Vec<String> = fields
+        .iter()
+        .map(|field| format!("self.?{field}.orValue('')"))
+        .collect();
+    Rule::new(format!(
+        "[{}].filter(text, text != '').size() <= 1",
+        given.join(", ")
+    ))
+}
+
+/// No source is there twice.
+pub(super) fn sources_once() -> Rule {
+    once("name", &["peer", "partition", "samenessGroup"]).message("a source is there twice")
+}
+
+/// No two items have the same `name`, namespace and one of `places`. `transformMapEntry` fails on a key
+/// that the map has, and the API server tells which: to compare each with each would cost more than it
+/// allows.
+fn once(name: &str, places: &[&str]) -> Rule {
+    let given = |field: &str| format!("has(item.{field}) && item.{field} != ''");
+    // Branch by branch: of the length of `c ? a : b` the estimate of the cost knows nothing, and so
+    // nothing of what it is a part of.
+    let anywhere = |text: String| {
+        places.iter().fold(text.clone(), |otherwise, place| {
+            let test = given(place);
+            format!("({test} ? {text} + ' of {place} ' + item.{place} : {otherwise})")
+        })
+    };
+    let plain = anywhere(format!("item.{name}"));
+    let spaced = anywhere(format!(
+        "item.{name} + ' of namespace ' + item.__namespace__"
+    ));
+    let key = format!("{} ? {spaced} : {plain}", given("__namespace__"));
+    Rule::new(format!(
+        "self.transformMapEntry(at, item, {{{key}: at}}).size() == self.size()"
+    ))
+}
+
+/// A path of HTTP, or none.
+pub(super) fn absolute_path(what: &str) -> Rule {
+    let message = format!("{what} must start with /");
+    Rule::new("self == '' || self.startsWith('/')").message(message.as_str())
+}
+
+/// A regular expression of RE2, which is what CEL has. With one that is none Envoy would refuse the
+/// whole configuration of the proxy. The rule fails for it with the reason.
+pub(super) fn regular_expression() -> Rule {
+    Rule::new("''.matches(self) in [true, false]").message("not a regular expression (RE2)")
+}
+
+/// A duration as Go writes it, or none.
+pub(super) fn duration(what: &str) -> Rule {
+    let message = format!("{what} is a duration such as 10s, 1m30s or 500ms");
+    Rule::new("self.matches('^(0?|([0-9]{1,9}([.][0-9]{1,9})?(ns|us|µs|ms|s|m|h))+)$')")
+        .message(message.as_str())
+}
+
+/// Values of a filter of metadata that Consul accepts.
+pub(super) fn meta_values() -> Rule {
+    let most = limits::MAX_META_VALUE_BYTES;
+    let message = format!("a meta value has at most {most} bytes");
+    Rule::new(format!("self.all(key, bytes(self[key]).size() <= {most})")).message(message.as_str())
+}
+
+/// Metadata that is looked for.
+pub(super) fn meta_filter(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 64,
+        "additionalProperties": {"type": "string", "maxLength": limits::MAX_META_VALUE_BYTES},
+    })
+}
+
+/// An optional text; `""` is none.
+pub(super) fn some_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
 }
 
 /// A list of tags.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::conditions::Condition;
 use super::schema;
 use super::selector::LabelSelector;
+pub use super::status::ConsulState;
 
 /// What is to be registered in Consul, and how.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -354,18 +355,4 @@ pub struct Instances {
     /// `registered/desired`, for `kubectl get`.
     #[schemars(length(max = 32))]
     pub summary: String,
-}
-
-/// Where it was written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ConsulState {
-    /// The Consul datacenter.
-    #[schemars(length(max = 256))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub datacenter: Option<String>,
-    /// `ModifyIndex` of the last write for this object.
-    #[schemars(schema_with = "schema::index")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub index: Option<u64>,
 }

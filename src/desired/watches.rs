@@ -18,19 +18,21 @@ pub enum Watch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
 
+const KINDS: usize = Kind::ALL.len();
+
 /// The states of all watches.
 #[derive(Debug, Default)]
 pub struct Watches {
-    states: [Watch; 3],
+    states: [Watch; KINDS],
     /// Whether a list is under way, also while it cannot go on.
-    listing: [bool; 3],
-    listed: [bool; 3],
+    listing: [bool; KINDS],
+    listed: [bool; KINDS],
     /// The last beginning or end of a list of any kind.
     now: Moment,
     /// When the list that is under way, or was the last one, began.
-    begun: [Moment; 3],
+    begun: [Moment; KINDS],
     /// When the last list that is complete began.
-    complete_begun: [Moment; 3],
+    complete_begun: [Moment; KINDS],
 }
 
 impl Watches {

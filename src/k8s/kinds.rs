@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::trim::Trim;
-use crate::api::RegistrationObject;
+use crate::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
 use crate::model::facts::{NodeFacts, PodFacts};
 use crate::model::kind::Kind;
 use crate::model::text::Text;
@@ -135,4 +135,8 @@ kinds! {
     Node(NodeFacts),
     /// To a `ServiceRegistration`.
     Registration(RegistrationObject),
+    /// To an `Intention`.
+    Intention(IntentionObject),
+    /// To a `PreparedQuery`.
+    PreparedQuery(PreparedQueryObject),
 }

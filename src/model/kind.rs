@@ -9,11 +9,21 @@ pub enum Kind {
     Node,
     /// `lictor.io/v1alpha1` `ServiceRegistration`.
     Registration,
+    /// `lictor.io/v1alpha1` `Intention`.
+    Intention,
+    /// `lictor.io/v1alpha1` `PreparedQuery`.
+    PreparedQuery,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Pod, Self::Node, Self::Registration];
+    pub const ALL: [Self; 5] = [
+        Self::Pod,
+        Self::Node,
+        Self::Registration,
+        Self::Intention,
+        Self::PreparedQuery,
+    ];
 
     /// The name of the CRD of a kind of ours.
     #[must_use]
@@ -21,6 +31,8 @@ impl Kind {
         match self {
             Self::Pod | Self::Node => None,
             Self::Registration => Some("serviceregistrations.lictor.io"),
+            Self::Intention => Some("intentions.lictor.io"),
+            Self::PreparedQuery => Some("preparedqueries.lictor.io"),
         }
     }
 
@@ -31,6 +43,8 @@ impl Kind {
             Self::Pod => "pods",
             Self::Node => "nodes",
             Self::Registration => "serviceregistrations",
+            Self::Intention => "intentions",
+            Self::PreparedQuery => "preparedqueries",
         }
     }
 }

@@ -43,6 +43,10 @@ pub fn feed(index: &mut Index, change: Change, touched: &mut Touched) {
                 }
             },
         ),
+        Change::Intention(event) => put(index, Kind::Intention, event, touched, |_, _, _| {}),
+        Change::PreparedQuery(event) => {
+            put(index, Kind::PreparedQuery, event, touched, |_, _, _| {});
+        }
     }
 }
 

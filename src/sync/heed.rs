@@ -44,6 +44,8 @@ impl Engine {
                 }
                 self.watched(Kind::Registration, event);
             }
+            Change::Intention(event) => self.watched(Kind::Intention, event),
+            Change::PreparedQuery(event) => self.watched(Kind::PreparedQuery, event),
         }
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);

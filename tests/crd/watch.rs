@@ -105,7 +105,7 @@ impl Views {
                         .registrations
                         .take(event, |object| object.name.to_string()),
                     Change::Node(WatchEvent::Applied(_)) => self.nodes += 1,
-                    Change::Node(_) => {}
+                    Change::Node(_) | Change::Intention(_) | Change::PreparedQuery(_) => {}
                 }
             }
             anyhow::Ok(())

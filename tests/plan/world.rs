@@ -334,6 +334,7 @@ impl World {
                     self.index.apply_node(node.facts(*slot), &mut touched);
                 }
             }
+            Kind::Intention | Kind::PreparedQuery => {}
         }
         self.touch(touched);
     }

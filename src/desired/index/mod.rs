@@ -134,6 +134,7 @@ impl Index {
             Kind::Pod => self.pods.begin_list(),
             Kind::Registration => self.registrations.begin_list(),
             Kind::Node => self.nodes.begin_list(),
+            Kind::Intention | Kind::PreparedQuery => {}
         }
     }
 
@@ -150,7 +151,7 @@ impl Index {
                     self.drop_registration(&name, Absence::Found, touched);
                 }
             }
-            Kind::Node => {}
+            Kind::Node | Kind::Intention | Kind::PreparedQuery => {}
         }
         self.watches.complete(kind);
         if kind == Kind::Node {

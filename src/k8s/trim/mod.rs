@@ -3,8 +3,8 @@
 
 mod lenient;
 mod node;
+mod object;
 mod pod;
-mod registration;
 mod texts;
 
 use std::fmt;
