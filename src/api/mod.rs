@@ -6,6 +6,7 @@
 
 pub mod conditions;
 pub mod intention;
+pub mod mesh;
 pub mod object;
 pub mod prepared_query;
 mod schema;

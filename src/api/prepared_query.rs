@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
 use super::conditions::Condition;
 use super::schema;
 use super::status::ConsulState;
+use crate::model::limits::MAX_QUERIES;
 
 /// What a lookup by this name finds. Also an item of the queries of a `ServiceRegistration`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -257,6 +258,13 @@ pub enum TemplateKind {
     /// By how a name begins.
     #[default]
     NamePrefixMatch,
+}
+
+/// A [`QuerySpec`] in a list, where the name tells one from the other.
+pub(super) fn named(generator: &mut SchemaGenerator) -> Schema {
+    let mut items = QuerySpec::json_schema(generator);
+    items.insert("required".to_owned(), serde_json::json!(["name"]));
+    schemars::json_schema!({"type": "array", "maxItems": MAX_QUERIES, "items": items})
 }
 
 /// What Lictor last saw and did. Written by Lictor only.

@@ -79,6 +79,12 @@ pub(super) fn meta_reserved() -> Rule {
 const NAME: &str = "[A-Za-z0-9_.-]";
 const NAME_SAID: &str = "A-Z, a-z, 0-9, '-', '_' and '.'";
 
+/// A name in Consul.
+pub(super) fn name(what: &str) -> Rule {
+    let message = format!("{what} is made of {NAME_SAID}");
+    Rule::new(format!("self.matches('^{NAME}+$')")).message(message.as_str())
+}
+
 /// A name in Consul, or none.
 pub(super) fn empty_or_name(what: &str) -> Rule {
     let message = format!("{what} is made of {NAME_SAID}");
@@ -121,6 +127,11 @@ pub(super) fn sources_once() -> Rule {
     once("name", &["peer", "partition", "samenessGroup"]).message("a source is there twice")
 }
 
+/// No upstream is there twice.
+pub(super) fn upstreams_once() -> Rule {
+    once("service", &["peer", "partition", "datacenter"]).message("an upstream is there twice")
+}
+
 /// No two items have the same `name`, namespace and one of `places`. `transformMapEntry` fails on a key
 /// that the map has, and the API server tells which: to compare each with each would cost more than it
 /// allows.
@@ -142,6 +153,14 @@ fn once(name: &str, places: &[&str]) -> Rule {
     Rule::new(format!(
         "self.transformMapEntry(at, item, {{{key}: at}}).size() == self.size()"
     ))
+}
+
+/// No name of a query is there twice, in whatever case.
+pub(super) fn query_names_once() -> Rule {
+    Rule::new(
+        "self.all(query, self.exists_one(other, other.name.lowerAscii() == query.name.lowerAscii()))",
+    )
+    .message("two queries have one name: capital and small letters are the same")
 }
 
 /// A path of HTTP, or none.

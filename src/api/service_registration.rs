@@ -10,6 +10,8 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::conditions::Condition;
+use super::mesh::Connect;
+use super::prepared_query::{self, QuerySpec};
 use super::schema;
 use super::selector::LabelSelector;
 pub use super::status::ConsulState;
@@ -76,6 +78,13 @@ pub use super::status::ConsulState;
     ).message(
         "without spec.service the Consul service is named like this object, whose name must then be a \
          lower-case DNS label (no dots, at most 63 characters): set spec.service or choose another name"
+    ).field_path(".spec.service"),
+    validation = Rule::new(
+        "!has(self.spec.connect) || !has(self.spec.connect.sidecar) \
+         || self.spec.?service.orValue(self.metadata.name).size() <= 49"
+    ).message(
+        "with connect.sidecar the service's name has at most 49 characters: its proxy is registered as \
+         NAME-sidecar-proxy"
     ).field_path(".spec.service")
 )]
 #[x_kube(
@@ -157,6 +166,49 @@ pub struct ServiceRegistrationSpec {
     /// How the state of a pod becomes the health of its instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// What the service speaks: tcp, http, http2 or grpc. It is told to the mesh, for the service as a
+    /// whole. Permissions of an Intention by path, header or method need one of the last three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// Prepared queries that belong to this registration: named lookups of its service, or of another
+    /// one, with filters and failover.
+    #[schemars(schema_with = "prepared_query::named")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(validation = schema::query_names_once())]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queries: Vec<QuerySpec>,
+    /// How instances take part in the service mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Connect>,
+}
+
+/// What a service speaks: `tcp`, `http`, `http2` or `grpc`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Bytes.
+    Tcp,
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+}
+
+impl Protocol {
+    /// The text, as Consul has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+        }
+    }
 }
 
 /// An address outside the cluster.
@@ -324,6 +376,11 @@ pub struct ServiceRegistrationStatus {
     /// Instances of this registration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<Instances>,
+    /// Prepared queries of this registration that Consul has.
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queries: Vec<QueryState>,
     /// Where it was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consul: Option<ConsulState>,
@@ -355,4 +412,16 @@ pub struct Instances {
     /// `registered/desired`, for `kubectl get`.
     #[schemars(length(max = 32))]
     pub summary: String,
+}
+
+/// A prepared query in Consul.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QueryState {
+    /// Its name.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Its id, which stays for as long as the query is there.
+    #[schemars(length(max = 64))]
+    pub id: String,
 }

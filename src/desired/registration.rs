@@ -173,6 +173,9 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         enable_tag_override,
         adopt,
         health,
+        protocol: _,
+        queries: _,
+        connect: _,
     } = spec;
     let service = match service {
         Some(service) => service

@@ -14,3 +14,5 @@ pub const MAX_META_KEY_BYTES: usize = 128;
 pub const MAX_META_VALUE_BYTES: usize = 512;
 /// Most endpoints that a `ServiceRegistration` may list.
 pub const MAX_ENDPOINTS: usize = 256;
+/// Most prepared queries that a `ServiceRegistration` may list.
+pub const MAX_QUERIES: usize = 32;

@@ -36,6 +36,7 @@ pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRe
     let trouble = worst(registration, facts);
     let known = facts.before.and_then(|before| before.consul.as_ref());
     let mut status = ServiceRegistrationStatus {
+        queries: Vec::new(),
         observed_generation: Some(registration.generation),
         service: registration
             .understood()

@@ -367,13 +367,13 @@ pub async fn kubectl_tells_the_same(bed: &Bed) -> Result<()> {
         "{error}"
     );
     let error = match bed
-        .kubectl_apply(&manifest(&pods(json!({"protocol": "http"}))))
+        .kubectl_apply(&manifest(&pods(json!({"protokoll": "http"}))))
         .await
     {
         Ok(out) => bail!("taken: {out}"),
         Err(error) => format!("{error:#}"),
     };
-    ensure!(error.contains("unknown field \"spec.protocol\""), "{error}");
+    ensure!(error.contains("unknown field \"spec.protokoll\""), "{error}");
 
     bed.kubectl_apply(&manifest(&pods(json!({})))).await?;
     // An empty value, as templates leave them, is none.
