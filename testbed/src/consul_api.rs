@@ -91,6 +91,11 @@ impl ConsulApi {
         self.call(Method::PUT, path, Some(body)).await
     }
 
+    /// Creates what Consul names itself, and gives the answer.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
     /// Deletes and gives the answer, `null` if it has no body.
     pub async fn delete(&self, path: &str) -> Result<Value> {
         self.call(Method::DELETE, path, None).await
