@@ -183,6 +183,12 @@ pub async fn lengths_have_limits(client: &Client) -> Result<()> {
         taken::<Intention>(client, "good", &intention(at, case(most))).await?;
         refused::<Intention>(client, "bad", &intention(at, case(most + 1)), expected).await?;
     }
+    // As much of everything as etcd holds: the rules must not cost more than the API server spends.
+    let permission = json!({"action": "allow", "http": {"header": list(header, 8)}});
+    let source =
+        |n: usize| json!({"name": format!("s{n}"), "permissions": list(permission.clone(), 16)});
+    let most = json!({"sources": (0..256).map(source).collect::<Vec<_>>()});
+    taken::<Intention>(client, "good", &intention(At::Spec, most)).await?;
     Ok(())
 }
 
