@@ -12,7 +12,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use globset::GlobSet;
-use lictor::api::RegistrationObject;
+use lictor::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
 use lictor::consul::{Client, Consistency, ConsulConfig, ConsulSettings, Fence, Txn, TxnOp, wire};
 use lictor::desired::index::{Index, Touched};
 use lictor::desired::template;
@@ -109,6 +109,14 @@ fn tree() -> impl Strategy<Value = Value> {
         "containerPort",
         "selector",
         "endpoints",
+        "destination",
+        "sources",
+        "permissions",
+        "action",
+        "http",
+        "header",
+        "service",
+        "failover",
         "tags",
         "meta",
         "Node",
@@ -212,6 +220,29 @@ fn registration() -> Value {
     })
 }
 
+fn intention() -> Value {
+    json!({
+        "metadata": {"namespace": "shop", "name": "web", "uid": "i", "resourceVersion": "8",
+                     "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"destination": {"name": "api"}, "sources": [
+            {"name": "web", "peer": "", "action": "allow"},
+            {"name": "*", "permissions": [{"action": "deny", "http": {"pathPrefix": "/",
+             "methods": ["GET"], "header": [{"name": "a", "present": true}]}}]}]},
+        "status": {"sources": {"desired": 2, "applied": 1, "foreign": 0, "summary": "1/2"}},
+    })
+}
+
+fn query() -> Value {
+    json!({
+        "metadata": {"namespace": "shop", "name": "near", "uid": "q", "resourceVersion": "8",
+                     "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"name": "near", "service": "web", "tags": ["!a"], "nodeMeta": {"k": "v"},
+                 "failover": {"nearestN": 2, "targets": [{"peer": "a"}]}, "dns": {"ttl": "10s"},
+                 "template": {"type": "name_prefix_match", "regexp": "(a)"}},
+        "status": {"id": "x"},
+    })
+}
+
 fn node() -> Value {
     json!({
         "metadata": {"name": "n1", "uid": "n", "resourceVersion": "9"},
@@ -224,6 +255,8 @@ fn kubernetes() -> impl Strategy<Value = Vec<u8>> {
     let objects = [
         pod(&json!({"lictor.io/service": "web"})),
         registration(),
+        intention(),
+        query(),
         node(),
     ];
     let lists = objects
@@ -392,6 +425,10 @@ proptest! {
         }
         let _ = trim::line::<NodeFacts>(&bytes, texts);
         let _ = trim::line::<RegistrationObject>(&bytes, texts);
+        let _ = trim::page::<IntentionObject>(&bytes, texts);
+        let _ = trim::line::<IntentionObject>(&bytes, texts);
+        let _ = trim::page::<PreparedQueryObject>(&bytes, texts);
+        let _ = trim::line::<PreparedQueryObject>(&bytes, texts);
         judge(&index)?;
     }
 

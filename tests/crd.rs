@@ -1,6 +1,14 @@
 //! The Kubernetes edge on a real API server: what the CRDs accept and refuse, what the watches tell,
 //! and what is written back.
 
+#[path = "crd/asking.rs"]
+mod asking;
+#[path = "crd/intentions.rs"]
+mod intentions;
+#[path = "crd/mesh.rs"]
+mod mesh;
+#[path = "crd/queries.rs"]
+mod queries;
 #[path = "crd/rules.rs"]
 mod rules;
 #[path = "crd/told.rs"]
@@ -29,6 +37,15 @@ async fn the_api_server_takes_the_crds_and_what_is_written() -> Result<()> {
     rules::good_objects_are_taken(&client).await?;
     rules::bad_objects_are_refused_with_what_to_do(&client).await?;
     rules::kubectl_tells_the_same(&bed).await?;
+    intentions::consul_agrees_on_what_is_taken_and_refused(&bed, &client).await?;
+    intentions::lengths_have_limits(&client).await?;
+    intentions::a_manifest_of_consul_k8s_moves(&bed).await?;
+    queries::consul_agrees_on_what_is_taken_and_refused(&bed, &client).await?;
+    queries::lengths_have_limits(&client).await?;
+    queries::a_registration_has_queries(&client).await?;
+    queries::kubectl_shows_queries(&bed).await?;
+    mesh::consul_agrees_on_upstreams(&bed, &client).await?;
+    mesh::the_rest_is_judged(&client).await?;
     told::status_is_written_and_shown(&bed, &client).await?;
     told::events_are_written_and_counted(&bed, &client).await
 }

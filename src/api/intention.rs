@@ -62,12 +62,13 @@ use super::status::ConsulState;
         json_path = ".status.conditions[?(@.type==\"Ready\")].message",
         description = "Why it is ready or not",
         priority = 1
-    )
-)]
-#[x_kube(
+    ),
     validation = Rule::new(
-        "self.destination.name != '*' || self.sources.all(source, source.?permissions.orValue([]).size() == 0)"
-    ).message("permissions need a destination by name: for destination * give an action").field_path(".sources")
+        "self.spec.destination.name != '*' \
+         || self.spec.sources.all(source, source.?permissions.orValue([]).size() == 0)"
+    ).message(
+        "permissions need a destination by name: for destination * give an action"
+    ).field_path(".spec.sources")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IntentionSpec {

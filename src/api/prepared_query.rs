@@ -11,7 +11,7 @@ use super::schema;
 use super::status::ConsulState;
 use crate::model::limits::MAX_QUERIES;
 
-/// What a lookup by this name finds. Also an item of a ServiceRegistration's queries.
+/// What a lookup by this name finds. Also an item of the queries of a `ServiceRegistration`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
     group = "lictor.io",
@@ -82,7 +82,7 @@ use crate::model::limits::MAX_QUERIES;
 pub struct QuerySpec {
     /// The name that is looked up, as NAME.query.consul; with a template, how the names begin that it
     /// answers. Capital and small letters are the same. Default: the name of this object; required in
-    /// a ServiceRegistration.
+    /// a `ServiceRegistration`.
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9][A-Za-z0-9-]{0,62}$')").message(
         "a query's name is 1 to 63 of A-Z, a-z, 0-9 and '-', the first not '-'"
@@ -90,7 +90,7 @@ pub struct QuerySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The Consul service that is looked up; in a template it may be put together, such as
-    /// `${name.suffix}` or `${match(1)}`. Default in a ServiceRegistration: its service; else required.
+    /// `${name.suffix}` or `${match(1)}`. Default in a `ServiceRegistration`: its service; else required.
     #[schemars(length(min = 1, max = 256))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
@@ -176,7 +176,7 @@ pub struct QueryFailover {
     ),
     validation = Rule::new(
         "self.?peer.orValue('') != '' || self.?partition.orValue('') != '' \
-         || self.?namespace.orValue('') != '' || self.?datacenter.orValue('') != ''"
+         || self.?__namespace__.orValue('') != '' || self.?datacenter.orValue('') != ''"
     ).message("say where: peer, partition, namespace or datacenter")
 )]
 #[serde(rename_all = "camelCase")]

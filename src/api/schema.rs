@@ -105,7 +105,7 @@ pub(super) fn empty_name_or_wildcard(what: &str) -> Rule {
 
 /// Of an object with `name` and `namespace`.
 pub(super) fn wildcard_namespace() -> Rule {
-    Rule::new("self.?namespace.orValue('') != '*' || self.name == '*'")
+    Rule::new("self.?__namespace__.orValue('') != '*' || self.name == '*'")
         .message("namespace * goes with name * only")
         .field_path(".name")
 }
@@ -122,27 +122,36 @@ pub(super) fn at_most_one(fields: &[&str]) -> Rule {
     ))
 }
 
-/// No source is there twice. `transformMapEntry` fails on a key that it has, and the API server tells
-/// which: to compare each with each would cost more than it allows.
+/// No source is there twice.
 pub(super) fn sources_once() -> Rule {
-    once(&["peer", "partition", "samenessGroup", "namespace"], "name")
-        .message("a source is there twice")
+    once("name", &["peer", "partition", "samenessGroup"]).message("a source is there twice")
 }
 
-/// No upstream is there twice; see [`sources_once`].
+/// No upstream is there twice.
 pub(super) fn upstreams_once() -> Rule {
-    once(&["peer", "partition", "datacenter", "namespace"], "service")
-        .message("an upstream is there twice")
+    once("service", &["peer", "partition", "datacenter"]).message("an upstream is there twice")
 }
 
-fn once(optional: &[&str], required: &str) -> Rule {
-    let parts: String = optional
-        .iter()
-        // Not `orValue`, of whose length the estimate of the cost knows nothing.
-        .map(|field| format!("(has(item.{field}) ? item.{field} : '') + '/' + "))
-        .collect();
+/// No two items have the same `name`, namespace and one of `places`. `transformMapEntry` fails on a key
+/// that the map has, and the API server tells which: to compare each with each would cost more than it
+/// allows.
+fn once(name: &str, places: &[&str]) -> Rule {
+    let given = |field: &str| format!("has(item.{field}) && item.{field} != ''");
+    // Branch by branch: of the length of `c ? a : b` the estimate of the cost knows nothing, and so
+    // nothing of what it is a part of.
+    let anywhere = |text: String| {
+        places.iter().fold(text.clone(), |otherwise, place| {
+            let test = given(place);
+            format!("({test} ? {text} + ' of {place} ' + item.{place} : {otherwise})")
+        })
+    };
+    let plain = anywhere(format!("item.{name}"));
+    let spaced = anywhere(format!(
+        "item.{name} + ' of namespace ' + item.__namespace__"
+    ));
+    let key = format!("{} ? {spaced} : {plain}", given("__namespace__"));
     Rule::new(format!(
-        "self.transformMapEntry(at, item, {{{parts}item.{required}: at}}).size() == self.size()"
+        "self.transformMapEntry(at, item, {{{key}: at}}).size() == self.size()"
     ))
 }
 

@@ -199,6 +199,8 @@ impl Bed {
     async fn start(consul: Consul) -> Self {
         let this = Self::begin(consul).await;
         this.list(Change::Registration, Vec::new()).await;
+        this.list(Change::Intention, Vec::new()).await;
+        this.list(Change::PreparedQuery, Vec::new()).await;
         this.list(Change::Node, vec![node("n1"), node("n2")]).await;
         this
     }
@@ -449,6 +451,8 @@ async fn nothing_is_told_of_pods_before_everything_is_listed() {
         spec: Ok(serde_json::from_value(spec).unwrap()),
         status: None,
     };
+    bed.list(Change::Intention, Vec::new()).await;
+    bed.list(Change::PreparedQuery, Vec::new()).await;
     bed.list(Change::Registration, vec![payment]).await;
     bed.until("it is registered", |consul| consul.services.len() == 1)
         .await;

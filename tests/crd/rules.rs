@@ -1,23 +1,12 @@
 //! What the API server accepts and refuses.
 
-use std::collections::BTreeMap;
-
-use anyhow::{Context as _, Result, bail, ensure};
-use kube::api::{DynamicObject, PostParams};
-use kube::{Api, Client, Resource as _};
+use anyhow::{Result, bail, ensure};
+use kube::{Client, Resource as _};
 use lictor::api::ServiceRegistration;
 use lictor_testbed::Bed;
 use serde_json::{Value, json};
 
-fn long(length: usize) -> String {
-    "a".repeat(length)
-}
-
-fn pairs(count: usize) -> BTreeMap<String, String> {
-    (0..count)
-        .map(|n| (format!("k{n}"), "v".to_owned()))
-        .collect()
-}
+use crate::asking::{long, pairs, refused, taken, with, yaml};
 
 fn endpoints(count: usize) -> Vec<Value> {
     (0..count)
@@ -33,25 +22,6 @@ fn pods(more: Value) -> Value {
 /// A spec with one endpoint, and something more in it.
 fn endpoint(more: Value) -> Value {
     json!({"endpoints": [with(json!({"name": "primary", "address": "10.0.0.1"}), more)]})
-}
-
-fn with(mut object: Value, more: Value) -> Value {
-    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
-        object.extend(more);
-    }
-    object
-}
-
-/// Asks the API server without leaving anything behind.
-async fn ask(client: &Client, name: &str, spec: &Value) -> kube::Result<()> {
-    let kind = kube::api::ApiResource::erase::<ServiceRegistration>(&());
-    let api = Api::<DynamicObject>::namespaced_with(client.clone(), "default", &kind);
-    let object = DynamicObject::new(name, &kind).data(json!({"spec": spec}));
-    let dry_run = PostParams {
-        dry_run: true,
-        ..PostParams::default()
-    };
-    api.create(&dry_run, &object).await.map(drop)
 }
 
 pub async fn good_objects_are_taken(client: &Client) -> Result<()> {
@@ -88,11 +58,9 @@ pub async fn good_objects_are_taken(client: &Client) -> Result<()> {
         json!({"meta": pairs(48), "endpoints": [{"name": "a", "address": "x", "meta": pairs(48)}]}),
     ];
     for spec in good {
-        ask(client, "good", &spec)
-            .await
-            .with_context(|| format!("refused: {spec}"))?;
+        taken::<ServiceRegistration>(client, "good", &spec).await?;
     }
-    ask(
+    taken::<ServiceRegistration>(
         client,
         &format!("{}.with-dots", long(60)),
         &pods(json!({"service": "web"})),
@@ -232,26 +200,25 @@ const RESERVED: &[&str] = &[
 ];
 
 pub async fn bad_objects_are_refused_with_what_to_do(client: &Client) -> Result<()> {
-    let yaml = |text: &str| serde_saphyr::from_str::<Value>(text).with_context(|| text.to_owned());
     for (more, expected) in BAD_WITH_SELECTOR {
-        refused(client, "bad", &pods(yaml(more)?), expected).await?;
+        refused::<ServiceRegistration>(client, "bad", &pods(yaml(more)?), expected).await?;
     }
     for (more, expected) in BAD_IN_ENDPOINT {
-        refused(client, "bad", &endpoint(yaml(more)?), expected).await?;
+        refused::<ServiceRegistration>(client, "bad", &endpoint(yaml(more)?), expected).await?;
     }
     for (spec, expected) in BAD {
-        refused(client, "bad", &yaml(spec)?, expected).await?;
+        refused::<ServiceRegistration>(client, "bad", &yaml(spec)?, expected).await?;
     }
     for key in RESERVED {
         let expected = format!("the meta key {key} is reserved");
-        refused(
+        refused::<ServiceRegistration>(
             client,
             "bad",
             &pods(json!({"meta": {"fine": "x", *key: "x"}})),
             &expected,
         )
         .await?;
-        refused(
+        refused::<ServiceRegistration>(
             client,
             "bad",
             &endpoint(json!({"meta": {*key: "x"}})),
@@ -295,13 +262,13 @@ pub async fn bad_objects_are_refused_with_what_to_do(client: &Client) -> Result<
         ),
     ];
     for (spec, expected) in too_long {
-        refused(client, "bad", &spec, expected).await?;
+        refused::<ServiceRegistration>(client, "bad", &spec, expected).await?;
     }
     let together = with(
         json!({"tags": vec!["t"; 40]}),
         endpoint(json!({"tags": vec!["u"; 25]})),
     );
-    refused(
+    refused::<ServiceRegistration>(
         client,
         "bad",
         &together,
@@ -312,7 +279,7 @@ pub async fn bad_objects_are_refused_with_what_to_do(client: &Client) -> Result<
         json!({"meta": pairs(48)}),
         endpoint(json!({"meta": {"other": "v"}})),
     );
-    refused(
+    refused::<ServiceRegistration>(
         client,
         "bad",
         &together,
@@ -320,7 +287,7 @@ pub async fn bad_objects_are_refused_with_what_to_do(client: &Client) -> Result<
     )
     .await?;
     for name in [long(64), "with.dots".to_owned()] {
-        refused(
+        refused::<ServiceRegistration>(
             client,
             &name,
             &pods(json!({})),
@@ -329,22 +296,6 @@ pub async fn bad_objects_are_refused_with_what_to_do(client: &Client) -> Result<
         .await?;
     }
     Ok(())
-}
-
-async fn refused(client: &Client, name: &str, spec: &Value, expected: &str) -> Result<()> {
-    match ask(client, name, spec).await {
-        Ok(()) => bail!("taken, but not for {expected:?}: {spec}"),
-        Err(kube::Error::Api(status)) => {
-            ensure!(status.is_invalid(), "{spec}: {status:?}");
-            ensure!(
-                status.message.contains(expected),
-                "{spec}: expected {expected:?}, got {}",
-                status.message
-            );
-            Ok(())
-        }
-        Err(other) => Err(other.into()),
-    }
 }
 
 pub async fn kubectl_tells_the_same(bed: &Bed) -> Result<()> {
@@ -367,13 +318,16 @@ pub async fn kubectl_tells_the_same(bed: &Bed) -> Result<()> {
         "{error}"
     );
     let error = match bed
-        .kubectl_apply(&manifest(&pods(json!({"protocol": "http"}))))
+        .kubectl_apply(&manifest(&pods(json!({"protokoll": "http"}))))
         .await
     {
         Ok(out) => bail!("taken: {out}"),
         Err(error) => format!("{error:#}"),
     };
-    ensure!(error.contains("unknown field \"spec.protocol\""), "{error}");
+    ensure!(
+        error.contains("unknown field \"spec.protokoll\""),
+        "{error}"
+    );
 
     bed.kubectl_apply(&manifest(&pods(json!({})))).await?;
     // An empty value, as templates leave them, is none.

@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use lictor::api::conditions::{self, ConditionType, Verdict};
-use lictor::api::service_registration::{ConsulState, Instances};
+use lictor::api::service_registration::{ConsulState, Instances, QueryState};
 use lictor::api::{
     LabelSelector, ServiceRegistration, ServiceRegistrationSpec, ServiceRegistrationStatus,
 };
@@ -44,6 +44,10 @@ fn status(registered: u32) -> ServiceRegistrationStatus {
             summary: format!("{registered}/3"),
             ..Instances::default()
         }),
+        queries: vec![QueryState {
+            name: "nearest-payment".to_owned(),
+            id: "0d4b1e7c".to_owned(),
+        }],
         consul: Some(ConsulState {
             datacenter: Some("dc1".to_owned()),
             index: Some(u64::from(registered) << 40),

@@ -8,8 +8,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps,
 };
 use kube::api::{DeleteParams, DynamicObject, ObjectMeta, Patch, PatchParams, PostParams};
-use kube::{Api, Client, CustomResourceExt as _};
-use lictor::api::{self, RegistrationObject, ServiceRegistration};
+use kube::{Api, Client, CustomResourceExt};
+use lictor::api::{self, Intention, PreparedQuery, RegistrationObject, ServiceRegistration};
 use lictor::k8s::crd::{CrdState, crd_state};
 use lictor::k8s::{self, BrokenKind, Change, KubeEvent, WatchEvent};
 use lictor::model::facts::{PodFacts, Tristate};
@@ -86,10 +86,25 @@ impl<T> View<T> {
     }
 }
 
+/// The names of the objects that an event tells of.
+fn names<T>(event: WatchEvent<T>, name: impl Fn(&T) -> &str) -> Vec<String> {
+    let objects = match event {
+        WatchEvent::Page(objects) => objects,
+        WatchEvent::Applied(object) => vec![object],
+        _ => Vec::new(),
+    };
+    objects
+        .iter()
+        .map(|object| name(object).to_owned())
+        .collect()
+}
+
 struct Views {
     events: mpsc::Receiver<KubeEvent>,
     pods: View<PodFacts>,
     nodes: usize,
+    /// What was applied of the kinds that work like registrations.
+    others: Vec<String>,
     registrations: View<RegistrationObject>,
 }
 
@@ -105,6 +120,8 @@ impl Views {
                         .registrations
                         .take(event, |object| object.name.to_string()),
                     Change::Node(WatchEvent::Applied(_)) => self.nodes += 1,
+                    Change::Intention(event) => self.others.extend(names(event, |it| &it.name)),
+                    Change::PreparedQuery(event) => self.others.extend(names(event, |it| &it.name)),
                     Change::Node(_) => {}
                 }
             }
@@ -149,12 +166,14 @@ async fn watches_tell_what_is_and_what_they_do_not_know() -> Result<()> {
         events,
         pods: View::default(),
         nodes: 0,
+        others: Vec::new(),
         registrations: View::default(),
     };
 
     pods_are_listed_and_followed(&mut views, &client).await?;
     a_missing_crd_is_told_and_looked_for(&mut views, &client).await?;
     what_cannot_be_decoded_shows(&mut views, &client).await?;
+    the_other_kinds_are_followed(&mut views, &client).await?;
     a_restart_is_survived(&mut views, &bed, &client).await?;
     a_crd_may_go_and_come(&mut views, &client).await
 }
@@ -294,8 +313,29 @@ async fn what_cannot_be_decoded_shows(views: &mut Views, client: &Client) -> Res
     Ok(())
 }
 
+async fn the_other_kinds_are_followed(views: &mut Views, client: &Client) -> Result<()> {
+    let intention =
+        json!({"destination": {"name": "api"}, "sources": [{"name": "web", "action": "allow"}]});
+    create_one::<Intention>(client, "who", intention).await?;
+    create_one::<PreparedQuery>(client, "near", json!({"service": "web"})).await?;
+    let both = |views: &Views| {
+        ["who", "near"]
+            .iter()
+            .all(|name| views.others.iter().any(|other| other == name))
+    };
+    views.until("the other kinds", both).await
+}
+
 async fn create(client: &Client, name: &str, spec: serde_json::Value) -> Result<()> {
-    let kind = ServiceRegistration::api_resource();
+    create_one::<ServiceRegistration>(client, name, spec).await
+}
+
+async fn create_one<K: CustomResourceExt>(
+    client: &Client,
+    name: &str,
+    spec: serde_json::Value,
+) -> Result<()> {
+    let kind = K::api_resource();
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), "default", &kind);
     let object = DynamicObject::new(name, &kind).data(json!({"spec": spec}));
     lictor_testbed::wait::until("the object to be taken", SOON, async || {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::RegistrationObject;
+use crate::api::intention::HttpMethod;
 use crate::api::service_registration::Port;
+use crate::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
 use crate::model::facts::{NodeFacts, Phase, PodFacts, Tristate};
 
 fn one<T: Trim>(object: &Value) -> T {
@@ -263,6 +264,56 @@ fn a_registration_that_cannot_be_decoded_still_shows() {
         let why = object.spec.unwrap_err();
         assert!(why.starts_with("spec: "), "{spec}: {why}");
     }
+}
+
+#[test]
+fn an_empty_text_is_none() {
+    let object: IntentionObject = one(&registration(&json!({
+        "destination": {"name": "api", "namespace": "", "partition": null},
+        "sources": [{"name": "web", "peer": "", "permissions": [
+            {"action": "allow", "http": {"pathExact": "", "pathPrefix": "/v1", "methods": ["GET"]}}]}],
+    })));
+    let spec = object.spec.unwrap();
+    assert_eq!(spec.destination.namespace, None);
+    assert_eq!(spec.sources[0].peer, None);
+    let http = &spec.sources[0].permissions[0].http;
+    assert_eq!(
+        (http.path_exact.as_deref(), http.path_prefix.as_deref()),
+        (None, Some("/v1"))
+    );
+    assert_eq!(http.methods, [HttpMethod::Get]);
+
+    let object: PreparedQueryObject = one(&registration(&json!({
+        "service": "web", "near": "", "dns": {"ttl": ""}, "failover": {"nearestN": 2},
+    })));
+    let spec = object.spec.unwrap();
+    assert_eq!(
+        (spec.name, spec.near, spec.dns.unwrap().ttl),
+        (None, None, None)
+    );
+    assert_eq!(spec.failover.unwrap().nearest_n, Some(2));
+}
+
+#[test]
+fn what_is_missing_or_wrong_shows_with_its_name() {
+    for (spec, expected) in [
+        (json!({"sources": []}), "missing field `destination`"),
+        (
+            json!({"destination": {"name": "a"}, "sources": [{"name": "b", "action": "maybe"}]}),
+            "maybe",
+        ),
+        (
+            json!({"destination": {"name": "a"}, "sources": {}}),
+            "expected a sequence",
+        ),
+    ] {
+        let object: IntentionObject = one(&registration(&spec));
+        assert_eq!(&*object.name, "payment");
+        let why = object.spec.unwrap_err();
+        assert!(why.starts_with("spec: ") && why.contains(expected), "{why}");
+    }
+    let object: PreparedQueryObject = one(&registration(&json!({"failover": {"nearestN": -1}})));
+    assert!(object.spec.unwrap_err().contains("-1"));
 }
 
 #[test]

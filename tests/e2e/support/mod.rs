@@ -54,9 +54,9 @@ impl Installed {
         .await
         .context("the chart cannot be installed")?;
         let kubeconfig = bed.service_account_kubeconfig(RELEASE, "lictor").await?;
-        until("the CRD to be served", async || {
-            bed.kubectl(&["get", "serviceregistrations", "--all-namespaces"])
-                .await
+        until("the CRDs to be served", async || {
+            let kinds = "serviceregistrations,intentions,preparedqueries";
+            bed.kubectl(&["get", kinds, "--all-namespaces"]).await
         })
         .await?;
         Ok(Self {

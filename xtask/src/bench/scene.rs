@@ -109,9 +109,9 @@ impl Scene {
         bed.kubectl_apply(&subject::crds(&setup.lictor).await?)
             .await?;
         // A kind that was created a moment ago is refused at first, which no restart would see.
-        wait::until("the new kind", Duration::from_secs(30), async || {
-            let args = ["get", "serviceregistrations", "--all-namespaces"];
-            bed.kubectl(&args).await
+        wait::until("the new kinds", Duration::from_secs(30), async || {
+            let kinds = "serviceregistrations,intentions,preparedqueries";
+            bed.kubectl(&["get", kinds, "--all-namespaces"]).await
         })
         .await?;
         bed.kubectl(&["create", "namespace", NAMESPACE]).await?;
