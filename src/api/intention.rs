@@ -173,7 +173,7 @@ pub struct IntentionSource {
         skip_serializing_if = "Option::is_none"
     )]
     pub sameness_group: Option<String>,
-    /// What it may do: `allow` or `deny`. Exactly one of action and permissions.
+    /// What becomes of a request: `allow` or `deny`. Exactly one of action and permissions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<IntentionAction>,
     /// What it may do, by request: the first that matches decides, and where none does, Consul's
@@ -195,7 +195,7 @@ pub struct IntentionSource {
     pub description: Option<String>,
 }
 
-/// What becomes of a request: `allow` or `deny`.
+/// What becomes of a request: `allow` or `deny`. A source has exactly one of action and permissions.
 #[derive(
     Clone,
     Copy,
@@ -329,7 +329,7 @@ pub struct HeaderPermission {
         skip_serializing_if = "Option::is_none"
     )]
     pub suffix: Option<String>,
-    /// What is somewhere in its value (Consul 1.20 and later).
+    /// What is somewhere in its value (Consul 1.20.1 and later).
     #[schemars(length(max = 1024))]
     #[serde(
         default,
@@ -350,7 +350,7 @@ pub struct HeaderPermission {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invert: Option<bool>,
     /// `true`: capital and small letters are the same, for exact, prefix, suffix and contains (Consul
-    /// 1.20 and later). Default: false.
+    /// 1.20.1 and later). Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ignore_case: Option<bool>,
 }
@@ -420,10 +420,14 @@ pub struct JwtClaim {
     /// Where in the token the claim is, from the outside in, such as `[roles]`.
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 256)))]
     pub path: Vec<String>,
-    /// What it is there, or what one item of a list is there.
+    /// What it is there, or what one item of a list is there. Default: the empty text.
     #[schemars(length(max = 1024))]
-    #[serde(default)]
-    pub value: String,
+    #[serde(
+        default,
+        deserialize_with = "schema::some_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub value: Option<String>,
 }
 
 /// What Lictor last saw and did. Written by Lictor only.

@@ -166,8 +166,7 @@ pub struct ServiceRegistrationSpec {
     /// How the state of a pod becomes the health of its instance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
-    /// What the service speaks: tcp, http, http2 or grpc. It is told to the mesh, for the service as a
-    /// whole. Permissions of an Intention by path, header or method need one of the last three.
+    /// What the service speaks, told to the mesh for the service as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
     /// Prepared queries that belong to this registration: named lookups of its service, or of another
@@ -182,7 +181,8 @@ pub struct ServiceRegistrationSpec {
     pub connect: Option<Connect>,
 }
 
-/// What a service speaks: `tcp`, `http`, `http2` or `grpc`.
+/// What the service speaks: `tcp`, `http`, `http2` or `grpc`, told to the mesh for the service as a whole.
+/// Permissions of an Intention, by path, header or method, need one of the last three.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
