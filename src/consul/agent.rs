@@ -11,6 +11,8 @@ pub struct AgentInfo {
     pub version: Box<str>,
     /// Datacenter.
     pub datacenter: Box<str>,
+    /// The datacenter that config entries are written in; see [`Client::read_entries_from`].
+    pub primary_datacenter: Box<str>,
     /// Node name of the agent.
     pub node: Box<str>,
 }
@@ -26,6 +28,8 @@ struct SelfBody {
 struct SelfConfig {
     version: Box<str>,
     datacenter: Box<str>,
+    #[serde(default)]
+    primary_datacenter: Box<str>,
     node_name: Box<str>,
 }
 
@@ -36,11 +40,13 @@ impl Client {
         let SelfConfig {
             version,
             datacenter,
+            primary_datacenter,
             node_name: node,
         } = body.config;
         Ok(AgentInfo {
             version,
             datacenter,
+            primary_datacenter,
             node,
         })
     }

@@ -1,5 +1,8 @@
 //! Config entries: `/v1/config/...`.
 //!
+//! They are global: written in the primary datacenter and copied to the others. A client of another
+//! one must be told of it: [`Client::read_entries_from`].
+//!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/config>; observed on Consul 1.22.7.
 
 use super::catalog::signal;
@@ -20,7 +23,7 @@ impl Client {
         &self,
         consistency: Consistency,
     ) -> Result<Observed<Vec<E>>, ConsulError> {
-        let request = Request::get(E::ENDPOINT).consistency(consistency);
+        let request = self.read_entries::<E>(consistency);
         let answer = self.send(&request).await?.success()?;
         let entries: Vec<E> = answer.decode()?;
         if entries.iter().any(|entry| entry.name().is_empty()) {
@@ -37,7 +40,7 @@ impl Client {
         name: &str,
         consistency: Consistency,
     ) -> Result<Observed<Option<E>>, ConsulError> {
-        let request = named(Request::get(E::ENDPOINT), name)?.consistency(consistency);
+        let request = named(self.read_entries::<E>(consistency), name)?;
         let answer = self.send(&request).await?;
         if answer.status != 404 {
             let answer = answer.success()?;
@@ -89,8 +92,16 @@ impl Client {
     /// that is removed and written again with the same content while nobody was woken.
     #[must_use]
     pub fn watch_any_config_entry<E: ConfigEntry>(&self, consistency: Consistency) -> Watch<()> {
-        let request = Request::get(E::ENDPOINT).consistency(consistency);
+        let request = self.read_entries::<E>(consistency);
         Watch::new(self.clone(), request, signal)
+    }
+
+    fn read_entries<E: ConfigEntry>(&self, consistency: Consistency) -> Request<'static> {
+        let request = Request::get(E::ENDPOINT).consistency(consistency);
+        match &*self.entries_from() {
+            "" => request,
+            datacenter => request.query("dc", datacenter.to_owned()),
+        }
     }
 }
 

@@ -451,6 +451,25 @@ pub async fn entries_are_compared_and_set(client: &Client) {
     assert_eq!(refused.class(), ErrorClass::Refused);
 }
 
+pub async fn entries_are_read_where_they_are_written(client: &Client) {
+    let read = || client.config_entries::<ServiceDefaults>(Consistency::Consistent);
+    let local = read().await.unwrap();
+    let agent = client.agent().await.unwrap();
+    assert_eq!(&*agent.primary_datacenter, "dc1");
+    client.read_entries_from(&agent.primary_datacenter);
+    assert_eq!(read().await.unwrap(), local);
+    client.read_entries_from("nowhere");
+    let error = read().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::NoLeader, "{error}");
+    let mut watch = client.watch_any_config_entry::<ServiceDefaults>(Consistency::Default);
+    assert_eq!(
+        watch.next().await.unwrap_err().class(),
+        ErrorClass::NoLeader
+    );
+    client.read_entries_from("");
+    assert_eq!(read().await.unwrap(), local);
+}
+
 /// Runs first, while there is no entry of the kind.
 pub async fn signals_of_entries_are_woken_by_their_own_kind(client: &Client) {
     let mut watch = quick(client.watch_any_config_entry::<ServiceIntentions>(Consistency::Default));

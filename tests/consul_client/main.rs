@@ -6,6 +6,7 @@
 mod access;
 mod catalog;
 mod config_entries;
+mod datacenters;
 mod entry_refusals;
 mod limits;
 mod queries;
@@ -54,6 +55,7 @@ async fn without_acls() -> Result<()> {
     config_entries::legacy_intentions_are_written_back_without_their_legacy(&verified).await;
     config_entries::all_fields_of_defaults_come_back(&verified).await;
     config_entries::entries_are_compared_and_set(&verified).await;
+    config_entries::entries_are_read_where_they_are_written(&verified).await;
     entry_refusals::of_intentions(&verified).await;
     entry_refusals::of_defaults(&verified).await;
     queries::all_fields_of_queries_come_back(&verified).await;
