@@ -122,7 +122,8 @@ fn source_of(source: &api::IntentionSource) -> Result<(SourceName, wire::SourceI
         description,
     } = source;
     is_name("spec.sources", name)?;
-    let parts = [namespace, partition, peer, sameness_group].map(|part| part.as_deref().unwrap_or_default());
+    let parts = [namespace, partition, peer, sameness_group]
+        .map(|part| part.as_deref().unwrap_or_default());
     for part in parts {
         if !part.is_empty() {
             is_name("spec.sources", part)?;
@@ -171,7 +172,10 @@ fn permission_of(permission: &api::IntentionPermission) -> wire::IntentionPermis
         path_prefix: text(path_prefix.as_deref()),
         path_regex: text(path_regex.as_deref()),
         header: header.iter().map(header_of).collect(),
-        methods: methods.iter().map(|method| method.as_str().into()).collect(),
+        methods: methods
+            .iter()
+            .map(|method| method.as_str().into())
+            .collect(),
         ..wire::IntentionHttpPermission::default()
     };
     wire::IntentionPermission {
@@ -211,7 +215,7 @@ fn header_of(header: &api::HeaderPermission) -> wire::IntentionHeader {
 fn jwt_of(jwt: &api::IntentionJwt) -> wire::IntentionJwt {
     let claim = |claim: &api::JwtClaim| wire::IntentionJwtClaim {
         path: claim.path.iter().map(|part| part.as_str().into()).collect(),
-        value: claim.value.as_str().into(),
+        value: text(claim.value.as_deref()),
         ..wire::IntentionJwtClaim::default()
     };
     let provider = |provider: &api::JwtProvider| wire::IntentionJwtProvider {
@@ -281,14 +285,31 @@ mod tests {
         let source = json!({"name": "web", "action": "allow"});
         let to = |name: &str| json!({"name": name});
         for (spec, part) in [
-            (json!({"destination": to("a,b"), "sources": [source]}), "spec.destination.name"),
-            (json!({"destination": {"name": "a", "namespace": "team"}, "sources": [source]}),
-             "spec.destination.namespace"),
-            (json!({"destination": to("a"), "sources": []}), "at least one"),
-            (json!({"destination": to("a"), "sources": [source, source]}), "given twice"),
-            (json!({"destination": to("a"), "sources": [{"name": "web"}]}), "exactly one"),
-            (json!({"destination": to("*"), "sources": [{"name": "web", "permissions": [
-                {"action": "allow", "http": {"pathExact": "/"}}]}]}), "permissions"),
+            (
+                json!({"destination": to("a,b"), "sources": [source]}),
+                "spec.destination.name",
+            ),
+            (
+                json!({"destination": {"name": "a", "namespace": "team"}, "sources": [source]}),
+                "spec.destination.namespace",
+            ),
+            (
+                json!({"destination": to("a"), "sources": []}),
+                "at least one",
+            ),
+            (
+                json!({"destination": to("a"), "sources": [source, source]}),
+                "given twice",
+            ),
+            (
+                json!({"destination": to("a"), "sources": [{"name": "web"}]}),
+                "exactly one",
+            ),
+            (
+                json!({"destination": to("*"), "sources": [{"name": "web", "permissions": [
+                {"action": "allow", "http": {"pathExact": "/"}}]}]}),
+                "permissions",
+            ),
         ] {
             let problem = read(spec).unwrap_err();
             assert!(problem.contains(part), "{problem}");

@@ -109,7 +109,9 @@ pub(super) fn claim(
             ..wire::QueryService::default()
         },
         dns: wire::QueryDns {
-            ttl: dns.as_ref().map_or_else(Text::default, |dns| text(&dns.ttl)),
+            ttl: dns
+                .as_ref()
+                .map_or_else(Text::default, |dns| text(&dns.ttl)),
         },
         ..wire::PreparedQuery::default()
     };
@@ -180,6 +182,10 @@ mod tests {
             let spec = json!({"name": name, "service": "s", "template": template});
             assert!(read(spec).unwrap_err().starts_with("name:"), "{name:?}");
         }
-        assert!(read(json!({"name": "q"})).unwrap_err().starts_with("service:"));
+        assert!(
+            read(json!({"name": "q"}))
+                .unwrap_err()
+                .starts_with("service:")
+        );
     }
 }

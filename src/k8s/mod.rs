@@ -12,4 +12,4 @@ mod watch;
 
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
 pub use kinds::{Broken, BrokenKind, Change, KubeEvent, Relist, WatchEvent, watch};
-pub use status::{StatusSender, StatusUpdate};
+pub use status::{ObjectStatus, StatusSender, StatusUpdate};

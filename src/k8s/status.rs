@@ -20,7 +20,11 @@ use tokio::time::{Instant, sleep_until};
 
 use self::desk::{Desk, Outcome};
 use super::client::{CallError, within};
-use crate::api::{ServiceRegistration, ServiceRegistrationStatus};
+use crate::api::{
+    Intention, IntentionStatus, PreparedQuery, PreparedQueryStatus, ServiceRegistration,
+    ServiceRegistrationStatus,
+};
+use crate::model::owner::OwnerKind;
 use crate::model::text::Text;
 
 /// Who owns the fields of a status.
@@ -28,6 +32,47 @@ const MANAGER: &str = "lictor";
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Writes at a time.
 const WRITES: usize = 4;
+
+/// The status of an object of one of our kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ObjectStatus {
+    /// Of a `ServiceRegistration`.
+    Registration(ServiceRegistrationStatus),
+    /// Of an `Intention`.
+    Intention(IntentionStatus),
+    /// Of a `PreparedQuery`.
+    PreparedQuery(PreparedQueryStatus),
+}
+
+impl ObjectStatus {
+    /// The kind of the object.
+    #[must_use]
+    pub fn kind(&self) -> OwnerKind {
+        match self {
+            Self::Registration(_) => OwnerKind::ServiceRegistration,
+            Self::Intention(_) => OwnerKind::Intention,
+            Self::PreparedQuery(_) => OwnerKind::PreparedQuery,
+        }
+    }
+
+    /// Where objects of the kind are in the API.
+    fn path(&self, namespace: &str) -> String {
+        let namespace = Some(namespace);
+        match self {
+            Self::Registration(_) => ServiceRegistration::url_path(&(), namespace),
+            Self::Intention(_) => Intention::url_path(&(), namespace),
+            Self::PreparedQuery(_) => PreparedQuery::url_path(&(), namespace),
+        }
+    }
+
+    fn json(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Self::Registration(status) => serde_json::to_value(status),
+            Self::Intention(status) => serde_json::to_value(status),
+            Self::PreparedQuery(status) => serde_json::to_value(status),
+        }
+    }
+}
 
 /// The status that an object shall have.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +84,7 @@ pub struct StatusUpdate {
     /// `metadata.uid`: another object of that name is not written.
     pub uid: Text,
     /// The whole status.
-    pub status: ServiceRegistrationStatus,
+    pub status: ObjectStatus,
 }
 
 /// Takes statuses from whoever derives them, and never waits.
@@ -56,8 +101,8 @@ impl StatusSender {
     }
 
     /// The object is gone.
-    pub fn forget(&self, namespace: &Text, name: &Text) {
-        self.shared.desk().forget(namespace, name);
+    pub fn forget(&self, kind: OwnerKind, namespace: &Text, name: &Text) {
+        self.shared.desk().forget(kind, namespace, name);
     }
 }
 
@@ -142,16 +187,21 @@ impl WriterClient {
             uid,
             status,
         } = update;
-        let object = json!({
-            "apiVersion": ServiceRegistration::api_version(&()),
-            "kind": ServiceRegistration::kind(&()),
-            "metadata": {"namespace": namespace, "name": name, "uid": uid},
-            "status": status,
-        });
-        let path = ServiceRegistration::url_path(&(), Some(namespace));
         let params = PatchParams::apply(MANAGER).force();
-        let request =
-            Request::new(path).patch_subresource("status", name, &params, &Patch::Apply(&object));
+        let request = status
+            .json()
+            .map_err(|error| error.to_string())
+            .and_then(|shown| {
+                let object = json!({
+                    "apiVersion": ServiceRegistration::api_version(&()),
+                    "kind": status.kind().as_str(),
+                    "metadata": {"namespace": namespace, "name": name, "uid": uid},
+                    "status": shown,
+                });
+                Request::new(status.path(namespace))
+                    .patch_subresource("status", name, &params, &Patch::Apply(&object))
+                    .map_err(|error| error.to_string())
+            });
         let request = match request {
             Ok(request) => request,
             Err(error) => {

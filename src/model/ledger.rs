@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn what_a_newer_release_wrote_is_kept() {
-        let text = r#"{"hash":"h","kind":"PreparedQuery","namespace":"shop","name":"q","new":{"a":1}}"#;
+        let text =
+            r#"{"hash":"h","kind":"PreparedQuery","namespace":"shop","name":"q","new":{"a":1}}"#;
         let ledger: Ledger = serde_json::from_str(text).unwrap();
         assert_eq!(
             ledger.owner(),
@@ -90,7 +91,11 @@ mod tests {
 
     #[test]
     fn an_entry_that_names_no_object_is_nobodys() {
-        for (kind, name) in [("Pod", "q"), ("PreparedQuery", "a\nb"), ("PreparedQuery", "")] {
+        for (kind, name) in [
+            ("Pod", "q"),
+            ("PreparedQuery", "a\nb"),
+            ("PreparedQuery", ""),
+        ] {
             let owner = Owner::prepared_query(&"shop".into(), &name.into());
             let mut ledger = Ledger::new(&owner, "uid", "h".to_owned());
             ledger.kind = kind.to_owned();

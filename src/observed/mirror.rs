@@ -7,13 +7,11 @@ use super::content::{NodeContent, instances_of, node_of};
 use super::entries::{ObservedDefaults, ObservedIntentions, ObservedQuery};
 use super::entry::{ObservedInstance, ObservedNode};
 use super::table::{Entries, Knowledge};
+use crate::model::key::source_key;
 use crate::model::key::{InstanceKey, Key, Place, Table};
 use crate::model::marks::{self, Standing};
-use crate::model::names::{
-    ClusterName, Destination, InstanceId, NodeName, QueryName, ServiceName,
-};
+use crate::model::names::{ClusterName, Destination, InstanceId, NodeName, QueryName, ServiceName};
 use crate::model::owner::{Owner, OwnerKind};
-use crate::model::key::source_key;
 
 /// A moment in the order of reads and writes; it has nothing to do with time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,7 +165,10 @@ impl Mirror {
 
     /// All keys that are known and on no node.
     pub fn entry_keys(&self) -> impl Iterator<Item = Key> {
-        let defaults = self.defaults.iter().map(|(key, _)| Key::Defaults(key.clone()));
+        let defaults = self
+            .defaults
+            .iter()
+            .map(|(key, _)| Key::Defaults(key.clone()));
         let intentions = self.intentions.iter();
         let intentions = intentions.map(|(key, _)| Key::Intentions(key.clone()));
         let queries = self.queries.iter().map(|(key, _)| Key::Query(key.clone()));

@@ -211,7 +211,10 @@ mod tests {
         entries.doubt();
         let found = BTreeMap::from([("a", 1)]);
         let changed = entries.finish_read(ticket, found, Knowledge::Whole, |_| false);
-        assert_eq!((changed.len(), entries.knowledge()), (0, &Knowledge::Unknown));
+        assert_eq!(
+            (changed.len(), entries.knowledge()),
+            (0, &Knowledge::Unknown)
+        );
         let _ = read(&mut entries, &[("a", 1)]);
         assert_eq!(entries.knowledge(), &Knowledge::Whole);
         entries.start_over();

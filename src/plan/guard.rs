@@ -159,7 +159,10 @@ impl Guard {
     #[must_use]
     pub fn wants_lists(&self) -> bool {
         !matches!(self.verdict, Verdict::Hold { .. })
-            && self.waiting.iter().any(|waiting| !self.is_confirmed(waiting))
+            && self
+                .waiting
+                .iter()
+                .any(|waiting| !self.is_confirmed(waiting))
     }
 
     /// Lists that must show the absence.

@@ -1,20 +1,21 @@
-//! The board: how every claimed instance stands, and the sums of it for every object.
+//! The board: how everything that is claimed stands, and the sums of it for every object.
 //!
 //! The sums are kept by difference, so that a change costs the same whatever the size of the object.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::model::entry::Health;
-use crate::model::key::InstanceKey;
+use crate::model::key::Key;
 use crate::model::owner::{Owner, OwnerKind};
+use crate::model::text::Text;
 
-/// How an instance stands.
+/// How an instance, a source of an intention or another entry stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Whether the object claims it; if not, it is still there and waits for its removal.
     pub claimed: bool,
-    /// The health of what Consul holds for the object, its node's included; `None` where it holds
-    /// nothing for it.
+    /// The health of what Consul holds for the object, its node's included; passing for what has none;
+    /// `None` where it holds nothing for it.
     pub registered: Option<Health>,
     /// What is not as it should be.
     pub trouble: Option<Trouble>,
@@ -47,6 +48,8 @@ pub enum Reason {
     Conflict,
     /// Someone else's entry is there.
     OwnedByAnother,
+    /// The marks of so many sources have no room in the entry.
+    TooManySources,
     /// Consul refuses the entry.
     ConsulRefused,
     /// The token lacks a right.
@@ -73,6 +76,7 @@ impl Reason {
             Self::Invalid => "Invalid",
             Self::Conflict => "Conflict",
             Self::OwnedByAnother => "OwnedByAnother",
+            Self::TooManySources => "TooManySources",
             Self::ConsulRefused => "ConsulRefused",
             Self::AccessDenied => "AccessDenied",
             Self::Paused => "Paused",
@@ -99,8 +103,16 @@ impl Reason {
 pub struct Tally {
     /// Instances that it claims.
     pub desired: u32,
-    /// Instances of which anything is noted for the object.
-    instances: u32,
+    /// Keys of which anything is noted for the object.
+    keys: u32,
+    /// Sources that it claims.
+    pub sources: u32,
+    /// Those that Consul holds as claimed.
+    pub applied: u32,
+    /// Sources of others in the entry that its own are in.
+    pub foreign: u32,
+    /// The prepared queries that Consul holds for it, and their ids.
+    pub queries: BTreeMap<Text, Text>,
     /// Those that Consul holds.
     pub registered: u32,
     /// Registered ones by health.
@@ -109,8 +121,8 @@ pub struct Tally {
     pub warning: u32,
     /// Registered ones by health.
     pub critical: u32,
-    /// What is not as it should be, by instance.
-    pub troubles: BTreeMap<InstanceKey, Trouble>,
+    /// What is not as it should be, by key.
+    pub troubles: BTreeMap<Key, Trouble>,
     /// How many of the troubles are [`Reason::Writing`].
     pub writing: u32,
     /// The greatest `ModifyIndex` of a write for the object.
@@ -119,7 +131,11 @@ pub struct Tally {
 
 static NOTHING: Tally = Tally {
     desired: 0,
-    instances: 0,
+    keys: 0,
+    sources: 0,
+    applied: 0,
+    foreign: 0,
+    queries: BTreeMap::new(),
     registered: 0,
     passing: 0,
     warning: 0,
@@ -132,7 +148,7 @@ static NOTHING: Tally = Tally {
 /// How every claimed instance stands.
 #[derive(Debug, Default)]
 pub struct Board {
-    standings: HashMap<InstanceKey, Vec<(Owner, Standing)>>,
+    standings: HashMap<Key, Vec<(Owner, Standing)>>,
     tallies: HashMap<Owner, Tally>,
     troubles: BTreeMap<Reason, usize>,
 }
@@ -140,7 +156,7 @@ pub struct Board {
 impl Board {
     /// Notes how an instance stands for each object that claims it. Returns the objects whose sums
     /// changed.
-    pub fn set(&mut self, key: &InstanceKey, standings: Vec<(Owner, Standing)>) -> Vec<Owner> {
+    pub fn set(&mut self, key: &Key, standings: Vec<(Owner, Standing)>) -> Vec<Owner> {
         let before = if standings.is_empty() {
             self.standings.remove(key)
         } else if self.standings.get(key) == Some(&standings) {
@@ -170,6 +186,30 @@ impl Board {
         }
     }
 
+    /// Notes how many sources of others are in the entry that an object's own are in. Returns whether
+    /// that is news.
+    pub fn note_foreign(&mut self, owner: &Owner, foreign: u32) -> bool {
+        if self.tally(owner).foreign == foreign {
+            return false;
+        }
+        self.tallies.entry(owner.clone()).or_default().foreign = foreign;
+        true
+    }
+
+    /// Notes the id of the query of this name that Consul holds for an object; `None` where it holds
+    /// none. Returns whether that is news.
+    pub fn note_query(&mut self, owner: &Owner, name: &Text, id: Option<&Text>) -> bool {
+        if self.tally(owner).queries.get(name) == id {
+            return false;
+        }
+        let queries = &mut self.tallies.entry(owner.clone()).or_default().queries;
+        match id {
+            Some(id) => queries.insert(name.clone(), id.clone()),
+            None => queries.remove(name),
+        };
+        true
+    }
+
     /// The sums of one object.
     #[must_use]
     pub fn tally(&self, owner: &Owner) -> &Tally {
@@ -178,7 +218,7 @@ impl Board {
 
     /// How an instance stands, for each object that claims it.
     #[must_use]
-    pub fn standings(&self, key: &InstanceKey) -> &[(Owner, Standing)] {
+    pub fn standings(&self, key: &Key) -> &[(Owner, Standing)] {
         self.standings.get(key).map_or(&[], Vec::as_slice)
     }
 
@@ -188,20 +228,29 @@ impl Board {
         self.troubles.get(&reason).copied().unwrap_or_default()
     }
 
-    fn add(&mut self, key: &InstanceKey, owner: &Owner, standing: Standing) {
+    fn add(&mut self, key: &Key, owner: &Owner, standing: Standing) {
         if let Some(trouble) = &standing.trouble {
             *self.troubles.entry(trouble.reason).or_default() += 1;
         }
-        // Only registrations have a status that sums are for.
-        if owner.kind != OwnerKind::ServiceRegistration {
+        // Pods have no status of ours that sums are for.
+        if owner.kind == OwnerKind::Pod {
             return;
         }
         let tally = self.tallies.entry(owner.clone()).or_default();
-        tally.desired += u32::from(standing.claimed);
-        tally.instances += 1;
-        if let Some(health) = standing.registered {
-            tally.registered += 1;
-            *tally.of(health) += 1;
+        tally.keys += 1;
+        match key {
+            Key::Instance(_) => {
+                tally.desired += u32::from(standing.claimed);
+                if let Some(health) = standing.registered {
+                    tally.registered += 1;
+                    *tally.of(health) += 1;
+                }
+            }
+            Key::Source(_) => {
+                tally.sources += u32::from(standing.claimed);
+                tally.applied += u32::from(standing.claimed && standing.registered.is_some());
+            }
+            _ => {}
         }
         if let Some(trouble) = standing.trouble {
             tally.writing += u32::from(trouble.reason == Reason::Writing);
@@ -209,7 +258,7 @@ impl Board {
         }
     }
 
-    fn subtract(&mut self, key: &InstanceKey, owner: &Owner, standing: &Standing) {
+    fn subtract(&mut self, key: &Key, owner: &Owner, standing: &Standing) {
         if let Some(trouble) = &standing.trouble
             && let Some(count) = self.troubles.get_mut(&trouble.reason)
         {
@@ -218,11 +267,20 @@ impl Board {
         let Some(tally) = self.tallies.get_mut(owner) else {
             return;
         };
-        tally.desired -= u32::from(standing.claimed);
-        tally.instances -= 1;
-        if let Some(health) = standing.registered {
-            tally.registered -= 1;
-            *tally.of(health) -= 1;
+        tally.keys -= 1;
+        match key {
+            Key::Instance(_) => {
+                tally.desired -= u32::from(standing.claimed);
+                if let Some(health) = standing.registered {
+                    tally.registered -= 1;
+                    *tally.of(health) -= 1;
+                }
+            }
+            Key::Source(_) => {
+                tally.sources -= u32::from(standing.claimed);
+                tally.applied -= u32::from(standing.claimed && standing.registered.is_some());
+            }
+            _ => {}
         }
         if let Some(trouble) = &standing.trouble {
             tally.writing -= u32::from(trouble.reason == Reason::Writing);
@@ -232,11 +290,7 @@ impl Board {
 
     /// Forgets an object that claims nothing and is gone.
     pub fn forget(&mut self, owner: &Owner) {
-        if self
-            .tallies
-            .get(owner)
-            .is_some_and(|tally| tally.instances == 0)
-        {
+        if self.tallies.get(owner).is_some_and(|tally| tally.keys == 0) {
             self.tallies.remove(owner);
         }
     }
@@ -255,14 +309,16 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::names::{InstanceId, NodeName};
+    use crate::model::key::{InstanceKey, source_key};
+    use crate::model::names::{Destination, InstanceId, NodeName};
+    use crate::model::source::SourceName;
 
-    fn key(id: &str) -> InstanceKey {
+    fn key(id: &str) -> Key {
         let cluster = "a".parse().unwrap();
-        InstanceKey {
+        Key::Instance(InstanceKey {
             node: NodeName::for_kubernetes(&cluster, "n1"),
             id: InstanceId::observed(id),
-        }
+        })
     }
 
     fn owner(name: &str) -> Owner {
@@ -333,5 +389,39 @@ mod tests {
         let same = vec![(owner("a"), standing(Some(Health::Passing), None))];
         assert_eq!(board.set(&key("1"), same.clone()).len(), 1);
         assert_eq!(board.set(&key("1"), same).len(), 0);
+    }
+
+    #[test]
+    fn sources_and_queries_are_summed_apart_from_instances() {
+        let mut board = Board::default();
+        let intention = Owner::intention(&"shop".into(), &"a".into());
+        let source = |name| source_key(&Destination::new("db"), SourceName::parse(name).unwrap());
+        let applied = standing(Some(Health::Passing), None);
+        board.set(&source("web"), vec![(intention.clone(), applied)]);
+        let waiting = standing(None, Some(Reason::Writing));
+        board.set(&source("api"), vec![(intention.clone(), waiting)]);
+        assert!(board.note_foreign(&intention, 2) && !board.note_foreign(&intention, 2));
+        let id = Text::from("1");
+        assert!(board.note_query(&owner("a"), &"q".into(), Some(&id)));
+        assert!(!board.note_query(&owner("a"), &"q".into(), Some(&id)));
+        let tally = board.tally(&intention);
+        let sums = (
+            tally.sources,
+            tally.applied,
+            tally.foreign,
+            tally.writing,
+            tally.desired,
+        );
+        assert_eq!(sums, (2, 1, 2, 1, 0));
+        assert_eq!(board.tally(&owner("a")).queries.len(), 1);
+        board.set(&source("web"), Vec::new());
+        board.set(&source("api"), Vec::new());
+        assert_eq!(
+            (
+                board.tally(&intention).sources,
+                board.tally(&intention).applied
+            ),
+            (0, 0)
+        );
     }
 }

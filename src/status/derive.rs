@@ -1,18 +1,25 @@
-//! The status of a `ServiceRegistration`.
+//! The status of objects of our kinds.
 
 use jiff::Timestamp;
 
 use super::board::{Reason, Tally, Trouble, beside};
-use crate::api::ServiceRegistrationStatus;
-use crate::api::conditions::{self, ConditionType, Verdict, cut};
-use crate::api::service_registration::{ConsulState, Instances};
-use crate::desired::registration::{Content, Registration, Source};
+use crate::api::conditions::{self, Condition, ConditionType, Verdict, cut};
+use crate::api::intention::SourceCounts;
+use crate::api::service_registration::{Instances, QueryState};
+use crate::api::status::ConsulState;
+use crate::api::{IntentionStatus, PreparedQueryStatus, ServiceRegistrationStatus};
+use crate::desired::intention::Intention;
+use crate::desired::parsed::{Asked, Content, Parsed};
+use crate::desired::query::PreparedQuery;
+use crate::desired::registration::{Registration, Source};
 
 /// Longest `lastError`, in bytes: the CRD's `maxLength`.
 const LAST_ERROR_BYTES: usize = 4096;
 
-/// `Ready=True`: Consul equals what the object claims.
+/// `Ready=True` of a registration: Consul equals what the object claims.
 const REGISTERED: &str = "Registered";
+/// The same of an intention or a prepared query.
+const APPLIED: &str = "Applied";
 
 /// What the status is derived from beside the object.
 #[derive(Clone, Copy, Debug)]
@@ -23,28 +30,42 @@ pub struct Facts<'a> {
     pub datacenter: Option<&'a str>,
     /// Why Consul takes no writes at the moment, if it does not.
     pub outage: Option<&'a str>,
-    /// The status as it is: times of transition, and what this process has not learnt yet, are kept.
-    pub before: Option<&'a ServiceRegistrationStatus>,
     /// Now, for conditions that change.
     pub now: Timestamp,
 }
 
-/// Derives the status.
+/// Derives the status of a `ServiceRegistration`. Of the one before, times of transition, and what this
+/// process has not learnt yet, are kept.
 #[must_use]
-pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRegistrationStatus {
+pub fn registration(
+    registration: &Registration,
+    facts: &Facts<'_>,
+    before: Option<&ServiceRegistrationStatus>,
+) -> ServiceRegistrationStatus {
     let tally = facts.tally;
-    let trouble = worst(registration, facts);
-    let known = facts.before.and_then(|before| before.consul.as_ref());
-    let mut status = ServiceRegistrationStatus {
-        queries: Vec::new(),
+    let trouble = worst(registration, facts, PAUSED_REGISTRATION);
+    let known = before.and_then(|before| before.consul.as_ref());
+    let mut conditions = before
+        .map(|before| before.conditions.clone())
+        .unwrap_or_default();
+    let ready = (REGISTERED, registered_message(registration, tally));
+    judge(
+        &mut conditions,
+        registration.generation,
+        trouble.as_ref(),
+        ready,
+        facts.now,
+    );
+    let query = |(name, id): (&crate::model::text::Text, &crate::model::text::Text)| QueryState {
+        name: name.to_string(),
+        id: id.to_string(),
+    };
+    ServiceRegistrationStatus {
         observed_generation: Some(registration.generation),
         service: registration
             .understood()
             .map(|claims| claims.service.to_string()),
-        conditions: facts
-            .before
-            .map(|before| before.conditions.clone())
-            .unwrap_or_default(),
+        conditions,
         instances: Some(Instances {
             desired: tally.desired,
             registered: tally.registered,
@@ -53,31 +74,119 @@ pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRe
             critical: tally.critical,
             summary: format!("{}/{}", tally.registered, tally.desired),
         }),
-        consul: Some(ConsulState {
-            datacenter: facts
-                .datacenter
-                .map(str::to_owned)
-                .or_else(|| known?.datacenter.clone()),
-            index: Some(tally.index)
-                .filter(|index| *index > 0)
-                .or_else(|| known?.index),
-        }),
-        last_error: trouble
-            .as_ref()
-            .filter(|worst| is_error(worst.reason))
-            .map(|worst| cut(text(worst), LAST_ERROR_BYTES)),
+        queries: tally.queries.iter().map(query).collect(),
+        consul: Some(written(facts, known)),
+        last_error: last_error(trouble.as_ref()),
+    }
+}
+
+/// Derives the status of an `Intention`, likewise.
+#[must_use]
+pub fn intention(
+    intention: &Intention,
+    facts: &Facts<'_>,
+    before: Option<&IntentionStatus>,
+) -> IntentionStatus {
+    let tally = facts.tally;
+    let trouble = worst(intention, facts, PAUSED);
+    let known = before.and_then(|before| before.consul.as_ref());
+    let mut conditions = before
+        .map(|before| before.conditions.clone())
+        .unwrap_or_default();
+    let message = match tally.sources {
+        1 => "Consul holds the source as claimed".to_owned(),
+        many => format!("Consul holds all {many} sources as claimed"),
     };
-    let ready = match &trouble {
-        None => verdict(true, REGISTERED, registered_message(registration, tally)),
+    let ready = (APPLIED, message);
+    judge(
+        &mut conditions,
+        intention.generation,
+        trouble.as_ref(),
+        ready,
+        facts.now,
+    );
+    IntentionStatus {
+        observed_generation: Some(intention.generation),
+        destination: intention
+            .understood()
+            .map(|claims| claims.destination.to_string()),
+        conditions,
+        sources: Some(SourceCounts {
+            desired: tally.sources,
+            applied: tally.applied,
+            foreign: tally.foreign,
+            summary: format!("{}/{}", tally.applied, tally.sources),
+        }),
+        consul: Some(written(facts, known)),
+        last_error: last_error(trouble.as_ref()),
+    }
+}
+
+/// Derives the status of a `PreparedQuery`, likewise.
+#[must_use]
+pub fn prepared_query(
+    query: &PreparedQuery,
+    facts: &Facts<'_>,
+    before: Option<&PreparedQueryStatus>,
+) -> PreparedQueryStatus {
+    let trouble = worst(query, facts, PAUSED);
+    let known = before.and_then(|before| before.consul.as_ref());
+    let mut conditions = before
+        .map(|before| before.conditions.clone())
+        .unwrap_or_default();
+    let ready = (APPLIED, "Consul holds the query as claimed".to_owned());
+    judge(
+        &mut conditions,
+        query.generation,
+        trouble.as_ref(),
+        ready,
+        facts.now,
+    );
+    let claims = query.understood();
+    let id = claims.and_then(|claims| facts.tally.queries.get(claims.name.text()));
+    PreparedQueryStatus {
+        observed_generation: Some(query.generation),
+        name: claims.map(|claims| claims.query.name.to_string()),
+        id: id.map(ToString::to_string),
+        conditions,
+        consul: Some(written(facts, known)),
+        last_error: last_error(trouble.as_ref()),
+    }
+}
+
+/// Where it was written.
+fn written(facts: &Facts<'_>, known: Option<&ConsulState>) -> ConsulState {
+    ConsulState {
+        datacenter: facts
+            .datacenter
+            .map(str::to_owned)
+            .or_else(|| known?.datacenter.clone()),
+        index: Some(facts.tally.index)
+            .filter(|index| *index > 0)
+            .or_else(|| known?.index),
+    }
+}
+
+fn last_error(trouble: Option<&Worst<'_>>) -> Option<String> {
+    let error = trouble.filter(|worst| is_error(worst.reason));
+    error.map(|worst| cut(text(worst), LAST_ERROR_BYTES))
+}
+
+/// Sets the conditions; `ready` is the reason and the message where nothing is wrong.
+fn judge(
+    conditions: &mut Vec<Condition>,
+    generation: i64,
+    trouble: Option<&Worst<'_>>,
+    (reason, message): (&'static str, String),
+    now: Timestamp,
+) {
+    let ready = match trouble {
+        None => verdict(true, reason, message),
         Some(trouble) => verdict(false, trouble.reason.as_str(), text(trouble)),
     };
-    let transient = trouble
-        .as_ref()
-        .is_some_and(|trouble| trouble.reason.is_transient());
-    let blocked = trouble
-        .as_ref()
-        .is_some_and(|trouble| !trouble.reason.is_transient());
-    let beside = |is: bool| match &trouble {
+    let transient = trouble.is_some_and(|trouble| trouble.reason.is_transient());
+    let blocked = trouble.is_some_and(|trouble| !trouble.reason.is_transient());
+    let beside = |is: bool| match trouble {
         Some(trouble) if is => verdict(true, trouble.reason.as_str(), text(trouble)),
         _ => verdict(false, ready.reason, String::new()),
     };
@@ -86,10 +195,8 @@ pub fn registration(registration: &Registration, facts: &Facts<'_>) -> ServiceRe
         (ConditionType::Stalled, beside(blocked)),
         (ConditionType::Ready, ready.clone()),
     ] {
-        let generation = Some(registration.generation);
-        conditions::set(&mut status.conditions, kind, verdict, generation, facts.now);
+        conditions::set(conditions, kind, verdict, Some(generation), now);
     }
-    status
 }
 
 fn verdict(status: bool, reason: &'static str, message: String) -> Verdict {
@@ -127,21 +234,28 @@ fn is_error(reason: Reason) -> bool {
     !matches!(reason, Reason::Paused | Reason::Held | Reason::Writing)
 }
 
-/// What the user should hear of first: the object's own state, then the worst of its instances.
-fn worst<'a>(registration: &'a Registration, facts: &Facts<'a>) -> Option<Worst<'a>> {
+const PAUSED_REGISTRATION: &str = "held as it is by the annotation lictor.io/paused; health and removal \
+                                   of pods go on; remove the annotation to go on";
+const PAUSED: &str =
+    "held as it is by the annotation lictor.io/paused; remove the annotation to go on";
+
+/// What the user should hear of first: the object's own state, then the worst of what it claims.
+fn worst<'a, C: Asked>(
+    object: &'a Parsed<C>,
+    facts: &Facts<'a>,
+    paused: &'static str,
+) -> Option<Worst<'a>> {
     let tally = facts.tally;
     let own = |reason, message| Worst {
         reason,
         message,
         others: 0,
     };
-    if let Some(problem) = registration.problem() {
+    if let Some(problem) = object.problem() {
         return Some(own(Reason::Invalid, problem));
     }
-    if matches!(registration.content, Content::Paused { .. }) {
-        let message = "held as it is by the annotation lictor.io/paused; health and removal of pods \
-                       go on; remove the annotation to go on";
-        return Some(own(Reason::Paused, message));
+    if matches!(object.content, Content::Paused { .. }) {
+        return Some(own(Reason::Paused, paused));
     }
     let first: &Trouble = tally
         .troubles

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::entries::{EntryWritten, TableRead};
 use super::claim::{ClaimError, Claimant, Claimed};
+use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
 use crate::consul::{
     Client, Consistency, ConsulError, ErrorClass, Fence, Observed, Quality, Txn, TxnError,

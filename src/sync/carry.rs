@@ -89,17 +89,17 @@ pub async fn carry_out(
         }
     }
     match change {
-        Change::PutDefaults(entry, index) => put(client, entry, *index)
-            .await
-            .map(|there| done(there, |entry| {
+        Change::PutDefaults(entry, index) => put(client, entry, *index).await.map(|there| {
+            done(there, |entry| {
                 let entry = entry.and_then(|entry| ObservedDefaults::of(cluster, entry));
                 Row::Defaults(entry.map(|(_, there)| there))
-            })),
-        Change::PutIntentions(entry, index) => put(client, entry, *index)
-            .await
-            .map(|there| done(there, |entry| {
+            })
+        }),
+        Change::PutIntentions(entry, index) => put(client, entry, *index).await.map(|there| {
+            done(there, |entry| {
                 Row::Intentions(entry.map(|entry| ObservedIntentions::of(cluster, entry)))
-            })),
+            })
+        }),
         Change::DeleteDefaults(index) => {
             let name = name_of(key);
             let gone = client.delete_config_entry::<wire::ServiceDefaults>(&name, *index);
@@ -158,7 +158,9 @@ async fn put<E: ConfigEntry>(
         return Ok(None);
     }
     // The answer says neither what is stored nor at which index.
-    let there = client.config_entry::<E>(entry.name(), Consistency::Consistent).await?;
+    let there = client
+        .config_entry::<E>(entry.name(), Consistency::Consistent)
+        .await?;
     Ok(Some(there.value))
 }
 
@@ -171,7 +173,11 @@ fn done<E: ConfigEntry>(there: Option<Option<E>>, row: impl FnOnce(Option<E>) ->
 }
 
 fn removed(gone: bool, row: Row) -> Carried {
-    if gone { Carried::Done(row, 0) } else { Carried::Outdated }
+    if gone {
+        Carried::Done(row, 0)
+    } else {
+        Carried::Outdated
+    }
 }
 
 /// Queries know no compare-and-set.
@@ -225,7 +231,9 @@ async fn note(
         TxnOutcome::RolledBack(errors) => {
             let is_denied = |error: &&TxnError| error.reason == TxnFailure::PermissionDenied;
             let denied = errors.iter().find(is_denied);
-            Ok(denied.map_or(Carried::Outdated, |error| Carried::Denied(error.what.to_string())))
+            Ok(denied.map_or(Carried::Outdated, |error| {
+                Carried::Denied(error.what.to_string())
+            }))
         }
         TxnOutcome::Fenced { what, reason } => Ok(Carried::Fenced {
             what: what.into(),
@@ -273,7 +281,10 @@ pub async fn read_table(
                 .await?;
             let (entries, knowledge) = known(table, answer)?;
             let rows = entries.into_iter().map(|entry| {
-                (destination_of(&entry), ObservedIntentions::of(cluster, entry))
+                (
+                    destination_of(&entry),
+                    ObservedIntentions::of(cluster, entry),
+                )
             });
             Ok((Rows::Intentions(rows.collect()), knowledge))
         }
@@ -285,7 +296,11 @@ pub async fn read_table(
             let (ledger, noted) = known(table, ledger)?;
             let answer = client.queries(Consistency::Consistent).await?;
             let (found, knowledge) = known(table, answer)?;
-            let knowledge = if noted == Knowledge::Whole { knowledge } else { noted };
+            let knowledge = if noted == Knowledge::Whole {
+                knowledge
+            } else {
+                noted
+            };
             Ok((Rows::Queries(queries(cluster, found, ledger)), knowledge))
         }
     }
@@ -343,7 +358,10 @@ mod tests {
         let noted = placed(None, Row::Ledger(Some((Ledger::default(), 7))));
         let created = placed(noted.as_ref(), Row::Query(Some(query.clone()))).unwrap();
         assert_eq!(created.ledger.as_ref().map(|(_, index)| *index), Some(7));
-        assert_eq!(created.named.as_ref().map(definition), Some(definition(&query)));
+        assert_eq!(
+            created.named.as_ref().map(definition),
+            Some(definition(&query))
+        );
         let removed = placed(Some(&created), Row::Query(None)).unwrap();
         assert_eq!((&removed.named, removed.ledger.is_some()), (&None, true));
         assert_eq!(placed(Some(&removed), Row::Ledger(None)), None);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::k8s::EventReason;
-use crate::model::key::InstanceKey;
+use crate::model::key::Key;
 use crate::model::owner::Owner;
 use crate::model::text::Text;
 
@@ -23,7 +23,7 @@ pub(super) type Subject = (Owner, EventReason);
 #[derive(Debug, Default)]
 pub(super) struct Complaints {
     /// The instances that are in trouble.
-    open: BTreeMap<Subject, BTreeSet<InstanceKey>>,
+    open: BTreeMap<Subject, BTreeSet<Key>>,
     /// What changed since the last look.
     changed: BTreeSet<Subject>,
     due: BTreeMap<Subject, Instant>,
@@ -33,14 +33,14 @@ pub(super) struct Complaints {
 
 impl Complaints {
     /// An instance is in trouble, or in another one of this sort.
-    pub fn begin(&mut self, subject: Subject, key: &InstanceKey) {
+    pub fn begin(&mut self, subject: Subject, key: &Key) {
         let open = self.open.entry(subject.clone()).or_default();
         open.insert(key.clone());
         self.changed.insert(subject);
     }
 
     /// An instance is out of trouble.
-    pub fn end(&mut self, subject: &Subject, key: &InstanceKey) {
+    pub fn end(&mut self, subject: &Subject, key: &Key) {
         let Some(open) = self.open.get_mut(subject) else {
             return;
         };
@@ -74,7 +74,7 @@ impl Complaints {
     }
 
     /// The first instance that is in trouble, and how many others are.
-    pub fn first(&self, subject: &Subject) -> Option<(&InstanceKey, usize)> {
+    pub fn first(&self, subject: &Subject) -> Option<(&Key, usize)> {
         let open = self.open.get(subject)?;
         Some((open.first()?, open.len() - 1))
     }
@@ -99,14 +99,15 @@ impl Complaints {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::key::InstanceKey;
     use crate::model::names::{InstanceId, NodeName};
 
-    fn key(id: &str) -> InstanceKey {
+    fn key(id: &str) -> Key {
         let cluster = "a".parse().unwrap();
-        InstanceKey {
+        Key::Instance(InstanceKey {
             node: NodeName::for_kubernetes(&cluster, "n1"),
             id: InstanceId::observed(id),
-        }
+        })
     }
 
     fn subject() -> Subject {

@@ -15,18 +15,20 @@ use super::own::OwnWrites;
 use super::sweep::Sweeper;
 use crate::audit::{self, Removed};
 use crate::consul::{Client, ConsulError, ErrorClass, Fence, TxnFailure};
+use crate::desired::claim::Freeze;
 use crate::k8s::EventReason;
 use crate::metrics::{KindLabel, OperationLabels};
-use crate::model::key::{Key, Place, Table};
+use crate::model::entry::Health;
+use crate::model::key::{Key, Place, Table, source_key};
 use crate::model::names::{ClusterName, Destination};
 use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::observed::entries::{Holder, ObservedDefaults, ObservedIntentions};
 use crate::observed::table::{Knowledge, TableTicket};
-use crate::plan::entries::{Change, EntryFinding, EntryStep, EntryWrite, Gone};
-use crate::plan::gate::Why;
 use crate::plan;
-use crate::status::board::Reason;
+use crate::plan::entries::{Change, EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
+use crate::plan::gate::Why;
+use crate::status::board::{Reason, Standing, Trouble};
 
 /// When a table is read, and which signals our own writes explain.
 #[derive(Debug)]
@@ -178,7 +180,8 @@ impl Engine {
                 Table::Queries => self.mirror.queries.start_read(),
             };
             let cluster = self.index.cluster().clone();
-            self.jobs.spawn(read(self.consul.clone(), cluster, table, ticket));
+            self.jobs
+                .spawn(read(self.consul.clone(), cluster, table, ticket));
         }
     }
 
@@ -204,7 +207,9 @@ impl Engine {
         if let Knowledge::Partial(why) = &knowledge
             && !self.told_partial.contains(&table)
         {
-            tracing::warn!("{why}: until then nothing of them is removed that is only found missing");
+            tracing::warn!(
+                "{why}: until then nothing of them is removed that is only found missing"
+            );
         }
         if partial {
             self.told_partial.insert(table);
@@ -218,7 +223,10 @@ impl Engine {
                     recognise_defaults(self.mirror.defaults.get(name), row);
                 }
                 let is_busy = |name: &_| busy.contains(&Key::Defaults(Clone::clone(name)));
-                let found = self.mirror.defaults.finish_read(ticket, rows, knowledge, is_busy);
+                let found = self
+                    .mirror
+                    .defaults
+                    .finish_read(ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Defaults).collect()
             }
             Rows::Intentions(mut rows) => {
@@ -226,12 +234,18 @@ impl Engine {
                     recognise_intentions(self.mirror.intentions.get(name), row);
                 }
                 let is_busy = |name: &_| busy.contains(&Key::Intentions(Clone::clone(name)));
-                let found = self.mirror.intentions.finish_read(ticket, rows, knowledge, is_busy);
+                let found = self
+                    .mirror
+                    .intentions
+                    .finish_read(ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Intentions).collect()
             }
             Rows::Queries(rows) => {
                 let is_busy = |name: &_| busy.contains(&Key::Query(Clone::clone(name)));
-                let found = self.mirror.queries.finish_read(ticket, rows, knowledge, is_busy);
+                let found = self
+                    .mirror
+                    .queries
+                    .finish_read(ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Query).collect()
             }
         };
@@ -365,7 +379,13 @@ impl Engine {
         self.pace.begun(1, now);
         let fence = (self.fence_key.clone(), epoch);
         let cluster = self.index.cluster().clone();
-        let job = write(self.consul.clone(), cluster, fence, (id, key, due), *planned);
+        let job = write(
+            self.consul.clone(),
+            cluster,
+            fence,
+            (id, key, due),
+            *planned,
+        );
         self.jobs.spawn(job);
     }
 
@@ -585,7 +605,9 @@ impl Engine {
             .map(|(intention, _)| intention.owner())
             .collect();
         let now = Instant::now();
-        self.rules.refusals.refused(destination, &changing, message, now)
+        self.rules
+            .refusals
+            .refused(destination, &changing, message, now)
     }
 
     fn give_up_entry(&mut self, key: &Key, due: Due, reason: Reason, message: String) {
@@ -609,16 +631,17 @@ impl Engine {
 
     /// Notes what was found, for status and Events, and for the guard.
     fn note_entry(&mut self, key: &Key, finding: &EntryFinding) {
-        self.judge_parts(key, finding);
+        let known = self.judge_parts(key, finding);
         if finding.step == EntryStep::Settled {
             self.dirty.absolve(key);
             self.drifted.remove(key);
         }
-        self.tell_entry_stands(key, finding);
+        self.tell_entry_stands(key, finding, known);
     }
 
-    /// Tells the guard what is missing and what is not.
-    fn judge_parts(&mut self, key: &Key, finding: &EntryFinding) {
+    /// Tells the guard what is missing and what is not. Returns all things that are, or were, under
+    /// the key.
+    fn judge_parts(&mut self, key: &Key, finding: &EntryFinding) -> BTreeSet<Key> {
         let mut missing: BTreeSet<Key> = BTreeSet::new();
         for (key, hold) in finding.held() {
             missing.insert(key.clone());
@@ -632,22 +655,23 @@ impl Engine {
             _ => BTreeSet::new(),
         };
         let known = self.parts_of(key, finding);
-        for part in known {
-            if missing.contains(&part) {
+        for part in &known {
+            if missing.contains(part) {
                 continue;
             }
-            self.held.remove(&part);
-            if leaving.contains(&part) {
+            self.held.remove(part);
+            if leaving.contains(part) {
                 continue;
             }
-            let stands = finding.parts.iter().find(|found| found.key == part);
+            let stands = finding.parts.iter().find(|found| found.key == *part);
             let claimed = stands.is_some_and(|part| part.stands.iter().any(|stand| stand.claimed));
             if claimed {
-                self.rules.guard.returned(&part);
+                self.rules.guard.returned(part);
             } else {
-                self.rules.guard.lapsed(&part);
+                self.rules.guard.lapsed(part);
             }
         }
+        known
     }
 
     /// The things under a key: those that are found now, and those that were known before.
@@ -659,6 +683,63 @@ impl Engine {
             self.parts.insert(key.clone(), now.clone())
         };
         now.into_iter().chain(before.unwrap_or_default()).collect()
+    }
+
+    /// A key was touched by Kubernetes: until it is planned, nobody is told that all is well.
+    pub(super) fn expect_entry(&mut self, key: &Key) {
+        let key = key.clone().planned();
+        let mut parts = self.parts.get(&key).cloned().unwrap_or_default();
+        match &key {
+            Key::Intentions(destination) => {
+                let claims = self.index.intentions_of(destination);
+                let names = claims.flat_map(|(_, claims)| claims.names().collect::<Vec<_>>());
+                parts.extend(names.map(|name| source_key(destination, name)));
+            }
+            key => drop(parts.insert(key.clone())),
+        }
+        for part in &parts {
+            self.report.expect(part, &self.index);
+        }
+        self.parts.insert(key, parts);
+    }
+
+    /// Tells how everything under a key stands.
+    fn tell_entry_stands(&mut self, key: &Key, finding: &EntryFinding, known: BTreeSet<Key>) {
+        for part in known {
+            let found = finding.parts.iter().find(|found| found.key == part);
+            let stands = found.map_or(&[][..], |found| &found.stands);
+            let standing = |stand: &Stand| {
+                let standing = Standing {
+                    claimed: stand.claimed,
+                    registered: stand.there.then_some(Health::Passing),
+                    trouble: trouble_of(&part, stand),
+                };
+                (stand.owner.clone(), standing)
+            };
+            let standings = stands.iter().map(standing).collect();
+            self.report.stand(&part, standings, &self.index);
+        }
+        match key {
+            Key::Intentions(destination) => {
+                let owners = self.index.intentions_of(destination);
+                let owners: Vec<Owner> = owners.map(|(it, _)| it.owner()).collect();
+                for owner in owners {
+                    self.report.note_foreign(&owner, finding.foreign);
+                }
+            }
+            Key::Query(name) => {
+                let there = self.mirror.queries.get(name);
+                let ledger = there.and_then(|there| there.ledger.as_ref());
+                let stands = finding.parts.iter().flat_map(|part| &part.stands);
+                for stand in stands {
+                    let id = ledger.map(|(ledger, _)| Text::from(ledger.id.as_str()));
+                    let id = id.filter(|id| stand.there && !id.is_empty());
+                    self.report
+                        .note_query(&stand.owner, name.text(), id.as_ref());
+                }
+            }
+            _ => {}
+        }
     }
 
     fn tell_entry(&mut self, key: &Key, write: &EntryWrite, drift: bool, index: u64, epoch: u64) {
@@ -682,21 +763,79 @@ impl Engine {
             });
             let note = format!("{key} is removed from Consul: {why}");
             let uid = self.index.uid(owner);
-            self.report.event(owner, uid, EventReason::Deregistered, note);
+            self.report
+                .event(owner, uid, EventReason::Deregistered, note);
         }
         if drift && !write.is_half() {
             let fields = match &*fields {
                 "" => String::new(),
                 fields => format!(" ({fields})"),
             };
-            let note = format!("{key} was changed in Consul by another hand and is repaired{fields}");
+            let note =
+                format!("{key} was changed in Consul by another hand and is repaired{fields}");
             let uid = self.index.uid(owner);
-            self.report.event(owner, uid, EventReason::DriftRepaired, note);
+            self.report
+                .event(owner, uid, EventReason::DriftRepaired, note);
         } else if write.verb() == "create" {
             let note = format!("{key} is written to Consul");
             let uid = self.index.uid(owner);
             self.report.event(owner, uid, EventReason::Registered, note);
         }
+    }
+}
+
+/// What is not as it should be, for people.
+fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
+    let trouble = |reason, message| Some(Trouble { reason, message });
+    match &stand.state {
+        State::Fine => None,
+        State::Pending if !stand.claimed => trouble(
+            Reason::Writing,
+            format!("{key} is being removed from Consul"),
+        ),
+        State::Pending => trouble(Reason::Writing, format!("{key} is being written to Consul")),
+        State::Conflict(holder) => trouble(
+            Reason::Conflict,
+            format!(
+                "{holder}, which is older or keeps what it has, holds {key}: let one of the two go"
+            ),
+        ),
+        State::OwnedByAnother(holder) => trouble(
+            Reason::OwnedByAnother,
+            format!(
+                "{key} is not written: it is held by {holder}; remove what is there, choose another \
+                 name, or take over with spec.adopt what nobody owns"
+            ),
+        ),
+        State::Frozen(Freeze::Paused) => trouble(
+            Reason::Paused,
+            format!("{key} is held as it is by the annotation lictor.io/paused"),
+        ),
+        State::Frozen(Freeze::Invalid(problems)) => {
+            let problems = problems.join("; ");
+            trouble(
+                Reason::Invalid,
+                format!("{key} is kept as it was: {problems}"),
+            )
+        }
+        State::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
+        State::Refused(message) => {
+            let state = if stand.there {
+                "is kept as it was"
+            } else {
+                "is not written"
+            };
+            let message = format!("{key} {state}: Consul refuses it: {message}");
+            trouble(Reason::ConsulRefused, message)
+        }
+        State::TooManySources => trouble(
+            Reason::TooManySources,
+            format!(
+                "{key} is not written: an entry of Consul's has room for the owners of some {} \
+                 sources; give this destination fewer, or shorter names",
+                300
+            ),
+        ),
     }
 }
 
@@ -709,9 +848,4 @@ fn recognise_intentions(known: Option<&ObservedIntentions>, row: &mut ObservedIn
 fn recognise_defaults(known: Option<&ObservedDefaults>, row: &mut ObservedDefaults) {
     let same = known.filter(|known| known.entry.create_index == row.entry.create_index);
     row.was_ours |= row.holder == Holder::Nobody && same.is_some_and(|known| known.was_ours);
-}
-
-
-impl Engine {
-    fn tell_entry_stands(&mut self, _key: &Key, _finding: &EntryFinding) {}
 }

@@ -8,8 +8,9 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::feed::feed;
 use super::signals::Signal;
+use crate::api::object::Object;
 use crate::desired::index::{Holding, Touched};
-use crate::k8s::{BrokenKind, Change, KubeEvent, WatchEvent};
+use crate::k8s::{BrokenKind, Change, KubeEvent, ObjectStatus, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
 use crate::model::kind::Kind;
@@ -34,25 +35,42 @@ impl Engine {
                 self.watched(Kind::Node, event);
             }
             Change::Registration(event) => {
-                match event {
-                    WatchEvent::Applied(object) => self.report.observed(object),
-                    WatchEvent::Page(page) => {
-                        for object in page {
-                            self.report.observed(object);
-                        }
-                    }
-                    _ => {}
-                }
+                let kind = OwnerKind::ServiceRegistration;
+                self.shown(kind, event, ObjectStatus::Registration);
                 self.watched(Kind::Registration, event);
             }
-            Change::Intention(event) => self.watched(Kind::Intention, event),
-            Change::PreparedQuery(event) => self.watched(Kind::PreparedQuery, event),
+            Change::Intention(event) => {
+                self.shown(OwnerKind::Intention, event, ObjectStatus::Intention);
+                self.watched(Kind::Intention, event);
+            }
+            Change::PreparedQuery(event) => {
+                let kind = OwnerKind::PreparedQuery;
+                self.shown(kind, event, ObjectStatus::PreparedQuery);
+                self.watched(Kind::PreparedQuery, event);
+            }
         }
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);
         self.touch(touched, at);
         if !complete && self.index.watches.all_complete() {
             self.complete_again(at);
+        }
+    }
+
+    /// What an event shows of the status of objects.
+    fn shown<S, T: Clone>(
+        &mut self,
+        kind: OwnerKind,
+        event: &WatchEvent<Object<S, T>>,
+        status: fn(T) -> ObjectStatus,
+    ) {
+        let objects = match event {
+            WatchEvent::Applied(object) => std::slice::from_ref(object),
+            WatchEvent::Page(page) => page,
+            _ => &[],
+        };
+        for object in objects {
+            self.report.observed(kind, object, status);
         }
     }
 
@@ -151,10 +169,10 @@ impl Engine {
         touched.extend(self.held_at(&addresses));
         for key in touched {
             match &key {
-                Key::Instance(instance) => self.report.expect(instance, &self.index),
+                Key::Instance(_) => self.report.expect(&key, &self.index),
                 // Its address may be known by now.
                 Key::Node(_) => self.go_on(&key.place()),
-                Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {}
+                _ => self.expect_entry(&key),
             }
             self.dirty.touch(key, due);
         }

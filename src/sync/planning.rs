@@ -97,7 +97,10 @@ impl Engine {
         }
         let before = self.rules.guard.held();
         let judged = self.rules.guard.is_open();
-        let mut again = self.rules.guard.judge(self.mirror.owned_instances() + self.mirror.owned_entries(), now);
+        let mut again = self.rules.guard.judge(
+            self.mirror.owned_instances() + self.mirror.owned_entries(),
+            now,
+        );
         if judged {
             // How it stands is told anew.
             again.extend(self.rules.guard.waiting().cloned());

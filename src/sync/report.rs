@@ -7,12 +7,14 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::complaints::{Complaints, Subject};
-use crate::api::{RegistrationObject, ServiceRegistrationStatus};
+use crate::api::object::Object;
 use crate::desired::claim::Target;
 use crate::desired::index::Index;
-use crate::k8s::{EventReason, EventRecord, EventSender, Regarding, StatusSender, StatusUpdate};
+use crate::k8s::{
+    EventReason, EventRecord, EventSender, ObjectStatus, Regarding, StatusSender, StatusUpdate,
+};
 use crate::metrics::Metrics;
-use crate::model::key::InstanceKey;
+use crate::model::key::{InstanceKey, Key};
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::status::board::{Board, Reason, Standing, Trouble, beside};
@@ -26,7 +28,7 @@ const LAG: Duration = Duration::from_secs(1);
 pub struct Report {
     /// Kubernetes Events.
     pub events: EventSender,
-    /// The status of `ServiceRegistration`s.
+    /// The status of objects.
     pub statuses: StatusSender,
     /// Counters.
     pub metrics: Metrics,
@@ -46,7 +48,7 @@ pub struct Report {
     /// Objects whose status waits for a write, and since when.
     late: BTreeMap<Owner, Instant>,
     /// The status that each object has, or is to have, and the uid of that object.
-    last: HashMap<Owner, (Text, ServiceRegistrationStatus)>,
+    last: HashMap<Owner, (Text, ObjectStatus)>,
 }
 
 impl Report {
@@ -71,21 +73,30 @@ impl Report {
 
     /// The status of an object may have changed.
     pub fn touch(&mut self, owner: Owner) {
-        if owner.kind == OwnerKind::ServiceRegistration {
+        if owner.kind != OwnerKind::Pod {
             self.changed.insert(owner);
         }
     }
 
     /// The API server shows this object. Its status counts until this process derives one.
-    pub fn observed(&mut self, object: &RegistrationObject) {
-        let owner = Owner::registration(&object.namespace, &object.name);
+    pub fn observed<S, T: Clone>(
+        &mut self,
+        kind: OwnerKind,
+        object: &Object<S, T>,
+        status: impl FnOnce(T) -> ObjectStatus,
+    ) {
+        let owner = Owner {
+            kind,
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+        };
         let known = self.last.get(&owner);
         if known.is_some_and(|(uid, _)| *uid == object.uid) {
             return;
         }
         match &object.status {
-            Some(status) => {
-                let status = (**status).clone();
+            Some(known) => {
+                let status = status((**known).clone());
                 self.last.insert(owner, (object.uid.clone(), status));
             }
             None => {
@@ -95,20 +106,20 @@ impl Report {
     }
 
     /// A key was touched by Kubernetes: until it is planned, nobody is told that all is well.
-    pub fn expect(&mut self, key: &InstanceKey, index: &Index) {
+    pub fn expect(&mut self, key: &Key, index: &Index) {
         let known = self.board.standings(key);
         let writing = || Trouble {
             reason: Reason::Writing,
             message: format!("{key} is being written to Consul"),
         };
         // Whoever claims it from now on waits as well.
-        let new = index.claimants(key).iter().filter(|claimant| {
+        let new = index.owners_of(key).into_iter().filter(|claimant| {
             let mut owners = known.iter().map(|(owner, _)| owner);
-            !owners.any(|owner| *owner == claimant.owner)
+            !owners.any(|owner| owner == claimant)
         });
         let new = new.map(|claimant| {
             (
-                claimant.owner.clone(),
+                claimant,
                 Standing {
                     claimed: true,
                     registered: None,
@@ -131,7 +142,7 @@ impl Report {
     }
 
     /// Notes how an instance stands, and tells of new troubles.
-    pub fn stand(&mut self, key: &InstanceKey, standings: Vec<(Owner, Standing)>, index: &Index) {
+    pub fn stand(&mut self, key: &Key, standings: Vec<(Owner, Standing)>, index: &Index) {
         let before = self.board.standings(key).to_vec();
         for (owner, standing) in &before {
             if let Some(trouble) = &standing.trouble
@@ -151,7 +162,7 @@ impl Report {
         self.set(key, standings);
     }
 
-    fn set(&mut self, key: &InstanceKey, standings: Vec<(Owner, Standing)>) {
+    fn set(&mut self, key: &Key, standings: Vec<(Owner, Standing)>) {
         for owner in self.board.set(key, standings) {
             self.touch(owner);
         }
@@ -159,19 +170,19 @@ impl Report {
 
     /// How an instance stands as far as people were told.
     #[must_use]
-    pub fn standings(&self, key: &InstanceKey) -> &[(Owner, Standing)] {
+    pub fn standings(&self, key: &Key) -> &[(Owner, Standing)] {
         self.board.standings(key)
     }
 
-    fn tell(&mut self, key: &InstanceKey, owner: &Owner, trouble: &Trouble, index: &Index) {
+    fn tell(&mut self, key: &Key, owner: &Owner, trouble: &Trouble, index: &Index) {
         let Some(reason) = event_reason(trouble.reason) else {
             return;
         };
         tracing::warn!(
             key = %key, owner = %owner, reason = trouble.reason.as_str(), "{}", trouble.message
         );
-        let about = match trouble.reason {
-            Reason::Invalid => index.at_fault(key, owner),
+        let about = match (trouble.reason, key) {
+            (Reason::Invalid, Key::Instance(key)) => index.at_fault(key, owner),
             _ => owner.clone(),
         };
         match about.kind {
@@ -252,6 +263,20 @@ impl Report {
         }
     }
 
+    /// How many sources of others are in the entry that an object's own are in.
+    pub fn note_foreign(&mut self, owner: &Owner, foreign: u32) {
+        if self.board.note_foreign(owner, foreign) {
+            self.touch(owner.clone());
+        }
+    }
+
+    /// The id of a query that Consul holds for an object, if it does.
+    pub fn note_query(&mut self, owner: &Owner, name: &Text, id: Option<&Text>) {
+        if self.board.note_query(owner, name, id) {
+            self.touch(owner.clone());
+        }
+    }
+
     /// A write for an object was acknowledged.
     pub fn wrote(&mut self, owner: &Owner, index: u64) {
         self.board.wrote(owner, index);
@@ -299,7 +324,12 @@ impl Report {
             .conflicts
             .set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
         let objects = i64::try_from(index.problem_count()).unwrap_or(i64::MAX);
-        let instances = [Reason::Invalid, Reason::ConsulRefused, Reason::AccessDenied];
+        let instances = [
+            Reason::Invalid,
+            Reason::TooManySources,
+            Reason::ConsulRefused,
+            Reason::AccessDenied,
+        ];
         metrics
             .rejections
             .set(objects.saturating_add(troubled(&instances)));
@@ -316,36 +346,72 @@ impl Report {
         if index.is_excluded(&owner.namespace) {
             return;
         }
-        let Some(registration) = index.registration(owner) else {
+        let Some(uid) = index.uid(owner).cloned() else {
             self.last.remove(owner);
             self.board.forget(owner);
-            self.statuses.forget(&owner.namespace, &owner.name);
+            self.statuses
+                .forget(owner.kind, &owner.namespace, &owner.name);
             return;
         };
         let before = self.last.get(owner);
-        let before = before.filter(|(uid, _)| *uid == registration.uid);
+        let before = before.filter(|(known, _)| *known == uid);
         let before = before.map(|(_, status)| status);
         let facts = derive::Facts {
             tally: self.board.tally(owner),
             outage,
             datacenter: self.datacenter.as_deref(),
-            before,
             now: jiff::Timestamp::now(),
         };
-        let status = derive::registration(registration, &facts);
+        let Some(status) = status(owner, index, &facts, before) else {
+            return;
+        };
         if before == Some(&status) {
             return;
         }
-        let uid = registration.uid.clone();
         self.last
             .insert(owner.clone(), (uid.clone(), status.clone()));
         self.statuses.send(StatusUpdate {
-            namespace: registration.namespace.clone(),
-            name: registration.name.clone(),
+            namespace: owner.namespace.clone(),
+            name: owner.name.clone(),
             uid,
             status,
         });
     }
+}
+
+/// Derives the status of an object.
+fn status(
+    owner: &Owner,
+    index: &Index,
+    facts: &derive::Facts<'_>,
+    before: Option<&ObjectStatus>,
+) -> Option<ObjectStatus> {
+    Some(match owner.kind {
+        OwnerKind::Pod => return None,
+        OwnerKind::ServiceRegistration => {
+            let before = before.and_then(|before| match before {
+                ObjectStatus::Registration(before) => Some(before),
+                _ => None,
+            });
+            let status = derive::registration(index.registration(owner)?, facts, before);
+            ObjectStatus::Registration(status)
+        }
+        OwnerKind::Intention => {
+            let before = before.and_then(|before| match before {
+                ObjectStatus::Intention(before) => Some(before),
+                _ => None,
+            });
+            ObjectStatus::Intention(derive::intention(index.intention(owner)?, facts, before))
+        }
+        OwnerKind::PreparedQuery => {
+            let before = before.and_then(|before| match before {
+                ObjectStatus::PreparedQuery(before) => Some(before),
+                _ => None,
+            });
+            let query = index.prepared_query(owner)?;
+            ObjectStatus::PreparedQuery(derive::prepared_query(query, facts, before))
+        }
+    })
 }
 
 fn trouble_of<'a>(standings: &'a [(Owner, Standing)], owner: &Owner) -> Option<&'a Trouble> {
@@ -359,7 +425,9 @@ fn event_reason(reason: Reason) -> Option<EventReason> {
         Reason::Invalid => Some(EventReason::InvalidAnnotation),
         Reason::Conflict => Some(EventReason::Conflict),
         Reason::OwnedByAnother => Some(EventReason::OwnedByAnother),
-        Reason::ConsulRefused | Reason::AccessDenied => Some(EventReason::ConsulRefused),
+        Reason::ConsulRefused | Reason::AccessDenied | Reason::TooManySources => {
+            Some(EventReason::ConsulRefused)
+        }
         Reason::DriftContested => Some(EventReason::DriftContested),
         // These are told where they arise.
         Reason::Paused

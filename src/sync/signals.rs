@@ -121,7 +121,10 @@ pub async fn watch(
             Topic::Table(Table::Intentions),
             client.watch_any_config_entry::<ServiceIntentions>(consistency),
         ),
-        (Topic::Table(Table::Queries), client.watch_any_query(consistency)),
+        (
+            Topic::Table(Table::Queries),
+            client.watch_any_query(consistency),
+        ),
     ];
     let any = any.map(|(topic, watch)| follow(topic, watch, &signals));
     let any = futures::future::join_all(any);

@@ -187,6 +187,7 @@ impl Engine {
                 _ => self.rules.vacancies.dismiss(name),
             }
         }
+        let whole = key;
         let Key::Instance(key) = key else {
             if let Step::OwnedByAnother { holder } = &finding.step {
                 tracing::warn!(key = %key, reason = "OwnedByAnother", "{holder}");
@@ -241,7 +242,7 @@ impl Engine {
                 },
             ));
         }
-        self.report.stand(key, standings, &self.index);
+        self.report.stand(whole, standings, &self.index);
         if finding.step == Step::Settled && finding.owner.is_none() {
             self.index.forget_absence(key);
         }
@@ -300,11 +301,22 @@ impl Engine {
 
     /// Puts a trouble on all that claim a key.
     pub(super) fn trouble(&mut self, key: &Key, reason: Reason, message: String) {
-        let Key::Instance(key) = key else {
-            tracing::warn!(key = %key, reason = reason.as_str(), "{message}");
-            return;
-        };
         let trouble = Trouble { reason, message };
+        match key {
+            Key::Node(_) => {
+                let (reason, message) = (reason.as_str(), trouble.message);
+                tracing::warn!(key = %key, reason, "{message}");
+            }
+            Key::Instance(_) => self.put_trouble(key, &trouble),
+            _ => {
+                for part in self.parts.get(key).cloned().unwrap_or_default() {
+                    self.put_trouble(&part, &trouble);
+                }
+            }
+        }
+    }
+
+    fn put_trouble(&mut self, key: &Key, trouble: &Trouble) {
         let standings = self.report.standings(key).iter().map(|(owner, standing)| {
             (
                 owner.clone(),

@@ -13,7 +13,7 @@ use lictor::api::{
 };
 use lictor::k8s::events::EventWriter;
 use lictor::k8s::status::StatusWriter;
-use lictor::k8s::{EventReason, EventRecord, Regarding, StatusUpdate};
+use lictor::k8s::{EventReason, EventRecord, ObjectStatus, Regarding, StatusUpdate};
 use lictor_testbed::kubelet::TestPod;
 use lictor_testbed::{Bed, wait};
 
@@ -69,7 +69,7 @@ pub async fn status_is_written_and_shown(bed: &Bed, client: &Client) -> Result<(
         namespace: "default".into(),
         name: name.into(),
         uid: uid.into(),
-        status: status(registered),
+        status: ObjectStatus::Registration(status(registered)),
     };
     let (sender, writer) = StatusWriter::new(client.clone());
     let writer = tokio::spawn(writer.run());
@@ -135,7 +135,7 @@ pub async fn status_is_written_and_shown(bed: &Bed, client: &Client) -> Result<(
     let marker_uid = marker.uid().context("an object without a uid")?;
     sender.send(update("payment", &uid, 2));
     sender.send(StatusUpdate {
-        status: held.status.clone().context("no status")?,
+        status: ObjectStatus::Registration(held.status.clone().context("no status")?),
         ..update("payment", &uid, 3)
     });
     for registered in 1..=2 {

@@ -121,7 +121,12 @@ impl Index {
         let (owner, uid) = (query.owner(), query.uid.clone());
         let frozen = query.claims().is_none();
         let excluded = self.is_excluded(&name.0);
-        let after: Vec<QueryClaim> = query.claims().filter(|_| !excluded).cloned().into_iter().collect();
+        let after: Vec<QueryClaim> = query
+            .claims()
+            .filter(|_| !excluded)
+            .cloned()
+            .into_iter()
+            .collect();
         let before = self.entries.queries.put(name, query);
         let claimed = before.as_ref().and_then(Parsed::claims);
         let old = claimed.map(|claims| claims.name.clone());
@@ -177,7 +182,9 @@ impl Index {
         };
         let excluded = self.is_excluded(&object.namespace);
         let claims = |form: Option<&Registration>| -> Option<registration::Claims> {
-            form.and_then(Registration::claims).filter(|_| !excluded).cloned()
+            form.and_then(Registration::claims)
+                .filter(|_| !excluded)
+                .cloned()
         };
         let (old, new) = (claims(before), claims(after));
         let frozen = after.is_some_and(|after| after.claims().is_none());
@@ -188,10 +195,23 @@ impl Index {
             seniority: seniority_of(object),
         };
         let was = before.map(seniority_of);
-        let old_queries = old.as_ref().map(|claims| claims.queries.clone()).unwrap_or_default();
-        let new_queries = new.as_ref().map(|claims| claims.queries.clone()).unwrap_or_default();
+        let old_queries = old
+            .as_ref()
+            .map(|claims| claims.queries.clone())
+            .unwrap_or_default();
+        let new_queries = new
+            .as_ref()
+            .map(|claims| claims.queries.clone())
+            .unwrap_or_default();
         let old_names = old_queries.into_iter().map(|claim| claim.name);
-        self.claim_queries((old_names, was.clone()), new_queries, &asked, absence, !frozen, touched);
+        self.claim_queries(
+            (old_names, was.clone()),
+            new_queries,
+            &asked,
+            absence,
+            !frozen,
+            touched,
+        );
         let protocol = |claims: &registration::Claims| {
             let protocol = claims.protocol.clone()?;
             Some((claims.service.clone(), protocol, claims.adopt))
@@ -446,12 +466,20 @@ impl Index {
     pub fn owners_of(&self, key: &Key) -> Vec<Owner> {
         match key {
             Key::Node(_) => Vec::new(),
-            Key::Instance(key) => self.claimants(key).iter().map(|it| it.owner.clone()).collect(),
-            Key::Defaults(service) => self.defaults_of(service).map(|it| it.owner.clone()).collect(),
+            Key::Instance(key) => self
+                .claimants(key)
+                .iter()
+                .map(|it| it.owner.clone())
+                .collect(),
+            Key::Defaults(service) => self
+                .defaults_of(service)
+                .map(|it| it.owner.clone())
+                .collect(),
             Key::Query(name) => self.queries_of(name).map(|it| it.owner.clone()).collect(),
-            Key::Intentions(destination) => {
-                self.intentions_of(destination).map(|(it, _)| it.owner()).collect()
-            }
+            Key::Intentions(destination) => self
+                .intentions_of(destination)
+                .map(|(it, _)| it.owner())
+                .collect(),
             Key::Source(key) => {
                 let of = self.intentions_of(&key.destination);
                 let claims = of.filter(|(_, claims)| claims.names().any(|name| name == key.source));

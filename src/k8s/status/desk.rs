@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::StatusUpdate;
-use crate::api::ServiceRegistrationStatus;
+use super::{ObjectStatus, StatusUpdate};
 use crate::model::backoff;
+use crate::model::owner::OwnerKind;
 use crate::model::text::Text;
 
 /// The least time between two writes of one object.
@@ -23,7 +23,7 @@ pub(super) enum Outcome {
     Failed,
 }
 
-type Key = (Text, Text);
+type Key = (OwnerKind, Text, Text);
 
 #[derive(Debug, Default)]
 pub(super) struct Desk {
@@ -35,9 +35,9 @@ pub(super) struct Desk {
 #[derive(Debug)]
 struct Entry {
     uid: Text,
-    wanted: Option<ServiceRegistrationStatus>,
+    wanted: Option<ObjectStatus>,
     /// What the API server holds, as far as is known.
-    held: Option<ServiceRegistrationStatus>,
+    held: Option<ObjectStatus>,
     writing: bool,
     not_before: Option<Instant>,
     failures: u32,
@@ -62,14 +62,14 @@ impl Entry {
 
 impl Desk {
     pub(super) fn want(&mut self, update: StatusUpdate) {
-        let key = (update.namespace, update.name);
+        let key = (update.status.kind(), update.namespace, update.name);
         let entry = entry(&mut self.objects, &key, update.uid);
         entry.wanted = Some(update.status);
         self.file(key);
     }
 
-    pub(super) fn forget(&mut self, namespace: &Text, name: &Text) {
-        let key = (namespace.clone(), name.clone());
+    pub(super) fn forget(&mut self, kind: OwnerKind, namespace: &Text, name: &Text) {
+        let key = (kind, namespace.clone(), name.clone());
         self.objects.remove(&key);
         self.open.remove(&key);
     }
@@ -98,7 +98,7 @@ impl Desk {
                 continue;
             };
             entry.writing = true;
-            let (namespace, name) = key;
+            let (_, namespace, name) = key;
             due.push(StatusUpdate {
                 namespace,
                 name,
@@ -119,7 +119,7 @@ impl Desk {
 
     /// What came of a write. `dice` is a number from 0 up to 1.
     pub(super) fn done(&mut self, update: StatusUpdate, outcome: Outcome, now: Instant, dice: f64) {
-        let key = (update.namespace, update.name);
+        let key = (update.status.kind(), update.namespace, update.name);
         // The object may have been forgotten, or be another by now.
         let Some(entry) = self
             .objects
@@ -173,16 +173,17 @@ fn entry<'a>(objects: &'a mut BTreeMap<Key, Entry>, key: &Key, uid: Text) -> &'a
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::{IntentionStatus, ServiceRegistrationStatus};
 
     fn update(name: &str, uid: &str, error: &str) -> StatusUpdate {
         StatusUpdate {
             namespace: "shop".into(),
             name: name.into(),
             uid: uid.into(),
-            status: ServiceRegistrationStatus {
+            status: ObjectStatus::Registration(ServiceRegistrationStatus {
                 last_error: Some(error.to_owned()),
                 ..ServiceRegistrationStatus::default()
-            },
+            }),
         }
     }
 
@@ -282,7 +283,8 @@ mod tests {
 
         desk.want(a("1"));
         let due = desk.due(now, 1);
-        desk.forget(&"shop".into(), &"a".into());
+        let kind = OwnerKind::ServiceRegistration;
+        desk.forget(kind, &"shop".into(), &"a".into());
         desk.done(due[0].clone(), Outcome::Written, now, 1.0);
         assert!(desk.objects.is_empty() && desk.open.is_empty());
     }
@@ -296,6 +298,16 @@ mod tests {
         desk.want(second.clone());
         desk.done(due[0].clone(), Outcome::Written, now, 1.0);
         assert_eq!(write(&mut desk, now, Outcome::Written), [second]);
+    }
+
+    #[test]
+    fn objects_of_one_name_and_two_kinds_are_two() {
+        let (mut desk, now) = (Desk::default(), Instant::now());
+        let mut other = a("1");
+        other.status = ObjectStatus::Intention(IntentionStatus::default());
+        desk.want(a("1"));
+        desk.want(other.clone());
+        assert_eq!(write(&mut desk, now, Outcome::Written), [a("1"), other]);
     }
 
     #[test]

@@ -59,7 +59,9 @@ fn claimed(
     if !ours {
         let by = there.map(|there| match &there.holder {
             Holder::Another(by) => by.clone(),
-            Holder::Ours | Holder::Nobody => marks::holder(context.desired.cluster(), &Pairs::default()),
+            Holder::Ours | Holder::Nobody => {
+                marks::holder(context.desired.cluster(), &Pairs::default())
+            }
         });
         let protocol = there.map_or_else(Text::default, |there| there.entry.protocol.clone());
         let by = format!("{}, with the protocol {protocol:?}", by.unwrap_or_default());

@@ -137,7 +137,14 @@ impl Merge<'_> {
         self.there?.owners.get(name)
     }
 
-    fn stand(&mut self, name: &SourceName, owner: &Owner, claimed: bool, there: bool, state: State) {
+    fn stand(
+        &mut self,
+        name: &SourceName,
+        owner: &Owner,
+        claimed: bool,
+        there: bool,
+        state: State,
+    ) {
         self.parts.entry(name.clone()).or_default().push(Stand {
             owner: owner.clone(),
             claimed,
@@ -156,7 +163,10 @@ impl Merge<'_> {
 
     /// What paused, invalid and refused objects hold stays as it is.
     fn keep(&mut self, claimants: &[Claimant<'_>], context: Context<'_>) {
-        let owners = self.there.map(|there| there.owners.clone()).unwrap_or_default();
+        let owners = self
+            .there
+            .map(|there| there.owners.clone())
+            .unwrap_or_default();
         for (name, owner) in &owners {
             let refused = claimants.iter().find(|it| it.owner == *owner);
             let refused = refused.and_then(|it| it.refused.clone());
@@ -178,7 +188,9 @@ impl Merge<'_> {
         let owner = &claimant.owner;
         let sources = sources.iter();
         let sources = sources.map(|(name, source)| (name.clone(), Content::Source(source.clone())));
-        let jwt = jwt.iter().map(|jwt| (SourceName::Jwt, Content::Jwt(jwt.clone())));
+        let jwt = jwt
+            .iter()
+            .map(|jwt| (SourceName::Jwt, Content::Jwt(jwt.clone())));
         for (name, content) in sources.chain(jwt) {
             if let Some((held, holder)) = self.assigned.get(&name) {
                 // Two that ask for the same token ask for one thing.
@@ -194,9 +206,9 @@ impl Merge<'_> {
                 continue;
             }
             let found = self.found(&name);
-            let lost_marks = self.there.is_some_and(|there| {
-                there.holder == Holder::Nobody && there.was_ours
-            });
+            let lost_marks = self
+                .there
+                .is_some_and(|there| there.holder == Holder::Nobody && there.was_ours);
             let is_foreign = found.is_some() && self.owner(&name).is_none();
             if is_foreign && !*adopt && !lost_marks {
                 let other = "another, who wrote it into the entry".into();
@@ -212,7 +224,10 @@ impl Merge<'_> {
 
     /// What is ours and nothing claims goes, where it may.
     fn let_go(&mut self, context: Context<'_>) {
-        let owners = self.there.map(|there| there.owners.clone()).unwrap_or_default();
+        let owners = self
+            .there
+            .map(|there| there.owners.clone())
+            .unwrap_or_default();
         for (name, owner) in &owners {
             if self.assigned.contains_key(name) {
                 continue;
@@ -234,11 +249,20 @@ impl Merge<'_> {
 
     fn finish(mut self, claimants: &[Claimant<'_>], context: Context<'_>) -> EntryFinding {
         let foreign = self.foreign();
-        let foreign_count = foreign.keys().filter(|name| **name != SourceName::Jwt).count();
-        let there_meta = self.there.map(|there| there.meta.clone()).unwrap_or_default();
+        let foreign_count = foreign
+            .keys()
+            .filter(|name| **name != SourceName::Jwt)
+            .count();
+        let there_meta = self
+            .there
+            .map(|there| there.meta.clone())
+            .unwrap_or_default();
         let meta = self.mark(claimants, &there_meta, context);
         let (mut sources, mut jwt) = (BTreeMap::new(), None);
-        let ours = self.assigned.iter().map(|(name, (content, _))| (name, content));
+        let ours = self
+            .assigned
+            .iter()
+            .map(|(name, (content, _))| (name, content));
         for (name, content) in foreign.iter().chain(ours) {
             match content {
                 Content::Source(source) => drop(sources.insert(name.clone(), source.clone())),
@@ -256,10 +280,11 @@ impl Merge<'_> {
     /// What others wrote into the entry, and is not taken over.
     fn foreign(&self) -> BTreeMap<SourceName, Content> {
         let names = self.there.into_iter().flat_map(ObservedIntentions::names);
-        let theirs = names.filter(|name| {
-            self.owner(name).is_none() && !self.assigned.contains_key(name)
-        });
-        theirs.filter_map(|name| Some((name.clone(), self.found(&name)?))).collect()
+        let theirs =
+            names.filter(|name| self.owner(name).is_none() && !self.assigned.contains_key(name));
+        theirs
+            .filter_map(|name| Some((name.clone(), self.found(&name)?)))
+            .collect()
     }
 
     /// The Meta that says whose what is. Where it has no room for all, the youngest waits.
@@ -373,6 +398,9 @@ impl Merge<'_> {
         let assigned = || self.assigned.iter().map(|(name, (_, owner))| (name, owner));
         let changed = assigned().find(|(name, owner)| changes(name, owner));
         let removed = self.removed.first().map(|gone| &gone.owner);
-        changed.map(|(_, owner)| owner).or(removed).or_else(|| assigned().next().map(|(_, owner)| owner))
+        changed
+            .map(|(_, owner)| owner)
+            .or(removed)
+            .or_else(|| assigned().next().map(|(_, owner)| owner))
     }
 }

@@ -153,7 +153,9 @@ impl EntryWrite {
             Change::DeleteDefaults(_) | Change::DeleteIntentions(_) | Change::DeleteQuery(..) => {
                 "delete"
             }
-            Change::PutDefaults(..) | Change::PutIntentions(..) | Change::UpdateQuery(..) => "update",
+            Change::PutDefaults(..) | Change::PutIntentions(..) | Change::UpdateQuery(..) => {
+                "update"
+            }
             Change::PutLedger(..) | Change::DeleteLedger(_) => "ledger",
         }
     }

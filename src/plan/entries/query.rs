@@ -31,7 +31,10 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
             there: ours(there).is_some(),
             state: State::Frozen(freeze),
         };
-        let all = holder.map(|holder| holder.owner.clone()).into_iter().chain(losing);
+        let all = holder
+            .map(|holder| holder.owner.clone())
+            .into_iter()
+            .chain(losing);
         let stands = [stand].into_iter().chain(losers(&keeper, all)).collect();
         return EntryFinding::of(&key, stands, EntryStep::Settled);
     }
@@ -45,7 +48,10 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
         there: ours(there).is_some(),
         state,
     };
-    let stands = [stand].into_iter().chain(losers(&holder.owner, losing)).collect();
+    let stands = [stand]
+        .into_iter()
+        .chain(losers(&holder.owner, losing))
+        .collect();
     EntryFinding::of(&key, stands, step)
 }
 
@@ -63,10 +69,17 @@ fn ours(there: &ObservedQuery) -> Option<&wire::PreparedQuery> {
 
 fn claimed(holder: &QueryClaimant, there: &ObservedQuery) -> (State, EntryStep) {
     let wanted = &holder.query;
-    let write = |change: Change| (State::Pending, EntryStep::Write(EntryWrite::new(&holder.owner, change)));
+    let write = |change: Change| {
+        (
+            State::Pending,
+            EntryStep::Write(EntryWrite::new(&holder.owner, change)),
+        )
+    };
     let noted = |id: &Text, before: Option<&Ledger>| Ledger {
         id: id.to_string(),
-        other: before.map(|before| before.other.clone()).unwrap_or_default(),
+        other: before
+            .map(|before| before.other.clone())
+            .unwrap_or_default(),
         ..Ledger::new(&holder.owner, &holder.uid, hash(wanted))
     };
     let another = |who: String| (State::OwnedByAnother(who.into()), EntryStep::Settled);
@@ -121,8 +134,7 @@ fn of_nobody(query: &wire::PreparedQuery) -> String {
 
 fn unclaimed(key: &Key, there: &ObservedQuery, context: Context<'_>) -> EntryFinding {
     let noted = there.ledger.as_ref();
-    let Some((index, owner)) =
-        noted.and_then(|(ledger, index)| Some((index, ledger.owner()?)))
+    let Some((index, owner)) = noted.and_then(|(ledger, index)| Some((index, ledger.owner()?)))
     else {
         return EntryFinding::of(key, Vec::new(), EntryStep::Settled);
     };
@@ -139,7 +151,11 @@ fn unclaimed(key: &Key, there: &ObservedQuery, context: Context<'_>) -> EntryFin
         // A note of what is not there protects nothing, unless it may only be hidden.
         let whole = *context.observed.queries.knowledge() == Knowledge::Whole;
         let write = EntryWrite::new(&owner, Change::DeleteLedger(*index));
-        let step = if whole { EntryStep::Write(write) } else { EntryStep::Settled };
+        let step = if whole {
+            EntryStep::Write(write)
+        } else {
+            EntryStep::Settled
+        };
         return finding(State::Pending, step);
     };
     let why = match context.may_remove(key, Table::Queries) {

@@ -67,7 +67,9 @@ impl Refusals {
             return false;
         };
         let judged = self.destinations.entry(destination.clone()).or_default();
-        judged.left_out.retain(|left_out| left_out.owner != *youngest);
+        judged
+            .left_out
+            .retain(|left_out| left_out.owner != *youngest);
         judged.left_out.push(LeftOut {
             owner: youngest.clone(),
             message: message.to_owned(),
@@ -129,7 +131,10 @@ impl Refusals {
     /// When the next are to be tried.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.destinations.values().filter_map(|judged| judged.again).min()
+        self.destinations
+            .values()
+            .filter_map(|judged| judged.again)
+            .min()
     }
 
     /// Whether any Intention of the destination is left out.
@@ -153,13 +158,21 @@ mod tests {
     }
 
     /// Tries until Consul, which refuses what these ask for, takes the rest. Returns how often.
-    fn settle(refusals: &mut Refusals, all: &[&str], bad: &[&str], applied: &mut Vec<String>) -> u32 {
+    fn settle(
+        refusals: &mut Refusals,
+        all: &[&str],
+        bad: &[&str],
+        applied: &mut Vec<String>,
+    ) -> u32 {
         for tries in 1..50 {
             let is_in = |name: &&&str| refusals.of(&destination(), &owner(name)).is_none();
             let included: Vec<&&str> = all.iter().filter(is_in).collect();
             let changes = |name: &&&&str| !applied.contains(&(**name).to_string());
-            let changing: Vec<Owner> =
-                included.iter().filter(changes).map(|name| owner(name)).collect();
+            let changing: Vec<Owner> = included
+                .iter()
+                .filter(changes)
+                .map(|name| owner(name))
+                .collect();
             if included.iter().any(|name| bad.contains(name)) {
                 assert!(refusals.refused(&destination(), &changing, "no", Instant::now()));
             } else {
@@ -175,7 +188,14 @@ mod tests {
     #[test]
     fn those_to_blame_are_found_and_all_others_are_taken() {
         let all = ["a", "b", "c", "d", "e"];
-        for bad in [vec!["a"], vec!["c"], vec!["e"], vec!["b", "d"], vec!["a", "e"], all.to_vec()] {
+        for bad in [
+            vec!["a"],
+            vec!["c"],
+            vec!["e"],
+            vec!["b", "d"],
+            vec!["a", "e"],
+            all.to_vec(),
+        ] {
             let (mut refusals, mut applied) = (Refusals::default(), Vec::new());
             let tries = settle(&mut refusals, &all, &bad, &mut applied);
             let good: Vec<&str> = all.into_iter().filter(|name| !bad.contains(name)).collect();
@@ -189,7 +209,10 @@ mod tests {
         let (mut refusals, mut applied) = (Refusals::default(), Vec::new());
         let old = ["a", "b"];
         settle(&mut refusals, &old, &[], &mut applied);
-        assert_eq!(settle(&mut refusals, &["a", "b", "c"], &["c"], &mut applied), 2);
+        assert_eq!(
+            settle(&mut refusals, &["a", "b", "c"], &["c"], &mut applied),
+            2
+        );
         assert!(refusals.of(&destination(), &owner("c")).is_some());
         refusals.forget(&owner("c"));
         assert!(!refusals.knows(&destination()));

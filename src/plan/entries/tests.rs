@@ -12,8 +12,8 @@ use crate::desired::index::Touched;
 use crate::desired::intention::Intention;
 use crate::desired::query::PreparedQuery;
 use crate::desired::registration::Registration;
-use crate::model::kind::Kind;
 use crate::model::key::source_key;
+use crate::model::kind::Kind;
 use crate::model::ledger::Ledger;
 use crate::model::names::{ClusterName, Destination, QueryName};
 use crate::model::source::SourceName;
@@ -52,7 +52,10 @@ impl Consul {
                 entry.create_index = create_index;
                 entry.modify_index = index;
                 entry.sources.reverse();
-                entry.sources.iter_mut().for_each(|source| source.precedence = 9);
+                entry
+                    .sources
+                    .iter_mut()
+                    .for_each(|source| source.precedence = 9);
                 self.intentions.insert(name.to_string(), entry);
             }
             (Key::Intentions(name), Change::DeleteIntentions(cas)) => {
@@ -162,21 +165,31 @@ impl Bed {
             row.was_ours |= row.holder == Holder::Nobody && same.is_some_and(|it| it.was_ours);
         }
         let ticket = self.mirror.intentions.start_read();
-        self.mirror.intentions.finish_read(ticket, rows, Knowledge::Whole, |_| false);
+        self.mirror
+            .intentions
+            .finish_read(ticket, rows, Knowledge::Whole, |_| false);
         let defaults = self.consul.defaults.values();
         let rows = defaults.filter_map(|entry| ObservedDefaults::of(&cluster(), entry.clone()));
         let ticket = self.mirror.defaults.start_read();
-        self.mirror.defaults.finish_read(ticket, rows.collect(), Knowledge::Whole, |_| false);
-        let pairs = self.consul.ledger.iter().map(|(name, (value, index))| wire::KvPair {
-            key: format!("lictor/v1/a/query/{name}").into(),
-            value: value.as_slice().into(),
-            modify_index: *index,
-            ..wire::KvPair::default()
-        });
+        self.mirror
+            .defaults
+            .finish_read(ticket, rows.collect(), Knowledge::Whole, |_| false);
+        let pairs = self
+            .consul
+            .ledger
+            .iter()
+            .map(|(name, (value, index))| wire::KvPair {
+                key: format!("lictor/v1/a/query/{name}").into(),
+                value: value.as_slice().into(),
+                modify_index: *index,
+                ..wire::KvPair::default()
+            });
         let found = self.consul.queries.values().cloned().collect();
         let rows = entries::queries(&cluster(), found, pairs.collect());
         let ticket = self.mirror.queries.start_read();
-        self.mirror.queries.finish_read(ticket, rows, Knowledge::Whole, |_| false);
+        self.mirror
+            .queries
+            .finish_read(ticket, rows, Knowledge::Whole, |_| false);
     }
 
     fn decide(&self, key: &Key) -> EntryFinding {
@@ -209,22 +222,26 @@ impl Bed {
 
     fn intention(&mut self, name: &str, created: i64, spec: Value) {
         let object = object(name, created, &[], spec);
-        self.index.apply_intention(Intention::of(&object), &mut Touched::default());
+        self.index
+            .apply_intention(Intention::of(&object), &mut Touched::default());
     }
 
     fn query(&mut self, name: &str, spec: Value) {
         let object = object(name, 1, &[], spec);
-        self.index.apply_query(PreparedQuery::of(&object), &mut Touched::default());
+        self.index
+            .apply_query(PreparedQuery::of(&object), &mut Touched::default());
     }
 
     fn registration(&mut self, name: &str, created: i64, spec: Value) {
         let object = object(name, created, &[], spec);
         let registration = Registration::of(&object);
-        self.index.apply_registration(registration, &mut Touched::default());
+        self.index
+            .apply_registration(registration, &mut Touched::default());
     }
 
     fn remove_intention(&mut self, name: &str) {
-        self.index.remove_intention(&"shop".into(), &name.into(), true, &mut Touched::default());
+        self.index
+            .remove_intention(&"shop".into(), &name.into(), true, &mut Touched::default());
     }
 
     fn sources(&self, destination: &str) -> Vec<String> {
@@ -280,7 +297,10 @@ fn state<'a>(finding: &'a EntryFinding, source: &str, owner: &Owner) -> &'a Stat
     let name = SourceName::parse(source).unwrap();
     let key = source_key(&Destination::new("payment"), name);
     let part = finding.parts.iter().find(|part| part.key == key);
-    let mut stands = part.unwrap_or_else(|| panic!("{source}: {finding:?}")).stands.iter();
+    let mut stands = part
+        .unwrap_or_else(|| panic!("{source}: {finding:?}"))
+        .stands
+        .iter();
     &stands.find(|stand| stand.owner == *owner).unwrap().state
 }
 
@@ -293,7 +313,11 @@ fn many_intentions_become_one_entry_and_a_second_pass_writes_nothing() {
     assert_eq!(bed.sources("payment"), ["* deny", "api allow", "web allow"]);
     assert_eq!(bed.writes, 1);
     let all_fine = finding.parts.iter().flat_map(|part| &part.stands);
-    assert!(all_fine.clone().all(|stand| stand.state == State::Fine && stand.there));
+    assert!(
+        all_fine
+            .clone()
+            .all(|stand| stand.state == State::Fine && stand.there)
+    );
     assert_eq!(all_fine.count(), 3);
     let mut after = bed.restart();
     after.intention("one", 1, to_payment(&[("web", "allow"), ("*", "deny")]));
@@ -355,19 +379,30 @@ fn what_others_hold_is_left_alone_and_taken_over_where_nobody_does() {
             action: "deny".into(),
             ..wire::SourceIntention::default()
         }],
-        meta: meta.iter().map(|(key, value)| (Text::from(*key), Text::from(*value))).collect(),
+        meta: meta
+            .iter()
+            .map(|(key, value)| (Text::from(*key), Text::from(*value)))
+            .collect(),
         modify_index: 7,
         ..wire::ServiceIntentions::default()
     };
     for (meta, adoptable) in [
         (&[][..], true),
-        (&[("lictor-cluster", "b"), ("external-source", "kubernetes")][..], false),
-        (&[("consul.hashicorp.com/source-datacenter", "dc1")][..], false),
+        (
+            &[("lictor-cluster", "b"), ("external-source", "kubernetes")][..],
+            false,
+        ),
+        (
+            &[("consul.hashicorp.com/source-datacenter", "dc1")][..],
+            false,
+        ),
         (&[("external-source", "kubernetes")][..], false),
     ] {
         for adopt in [false, true] {
             let mut bed = Bed::new();
-            bed.consul.intentions.insert("payment".to_owned(), theirs(meta));
+            bed.consul
+                .intentions
+                .insert("payment".to_owned(), theirs(meta));
             bed.read();
             let mut spec = to_payment(&[("web", "allow"), ("api", "allow")]);
             spec["adopt"] = adopt.into();
@@ -396,7 +431,12 @@ fn an_entry_that_lost_its_marks_is_repaired() {
     bed.read();
     bed.settle(&payment());
     assert_eq!(bed.sources("payment"), ["web allow"]);
-    assert!(bed.consul.intentions["payment"].meta.get("lictor-cluster").is_some());
+    assert!(
+        bed.consul.intentions["payment"]
+            .meta
+            .get("lictor-cluster")
+            .is_some()
+    );
 }
 
 #[test]
@@ -426,7 +466,10 @@ fn a_source_that_is_only_found_missing_waits_and_one_that_was_seen_going_does_no
 #[test]
 fn paused_and_invalid_ones_keep_what_they_hold() {
     for (annotations, spec) in [
-        (&[("lictor.io/paused", "true")][..], to_payment(&[("api", "allow")])),
+        (
+            &[("lictor.io/paused", "true")][..],
+            to_payment(&[("api", "allow")]),
+        ),
         (&[][..], json!({"destination": 7})),
     ] {
         let mut bed = Bed::new();
@@ -434,7 +477,9 @@ fn paused_and_invalid_ones_keep_what_they_hold() {
         bed.settle(&payment());
         let mut after = bed.restart();
         let frozen = || Intention::of(&object("one", 1, annotations, spec.clone()));
-        after.index.apply_intention(frozen(), &mut Touched::default());
+        after
+            .index
+            .apply_intention(frozen(), &mut Touched::default());
         after.intention("two", 2, to_payment(&[("web", "deny"), ("db", "allow")]));
         let finding = after.settle(&payment());
         assert_eq!(after.sources("payment"), ["db allow", "web allow"]);
@@ -443,13 +488,18 @@ fn paused_and_invalid_ones_keep_what_they_hold() {
         // It is understood again: what it held and does not ask for was seen going.
         let mut touched = Touched::default();
         let valid = object("one", 1, &[], to_payment(&[("api", "allow")]));
-        after.index.apply_intention(Intention::of(&valid), &mut touched);
+        after
+            .index
+            .apply_intention(Intention::of(&valid), &mut touched);
         assert!(touched.entries_let_go.contains(&intention("one")));
         for key in after.mirror.entries_held_by(&intention("one")) {
             after.index.withdraw_entry(key);
         }
         after.settle(&payment());
-        assert_eq!(after.sources("payment"), ["api allow", "db allow", "web deny"]);
+        assert_eq!(
+            after.sources("payment"),
+            ["api allow", "db allow", "web deny"]
+        );
     }
 }
 
@@ -471,19 +521,29 @@ fn what_is_known_in_part_loses_nothing() {
     bed.settle(&payment());
     bed.remove_intention("one");
     let ticket = bed.mirror.intentions.start_read();
-    let rows = bed.mirror.intentions.iter().map(|(key, row)| (key.clone(), row.clone()));
+    let rows = bed
+        .mirror
+        .intentions
+        .iter()
+        .map(|(key, row)| (key.clone(), row.clone()));
     let rows = rows.collect();
     let partial = Knowledge::Partial("no rights".to_owned());
-    bed.mirror.intentions.finish_read(ticket, rows, partial, |_| false);
+    bed.mirror
+        .intentions
+        .finish_read(ticket, rows, partial, |_| false);
     let finding = bed.decide(&payment());
     assert_eq!(finding.step, EntryStep::Settled);
-    assert!(matches!(finding.held().next(), Some((_, Hold::Incomplete { .. }))));
+    assert!(matches!(
+        finding.held().next(),
+        Some((_, Hold::Incomplete { .. }))
+    ));
 }
 
 #[test]
 fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
     let many = |prefix: &str, count: usize| {
-        let sources = (0..count).map(|n| json!({"name": format!("{prefix}-{n:090}"), "action": "allow"}));
+        let sources =
+            (0..count).map(|n| json!({"name": format!("{prefix}-{n:090}"), "action": "allow"}));
         json!({"destination": {"name": "payment"}, "sources": sources.collect::<Vec<_>>()})
     };
     let mut bed = Bed::new();
@@ -492,7 +552,9 @@ fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
     let finding = bed.settle(&payment());
     assert_eq!((bed.sources("payment").len(), bed.writes), (200, 1));
     let stands = finding.parts.iter().flat_map(|part| &part.stands);
-    let left: Vec<&Stand> = stands.filter(|stand| stand.state == State::TooManySources).collect();
+    let left: Vec<&Stand> = stands
+        .filter(|stand| stand.state == State::TooManySources)
+        .collect();
     assert!(left.len() == 200 && left.iter().all(|stand| stand.owner == intention("two")));
 }
 
@@ -503,7 +565,10 @@ fn nearest() -> Key {
 }
 
 fn asks(bed: &mut Bed) {
-    bed.query("nearest", json!({"name": "Nearest", "service": "payment", "onlyPassing": true}));
+    bed.query(
+        "nearest",
+        json!({"name": "Nearest", "service": "payment", "onlyPassing": true}),
+    );
 }
 
 fn ledger(bed: &Bed) -> Option<Ledger> {
@@ -529,10 +594,18 @@ fn the_ledger_comes_before_the_query_and_a_crash_between_any_steps_is_repaired()
         let finding = after.settle(&nearest());
         assert_eq!(after.consul.queries.len(), 1, "died after {died_after}");
         let (id, query) = after.consul.queries.first_key_value().unwrap();
-        assert_eq!((&*query.name, ledger(&after).unwrap().id), ("Nearest", id.clone()));
+        assert_eq!(
+            (&*query.name, ledger(&after).unwrap().id),
+            ("Nearest", id.clone())
+        );
         assert_eq!(finding.parts[0].stands[0].state, State::Fine);
         // And what nobody asks for any more goes, wherever it died.
-        after.index.remove_query(&"shop".into(), &"nearest".into(), true, &mut Touched::default());
+        after.index.remove_query(
+            &"shop".into(),
+            &"nearest".into(),
+            true,
+            &mut Touched::default(),
+        );
         after.settle(&nearest());
         assert!(after.consul.queries.is_empty() && after.consul.ledger.is_empty());
     }
@@ -578,7 +651,10 @@ fn a_name_that_another_takes_between_the_steps_is_left_to_it() {
         let state = &finding.parts[0].stands[0].state;
         assert!(matches!(state, State::OwnedByAnother(_)), "{state:?}");
         let query = after.consul.queries.values().next().unwrap();
-        assert_eq!((&*query.service.service, after.consul.ledger.len()), ("", 0));
+        assert_eq!(
+            (&*query.service.service, after.consul.ledger.len()),
+            ("", 0)
+        );
     }
 }
 
@@ -619,7 +695,10 @@ fn a_query_of_nobody_is_taken_over_where_that_is_asked_for() {
         };
         let id = bed.consul.create(theirs);
         bed.read();
-        bed.query("nearest", json!({"name": "nearest", "service": "payment", "adopt": adopt}));
+        bed.query(
+            "nearest",
+            json!({"name": "nearest", "service": "payment", "adopt": adopt}),
+        );
         bed.settle(&nearest());
         let service = &bed.consul.queries[&id].service.service;
         assert_eq!(**service == *"payment", adopt);
@@ -643,7 +722,10 @@ fn queries_of_a_registration_are_its_own_and_follow_its_service() {
     bed.registration("payment", 0, spec(json!([])));
     bed.settle(&nearest());
     let query = bed.consul.queries.values().next().unwrap();
-    assert!(query.service.only_passing, "the other one took over in place");
+    assert!(
+        query.service.only_passing,
+        "the other one took over in place"
+    );
     assert_eq!(ledger(&bed).unwrap().kind, "PreparedQuery");
 }
 
@@ -664,7 +746,10 @@ fn equal_protocols_are_shared_and_of_two_different_ones_the_older_counts() {
     bed.registration("two", 2, speaks("http"));
     bed.registration("three", 3, speaks("grpc"));
     let finding = bed.settle(&defaults());
-    assert_eq!((&*bed.consul.defaults["payment"].protocol, bed.writes), ("http", 1));
+    assert_eq!(
+        (&*bed.consul.defaults["payment"].protocol, bed.writes),
+        ("http", 1)
+    );
     let states: Vec<bool> = finding.parts[0]
         .stands
         .iter()
@@ -673,7 +758,8 @@ fn equal_protocols_are_shared_and_of_two_different_ones_the_older_counts() {
     assert_eq!(states, [true, true, false]);
     for name in ["one", "two"] {
         let touched = &mut Touched::default();
-        bed.index.remove_registration(&"shop".into(), &name.into(), true, touched);
+        bed.index
+            .remove_registration(&"shop".into(), &name.into(), true, touched);
         bed.settle(&defaults());
     }
     assert_eq!(&*bed.consul.defaults["payment"].protocol, "grpc");
@@ -709,9 +795,14 @@ fn the_protocol_stays_for_as_long_as_intentions_need_it() {
     bed.settle(&defaults());
     let rules = json!([{"name": "web", "permissions": [
         {"action": "allow", "http": {"pathExact": "/"}}]}]);
-    bed.intention("one", 1, json!({"destination": {"name": "payment"}, "sources": rules}));
+    bed.intention(
+        "one",
+        1,
+        json!({"destination": {"name": "payment"}, "sources": rules}),
+    );
     bed.settle(&payment());
-    bed.index.remove_registration(&"shop".into(), &"one".into(), true, &mut Touched::default());
+    bed.index
+        .remove_registration(&"shop".into(), &"one".into(), true, &mut Touched::default());
     bed.settle(&defaults());
     assert_eq!(bed.consul.defaults.len(), 1);
     bed.remove_intention("one");
@@ -726,10 +817,13 @@ fn what_somebody_added_to_our_defaults_stays_when_we_go() {
     bed.registration("one", 1, speaks("http"));
     bed.settle(&defaults());
     let entry = bed.consul.defaults.get_mut("payment").unwrap();
-    entry.other.insert("MaxInboundConnections".to_owned(), 7.into());
+    entry
+        .other
+        .insert("MaxInboundConnections".to_owned(), 7.into());
     bed.read();
     assert!(!bed.step(&defaults()), "it is no drift");
-    bed.index.remove_registration(&"shop".into(), &"one".into(), true, &mut Touched::default());
+    bed.index
+        .remove_registration(&"shop".into(), &"one".into(), true, &mut Touched::default());
     bed.settle(&defaults());
     let left = &bed.consul.defaults["payment"];
     assert!(left.meta.is_empty() && !left.other.is_empty());

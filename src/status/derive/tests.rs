@@ -1,11 +1,11 @@
 use super::*;
 use crate::api::LabelSelector;
 use crate::api::conditions::find;
-use crate::desired::registration::{Claims, Source};
+use crate::desired::registration::{Claims, Content, Source};
 use crate::desired::spec::InstanceSpec;
 use crate::model::entry::Health;
-use crate::model::key::InstanceKey;
-use crate::model::names::{InstanceId, NodeName};
+use crate::model::key::{InstanceKey, Key, source_key};
+use crate::model::names::{Destination, InstanceId, NodeName};
 use crate::model::owner::Owner;
 use crate::status::board::{Board, Standing};
 
@@ -35,10 +35,10 @@ fn valid() -> Registration {
 fn board(instances: &[(Option<Health>, Option<Reason>)]) -> Board {
     let mut board = Board::default();
     for (number, (registered, reason)) in instances.iter().enumerate() {
-        let key = InstanceKey {
+        let key = Key::Instance(InstanceKey {
             node: NodeName::external(&"a".parse().unwrap()),
             id: InstanceId::observed(&format!("a.shop.web.{number}")),
-        };
+        });
         let trouble = reason.map(|reason| Trouble {
             reason,
             message: format!("{} of {number}", reason.as_str()),
@@ -67,10 +67,9 @@ fn derived(
         tally: board.tally(&owner()),
         datacenter: Some("dc1"),
         outage: None,
-        before,
         now: Timestamp::from_second(second).unwrap(),
     };
-    registration(object, &facts)
+    registration(object, &facts, before)
 }
 
 /// Ready, Reconciling, Stalled, and the reason of Ready.
@@ -227,4 +226,90 @@ fn the_index_of_the_last_write_outlives_a_restart() {
     board.wrote(&owner(), 12);
     board.wrote(&owner(), 9);
     assert_eq!(index(&board), Some(12));
+}
+
+#[test]
+fn an_intention_shows_its_sources_and_a_query_its_id() {
+    let spec = serde_json::json!({
+        "destination": {"name": "db"},
+        "sources": [{"name": "web", "action": "allow"}, {"name": "api", "action": "deny"}],
+    });
+    let object = crate::api::object::Object {
+        namespace: "shop".into(),
+        name: "db".into(),
+        uid: "uid".into(),
+        created: 1,
+        generation: 7,
+        annotations: crate::model::text::Pairs::default(),
+        spec: Ok(serde_json::from_value(spec).unwrap()),
+        status: None,
+    };
+    let object = Intention::of(&object);
+    let mut board = Board::default();
+    let mut stand = |name: &str, reason: Option<Reason>| {
+        let name = crate::model::source::SourceName::parse(name).unwrap();
+        let trouble = reason.map(|reason| Trouble {
+            reason,
+            message: "why".to_owned(),
+        });
+        let standing = Standing {
+            claimed: true,
+            registered: reason.is_none().then_some(Health::Passing),
+            trouble,
+        };
+        let key = source_key(&Destination::new("db"), name);
+        board.set(&key, vec![(object.owner(), standing)]);
+        board.note_foreign(&object.owner(), 3);
+        let facts = Facts {
+            tally: board.tally(&object.owner()),
+            datacenter: Some("dc1"),
+            outage: None,
+            now: Timestamp::from_second(1).unwrap(),
+        };
+        intention(&object, &facts, None)
+    };
+    stand("api", None);
+    let status = stand("web", Some(Reason::TooManySources));
+    let sources = status.sources.unwrap();
+    let shown = (
+        sources.desired,
+        sources.applied,
+        sources.foreign,
+        &*sources.summary,
+    );
+    assert_eq!(shown, (2, 1, 3, "1/2"));
+    assert_eq!(status.destination.as_deref(), Some("db"));
+    assert_eq!(status.last_error.as_deref(), Some("why"));
+    let stalled = find(&status.conditions, ConditionType::Stalled).unwrap();
+    assert_eq!(
+        (&*stalled.status, &*stalled.reason),
+        ("True", "TooManySources")
+    );
+    let status = stand("web", None);
+    let ready = find(&status.conditions, ConditionType::Ready).unwrap();
+    assert_eq!((&*ready.status, &*ready.reason), ("True", "Applied"));
+
+    let spec = serde_json::json!({"name": "Nearest", "service": "db"});
+    let object = crate::api::object::Object {
+        namespace: "shop".into(),
+        name: "q".into(),
+        uid: "uid".into(),
+        created: 1,
+        generation: 2,
+        annotations: crate::model::text::Pairs::default(),
+        spec: Ok(serde_json::from_value(spec).unwrap()),
+        status: None,
+    };
+    let object = PreparedQuery::of(&object);
+    let mut board = Board::default();
+    board.note_query(&object.owner(), &"nearest".into(), Some(&"id-1".into()));
+    let facts = Facts {
+        tally: board.tally(&object.owner()),
+        datacenter: None,
+        outage: None,
+        now: Timestamp::from_second(1).unwrap(),
+    };
+    let status = prepared_query(&object, &facts, None);
+    assert_eq!(status.name.as_deref(), Some("Nearest"));
+    assert_eq!(status.id.as_deref(), Some("id-1"));
 }

@@ -2,6 +2,7 @@
 
 mod consul;
 mod lictor;
+mod objects;
 mod oracle;
 mod scene;
 
@@ -13,6 +14,7 @@ use tokio::sync::OnceCell;
 
 pub use consul::{Instance, condition, user_meta};
 pub use lictor::{Lictor, json_lines, run, run_within};
+pub use objects::Kind;
 pub use oracle::Oracle;
 pub use scene::Scene;
 
