@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
 
 use super::table::Owned;
@@ -75,12 +76,12 @@ impl ObservedIntentions {
             .collect();
         let mut owners = match holder {
             Holder::Ours => source::owners(&entry.meta),
-            _ => Owners::new(),
+            Holder::Nobody | Holder::Another(_) => Owners::new(),
         };
         // A mark of what is not there any more says nothing.
         owners.retain(|name, _| match name {
             SourceName::Jwt => entry.jwt.is_some(),
-            name => sources.contains_key(name),
+            SourceName::Source { .. } => sources.contains_key(name),
         });
         Self {
             name: entry.name,
@@ -214,7 +215,7 @@ pub fn definition(query: &wire::PreparedQuery) -> wire::PreparedQuery {
 pub fn hash(query: &wire::PreparedQuery) -> String {
     let sent = serde_json::to_vec(query).unwrap_or_default();
     let digest = Sha256::digest(sent);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(digest)
 }
 
 /// Puts queries and their ledger together, by name.

@@ -106,12 +106,12 @@ impl<K: Ord + Clone, V: Owned + PartialEq> Entries<K, V> {
     /// as they are known. Returns the keys of which something changed; nothing where the read is void.
     pub fn finish_read(
         &mut self,
-        ticket: TableTicket,
+        ticket: &TableTicket,
         mut found: BTreeMap<K, V>,
         knowledge: Knowledge,
         busy: impl Fn(&K) -> bool,
     ) -> Vec<K> {
-        if self.is_void(&ticket) {
+        if self.is_void(ticket) {
             return Vec::new();
         }
         let written = self.written.take().unwrap_or_default();
@@ -175,7 +175,7 @@ mod tests {
     fn read(entries: &mut Numbers, rows: &[(&'static str, u32)]) -> Vec<&'static str> {
         let ticket = entries.start_read();
         let found = rows.iter().copied().collect();
-        entries.finish_read(ticket, found, Knowledge::Whole, |_| false)
+        entries.finish_read(&ticket, found, Knowledge::Whole, |_| false)
     }
 
     #[test]
@@ -196,7 +196,7 @@ mod tests {
         entries.set(&"b", None);
         let old = BTreeMap::from([("a", 1), ("b", 1), ("c", 1)]);
         let busy = |key: &&str| *key == "c";
-        let mut changed = entries.finish_read(ticket, old, Knowledge::Whole, busy);
+        let mut changed = entries.finish_read(&ticket, old, Knowledge::Whole, busy);
         assert_eq!(changed, [""; 0]);
         assert_eq!((entries.get(&"a"), entries.get(&"b")), (Some(&2), None));
         assert_eq!(entries.owned(), 3);
@@ -210,7 +210,7 @@ mod tests {
         let ticket = entries.start_read();
         entries.doubt();
         let found = BTreeMap::from([("a", 1)]);
-        let changed = entries.finish_read(ticket, found, Knowledge::Whole, |_| false);
+        let changed = entries.finish_read(&ticket, found, Knowledge::Whole, |_| false);
         assert_eq!(
             (changed.len(), entries.knowledge()),
             (0, &Knowledge::Unknown)

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::model::entry::Health;
 use crate::model::key::Key;
 use crate::model::owner::{Owner, OwnerKind};
+use crate::model::source::SourceName;
 use crate::model::text::Text;
 
 /// How an instance, a source of an intention or another entry stands.
@@ -246,7 +247,7 @@ impl Board {
                     *tally.of(health) += 1;
                 }
             }
-            Key::Source(_) => {
+            Key::Source(key) if key.source != SourceName::Jwt => {
                 tally.sources += u32::from(standing.claimed);
                 tally.applied += u32::from(standing.claimed && standing.registered.is_some());
             }
@@ -276,7 +277,7 @@ impl Board {
                     *tally.of(health) -= 1;
                 }
             }
-            Key::Source(_) => {
+            Key::Source(key) if key.source != SourceName::Jwt => {
                 tally.sources -= u32::from(standing.claimed);
                 tally.applied -= u32::from(standing.claimed && standing.registered.is_some());
             }
@@ -311,7 +312,6 @@ mod tests {
     use super::*;
     use crate::model::key::{InstanceKey, source_key};
     use crate::model::names::{Destination, InstanceId, NodeName};
-    use crate::model::source::SourceName;
 
     fn key(id: &str) -> Key {
         let cluster = "a".parse().unwrap();

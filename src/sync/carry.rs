@@ -58,13 +58,13 @@ pub enum Carried {
 #[derive(Debug)]
 pub enum Row {
     /// Defaults of a service.
-    Defaults(Option<ObservedDefaults>),
+    Defaults(Option<Box<ObservedDefaults>>),
     /// Intentions of a destination.
-    Intentions(Option<ObservedIntentions>),
+    Intentions(Option<Box<ObservedIntentions>>),
     /// An entry of the ledger, with its index.
     Ledger(Option<(Ledger, u64)>),
     /// A query.
-    Query(Option<wire::PreparedQuery>),
+    Query(Option<Box<wire::PreparedQuery>>),
 }
 
 /// Carries out a change behind the epoch with this index.
@@ -92,12 +92,12 @@ pub async fn carry_out(
         Change::PutDefaults(entry, index) => put(client, entry, *index).await.map(|there| {
             done(there, |entry| {
                 let entry = entry.and_then(|entry| ObservedDefaults::of(cluster, entry));
-                Row::Defaults(entry.map(|(_, there)| there))
+                Row::Defaults(entry.map(|(_, there)| Box::new(there)))
             })
         }),
         Change::PutIntentions(entry, index) => put(client, entry, *index).await.map(|there| {
             done(there, |entry| {
-                Row::Intentions(entry.map(|entry| ObservedIntentions::of(cluster, entry)))
+                Row::Intentions(entry.map(|entry| Box::new(ObservedIntentions::of(cluster, entry))))
             })
         }),
         Change::DeleteDefaults(index) => {
@@ -148,24 +148,32 @@ fn name_of(key: &Key) -> Text {
     }
 }
 
-/// What was written, as it is now; `None` where the index was another.
+/// Writes a config entry that must have this index.
 async fn put<E: ConfigEntry>(
     client: &Client,
     entry: &E,
     index: u64,
-) -> Result<Option<Option<E>>, ConsulError> {
+) -> Result<Put<E>, ConsulError> {
     if !client.put_config_entry(entry, index).await? {
-        return Ok(None);
+        return Ok(Put::Outdated);
     }
     // The answer says neither what is stored nor at which index.
     let there = client
         .config_entry::<E>(entry.name(), Consistency::Consistent)
         .await?;
-    Ok(Some(there.value))
+    Ok(Put::Done(there.value))
 }
 
-fn done<E: ConfigEntry>(there: Option<Option<E>>, row: impl FnOnce(Option<E>) -> Row) -> Carried {
-    let Some(there) = there else {
+/// What became of a config entry.
+enum Put<E> {
+    /// It had another index.
+    Outdated,
+    /// What is there now, if anything still is.
+    Done(Option<E>),
+}
+
+fn done<E: ConfigEntry>(put: Put<E>, row: impl FnOnce(Option<E>) -> Row) -> Carried {
+    let Put::Done(there) = put else {
         return Carried::Outdated;
     };
     let index = there.as_ref().map_or(0, ConfigEntry::modify_index);
@@ -189,7 +197,7 @@ async fn is_still(client: &Client, id: &str, index: u64) -> Result<bool, ConsulE
 async fn read_query(client: &Client, id: &str) -> Result<Carried, ConsulError> {
     let there = client.query(id, Consistency::Consistent).await?.value;
     let index = there.as_ref().map_or(0, |there| there.modify_index);
-    Ok(Carried::Done(Row::Query(there), index))
+    Ok(Carried::Done(Row::Query(there.map(Box::new)), index))
 }
 
 async fn note(
@@ -336,7 +344,7 @@ pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery>
             if there.renamed.is_some() {
                 there.renamed = None;
             }
-            there.named = query;
+            there.named = query.map(|query| *query);
         }
         Row::Defaults(_) | Row::Intentions(_) => {}
     }
@@ -356,7 +364,7 @@ mod tests {
             ..wire::PreparedQuery::default()
         };
         let noted = placed(None, Row::Ledger(Some((Ledger::default(), 7))));
-        let created = placed(noted.as_ref(), Row::Query(Some(query.clone()))).unwrap();
+        let created = placed(noted.as_ref(), Row::Query(Some(Box::new(query.clone())))).unwrap();
         assert_eq!(created.ledger.as_ref().map(|(_, index)| *index), Some(7));
         assert_eq!(
             created.named.as_ref().map(definition),

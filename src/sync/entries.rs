@@ -226,7 +226,7 @@ impl Engine {
                 let found = self
                     .mirror
                     .defaults
-                    .finish_read(ticket, rows, knowledge, is_busy);
+                    .finish_read(&ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Defaults).collect()
             }
             Rows::Intentions(mut rows) => {
@@ -237,7 +237,7 @@ impl Engine {
                 let found = self
                     .mirror
                     .intentions
-                    .finish_read(ticket, rows, knowledge, is_busy);
+                    .finish_read(&ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Intentions).collect()
             }
             Rows::Queries(rows) => {
@@ -245,7 +245,7 @@ impl Engine {
                 let found = self
                     .mirror
                     .queries
-                    .finish_read(ticket, rows, knowledge, is_busy);
+                    .finish_read(&ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Query).collect()
             }
         };
@@ -496,10 +496,10 @@ impl Engine {
         self.allowed(key, at);
         match (key, row) {
             (Key::Defaults(service), Row::Defaults(row)) => {
-                self.mirror.defaults.set(service, row);
+                self.mirror.defaults.set(service, row.map(|row| *row));
             }
             (Key::Intentions(destination), Row::Intentions(row)) => {
-                self.mirror.intentions.set(destination, row);
+                self.mirror.intentions.set(destination, row.map(|row| *row));
                 if self.rules.refusals.accepted(destination) {
                     self.dirty.touch(key.clone(), due);
                 }

@@ -84,7 +84,7 @@ impl Index {
             let of = self.entries.destinations.entry(claims.destination);
             of.or_default().insert(seniority, name);
         }
-        self.let_go_of_entries(before.as_ref(), frozen, &owner, absence, touched);
+        let_go_of_entries(before.as_ref(), frozen, &owner, absence, touched);
     }
 
     /// An `Intention` was deleted; `by_itself` unless it went with its CRD.
@@ -106,7 +106,7 @@ impl Index {
         let owner = before.owner();
         self.is_gone(&owner, touched);
         self.claim_no_more(Some(&before), None, false, absence, touched);
-        self.let_go_of_entries(Some(&before), false, &owner, absence, touched);
+        let_go_of_entries(Some(&before), false, &owner, absence, touched);
     }
 
     /// A `PreparedQuery` was listed, added or changed.
@@ -137,7 +137,7 @@ impl Index {
             seniority,
         };
         self.claim_queries((old, was), after, &asked, absence, !frozen, touched);
-        self.let_go_of_entries(before.as_ref(), frozen, &owner, absence, touched);
+        let_go_of_entries(before.as_ref(), frozen, &owner, absence, touched);
     }
 
     /// A `PreparedQuery` was deleted; `by_itself` unless it went with its CRD.
@@ -166,7 +166,7 @@ impl Index {
         let old = before.claims().map(|claims| claims.name.clone());
         let was = Some(seniority_of(&before));
         self.claim_queries((old, was), Vec::new(), &asked, absence, true, touched);
-        self.let_go_of_entries(Some(&before), false, &owner, absence, touched);
+        let_go_of_entries(Some(&before), false, &owner, absence, touched);
     }
 
     /// What a registration asks for beside its instances changed.
@@ -219,7 +219,7 @@ impl Index {
         let old = old.as_ref().and_then(protocol).map(|(service, ..)| service);
         let new = new.as_ref().and_then(protocol);
         self.claim_defaults((old, was), new, &asked, absence, !frozen, touched);
-        self.let_go_of_entries(before, frozen, &owner, absence, touched);
+        let_go_of_entries(before, frozen, &owner, absence, touched);
     }
 
     // === claims ===
@@ -345,25 +345,6 @@ impl Index {
     fn touch_claimants(&self, key: &Key, touched: &mut Touched) {
         touched.keys.insert(key.clone());
         touched.registrations.extend(self.owners_of(key));
-    }
-
-    /// What a frozen object kept without claiming it is to be looked at; where this process saw the
-    /// object change or go, that is the end of what it does not claim now.
-    fn let_go_of_entries<C: Asked>(
-        &self,
-        before: Option<&Parsed<C>>,
-        frozen: bool,
-        owner: &Owner,
-        absence: Absence,
-        touched: &mut Touched,
-    ) {
-        let was_frozen = before.is_some_and(|before| before.claims().is_none());
-        if frozen || was_frozen {
-            touched.entry_holdings.insert(owner.clone());
-        }
-        if was_frozen && !frozen && absence == Absence::Seen {
-            touched.entries_let_go.insert(owner.clone());
-        }
     }
 
     /// Takes what was seen of the object that held it for the end of a key that nothing claims now.
@@ -543,5 +524,23 @@ fn freeze<C: Asked>(object: &Parsed<C>) -> Option<Freeze> {
         Content::Valid(_) => None,
         Content::Paused { .. } => Some(Freeze::Paused),
         Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
+    }
+}
+
+/// What a frozen object kept without claiming it is to be looked at; where this process saw the
+/// object change or go, that is the end of what it does not claim now.
+fn let_go_of_entries<C: Asked>(
+    before: Option<&Parsed<C>>,
+    frozen: bool,
+    owner: &Owner,
+    absence: Absence,
+    touched: &mut Touched,
+) {
+    let was_frozen = before.is_some_and(|before| before.claims().is_none());
+    if frozen || was_frozen {
+        touched.entry_holdings.insert(owner.clone());
+    }
+    if was_frozen && !frozen && absence == Absence::Seen {
+        touched.entries_let_go.insert(owner.clone());
     }
 }

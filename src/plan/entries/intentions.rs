@@ -128,7 +128,7 @@ impl Merge<'_> {
         let there = self.there?;
         match name {
             SourceName::Jwt => there.jwt.clone().map(Content::Jwt),
-            name => there.sources.get(name).cloned().map(Content::Source),
+            SourceName::Source { .. } => there.sources.get(name).cloned().map(Content::Source),
         }
     }
 
@@ -306,9 +306,9 @@ impl Merge<'_> {
                 let mut assigned = self.assigned.iter();
                 assigned.any(|(name, (_, of))| of == owner && self.owner(name) != Some(owner))
             };
-            let youngest = claimants.iter().rev().map(|it| &it.owner);
-            let youngest = youngest.filter(|owner| !left_out.contains(*owner));
-            let Some(youngest) = youngest.cloned().find(is_new) else {
+            let mut youngest = claimants.iter().rev().map(|it| &it.owner);
+            let youngest = youngest.find(|owner| !left_out.contains(*owner) && is_new(owner));
+            let Some(youngest) = youngest.cloned() else {
                 // All of it stands there already: what can be written could be kept.
                 return there.clone();
             };
@@ -394,9 +394,9 @@ impl Merge<'_> {
 
     /// The object that a write is for: one whose source changes, else one whose source is there.
     fn concerned(&self) -> Option<&Owner> {
-        let changes = |name: &SourceName, owner: &Owner| self.owner(name) != Some(owner);
+        let is_new = |name: &SourceName, owner: &Owner| self.owner(name) != Some(owner);
         let assigned = || self.assigned.iter().map(|(name, (_, owner))| (name, owner));
-        let changed = assigned().find(|(name, owner)| changes(name, owner));
+        let changed = assigned().find(|(name, owner)| is_new(name, owner));
         let removed = self.removed.first().map(|gone| &gone.owner);
         changed
             .map(|(_, owner)| owner)

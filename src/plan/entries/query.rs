@@ -94,17 +94,15 @@ fn claimed(holder: &QueryClaimant, there: &ObservedQuery) -> (State, EntryStep) 
         return another("an entry of the ledger that cannot be understood".to_owned());
     }
     let Some(ours) = ours(there) else {
-        return match &there.named {
+        if there.named.is_some() {
             // Somebody took the name: between our note and our query, or after ours was removed.
-            Some(_) => write(Change::DeleteLedger(*index)),
-            None => {
-                let note = noted(&Text::default(), Some(ledger));
-                if *ledger == note {
-                    write(Change::CreateQuery(wanted.clone()))
-                } else {
-                    write(Change::PutLedger(note, *index))
-                }
-            }
+            return write(Change::DeleteLedger(*index));
+        }
+        let note = noted(&Text::default(), Some(ledger));
+        return if *ledger == note {
+            write(Change::CreateQuery(wanted.clone()))
+        } else {
+            write(Change::PutLedger(note, *index))
         };
     };
     if let Some(named) = there.named.as_ref().filter(|named| named.id != ours.id) {

@@ -167,13 +167,13 @@ impl Bed {
         let ticket = self.mirror.intentions.start_read();
         self.mirror
             .intentions
-            .finish_read(ticket, rows, Knowledge::Whole, |_| false);
+            .finish_read(&ticket, rows, Knowledge::Whole, |_| false);
         let defaults = self.consul.defaults.values();
         let rows = defaults.filter_map(|entry| ObservedDefaults::of(&cluster(), entry.clone()));
         let ticket = self.mirror.defaults.start_read();
         self.mirror
             .defaults
-            .finish_read(ticket, rows.collect(), Knowledge::Whole, |_| false);
+            .finish_read(&ticket, rows.collect(), Knowledge::Whole, |_| false);
         let pairs = self
             .consul
             .ledger
@@ -189,7 +189,7 @@ impl Bed {
         let ticket = self.mirror.queries.start_read();
         self.mirror
             .queries
-            .finish_read(ticket, rows, Knowledge::Whole, |_| false);
+            .finish_read(&ticket, rows, Knowledge::Whole, |_| false);
     }
 
     fn decide(&self, key: &Key) -> EntryFinding {
@@ -530,7 +530,7 @@ fn what_is_known_in_part_loses_nothing() {
     let partial = Knowledge::Partial("no rights".to_owned());
     bed.mirror
         .intentions
-        .finish_read(ticket, rows, partial, |_| false);
+        .finish_read(&ticket, rows, partial, |_| false);
     let finding = bed.decide(&payment());
     assert_eq!(finding.step, EntryStep::Settled);
     assert!(matches!(
