@@ -3,7 +3,8 @@
 //! One straight pipe; what is decided is pure, what is done is in one place.
 //!
 //! ```text
-//!  Pods, Nodes, ServiceRegistrations              Consul: our nodes, their services and checks
+//!  Pods, Nodes, ServiceRegistrations,             Consul: our nodes, their services and checks,
+//!  Intentions, PreparedQueries                    config entries, prepared queries, their ledger
 //!        │ k8s: list and watch, trimmed                   │ sync::apply reads, sync::signals wake
 //!        ▼                                                ▼
 //!  desired::index   (pure)                        observed::mirror   (pure)
@@ -14,6 +15,7 @@
 //!      sync::dirty ─▶ plan::decide(key, desired, observed)      (pure)
 //!                        ▼
 //!      plan::batch ─▶ sync::apply: one transaction, bounded in number, a deadline on every call
+//!      plan::entries ─▶ sync::carry: what no transaction takes, one call each, the same way
 //!                        │ outcomes ──▶ observed::mirror (what was written is known at once)
 //!                        ▼
 //!      status::board, status::derive   (pure) ─▶ k8s::status, k8s::events, metrics, logs

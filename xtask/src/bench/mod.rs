@@ -10,6 +10,7 @@
 //!  report: table on standard output, JSON on request
 //! ```
 
+mod entries;
 mod expected;
 mod floor;
 mod propagate;
@@ -79,6 +80,8 @@ enum Row {
     Drift,
     /// 200 of 1,000 pods were deleted while lictor was dead.
     Restart,
+    /// 2,000 Intentions and 500 PreparedQueries.
+    Entries,
     /// Resident memory.
     Memory,
 }
@@ -148,6 +151,7 @@ impl Row {
             Self::Idle => rows::idle(setup, report).await,
             Self::Drift => rows::drift(setup, report).await,
             Self::Restart => rows::restart(setup, report).await,
+            Self::Entries => entries::measure(setup, report).await,
             Self::Memory => rows::memory(setup, report).await,
         }
     }
