@@ -31,6 +31,11 @@ async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     Ok(Outcome { code, out, err })
 }
 
+/// The id of an entry of another hand, which no other scene has.
+fn hand(scene: &Scene) -> String {
+    format!("hand-{}", scene.cluster)
+}
+
 /// Asks as `lictor gc` does, and waits for the answer.
 async fn asked(scene: &Scene, id: &str, more: Value) -> Result<Value> {
     question(scene, id, more).await?;
@@ -240,7 +245,7 @@ async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Re
     much_is_gone(&scene, 5).await?;
     let entry = json!({
         "Node": scene.consul_node(), "Address": "10.88.0.1", "SkipNodeUpdate": true,
-        "Service": {"ID": "hand", "Service": "web", "Port": 1},
+        "Service": {"ID": hand(&scene), "Service": "web", "Port": 1},
     });
     scene.by_hand(&entry).await?;
     let shown = gc(&scene, &[]).await?;
@@ -256,7 +261,7 @@ async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Re
     assert!(removed.out.contains("3 instances removed"));
     assert!(removed.err.contains("audit"), "{}", removed.err);
     two_are_left(&scene, 5).await?;
-    assert!(scene.find_id("web", "hand").await?.is_some());
+    assert!(scene.find_id("web", &hand(&scene)).await?.is_some());
     // The next process takes the epoch as ever.
     let lictor = scene.lictor().await?;
     lictor.stop().await?;
@@ -318,7 +323,7 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
 
     let entry = json!({
         "Node": scene.consul_node(), "Address": "10.88.0.1", "SkipNodeUpdate": true,
-        "Service": {"ID": "hand", "Service": "web", "Port": 1},
+        "Service": {"ID": hand(&scene), "Service": "web", "Port": 1},
     });
     scene.by_hand(&entry).await?;
     let shown = bury(&[]).await?;
@@ -332,8 +337,11 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     );
     assert!(buried.out.contains(&removed), "{}", buried.out);
     assert!(scene.find("web", "web-0").await?.is_none());
-    assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
-    let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
+    assert!(
+        scene.find_id("web", &hand(&scene)).await?.is_some(),
+        "another's"
+    );
+    let gone = json!({"Node": scene.consul_node(), "ServiceID": hand(&scene)});
     scene.away_by_hand(&gone).await?;
     let buried = bury(&["--yes"]).await?;
     assert_eq!(buried.code, Some(0), "{}", buried.err);
@@ -461,18 +469,27 @@ async fn an_empty_node_goes_with_its_kubernetes_node_and_not_before_others_left(
     scene.status("web", "web-0", "passing").await?;
     let entry = json!({
         "Node": scene.consul_node(), "Address": "10.88.0.1", "SkipNodeUpdate": true,
-        "Service": {"ID": "hand", "Service": "web", "Port": 1},
+        "Service": {"ID": hand(&scene), "Service": "web", "Port": 1},
     });
     scene.by_hand(&entry).await?;
     scene.pod("web-0").finish_deletion(&scene.client).await?;
     scene.gone("web", "web-0").await?;
     scene.kubernetes_node().delete(&scene.client).await?;
     let check = format!("/v1/health/node/{}?consistent", scene.consul_node());
+    until("the node to be known to be gone", async || {
+        let checks = scene.consul.get(&check).await?;
+        ensure!(checks.to_string().contains("does not exist"), "{checks}");
+        Ok::<_, anyhow::Error>(())
+    })
+    .await?;
     lictor.idle().await?;
     sleep(Duration::from_secs(2)).await;
-    assert!(scene.find_id("web", "hand").await?.is_some(), "another's");
+    assert!(
+        scene.find_id("web", &hand(&scene)).await?.is_some(),
+        "another's"
+    );
 
-    let gone = json!({"Node": scene.consul_node(), "ServiceID": "hand"});
+    let gone = json!({"Node": scene.consul_node(), "ServiceID": hand(&scene)});
     scene.away_by_hand(&gone).await?;
     until("the node to be gone", async || {
         let checks = scene.consul.get(&check).await?;

@@ -336,3 +336,38 @@ async fn more_lists_can_be_asked_for() -> Result<()> {
     })
     .await
 }
+
+/// Puts entries there by hand that say that they are ours, and that nothing claims.
+async fn strays(scene: &Scene, numbers: std::ops::Range<usize>) -> Result<()> {
+    for number in numbers {
+        let pod = format!("stray-{number}");
+        let entry = json!({
+            "Node": scene.consul_node(), "SkipNodeUpdate": true,
+            "Service": {"ID": scene.id("web", &pod), "Service": "web", "Port": 1, "Meta": {
+                "lictor-cluster": scene.cluster, "lictor-node": scene.consul_node(),
+                "lictor-owner": format!("Pod/{}/{pod}", scene.namespace),
+            }},
+        });
+        scene.by_hand(&entry).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_went_before_counts_with_what_is_found_now() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
+    settle(&scene, 20).await?;
+    strays(&scene, 0..8).await?;
+    has(&scene, 20, SOON).await?;
+    lictor.idle().await?;
+    // As many again, found together, would be within the limits by themselves.
+    lictor.pause()?;
+    strays(&scene, 8..16).await?;
+    lictor.resume()?;
+    held(&lictor, 8).await?;
+    lictor.idle().await?;
+    held(&lictor, 8).await?;
+    assert_eq!(count(&scene).await?, 20 + 8);
+    Ok(())
+}

@@ -106,7 +106,8 @@ async fn what_is_kept_is_critical_where_its_address_is_another_pods() -> Result<
     // which is not told by its address.
     let heir = scene.pod("heir").ip(&kept[0].address);
     heir.create_ready(&scene.client).await?;
-    let host = scene.pod("host").host_network().ip(&kept[1].address);
+    let host = scene.pod("host").host_network();
+    let host = host.host_ips([&*kept[1].address]);
     host.create_ready(&scene.client).await?;
     let seen = scene.status("web", "old-0", "critical").await?;
     let text = format!(
@@ -155,7 +156,8 @@ async fn a_dry_run_writes_nothing_anywhere_and_says_what_it_would() -> Result<()
     let bad = scene
         .pod("bad")
         .lictor("service", "web")
-        .lictor("port", "70000");
+        .lictor("port", "70000")
+        .lictor("tag", "unknown");
     bad.create_ready(&scene.client).await?;
     let epoch = format!("/v1/kv/lictor/v1/{}/epoch", scene.cluster);
     let state = async || -> Result<_> {

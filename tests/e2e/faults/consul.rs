@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
+use tokio::time::sleep;
 
-use super::{alone, foreign, not_ready, settle};
+use super::{alone, foreign, not_ready, ready_but, settle};
 use crate::support::{Annotated as _, Oracle, Scene, condition, until};
+
+/// Longer than it takes until the watches of Consul told what was written, and wait again.
+const SIGNALLED: Duration = Duration::from_secs(4);
 
 #[tokio::test]
 async fn consul_is_down_at_the_start_and_later() -> Result<()> {
@@ -40,6 +44,8 @@ async fn consul_is_down_at_the_start_and_later() -> Result<()> {
         .lictor("service", "web")
         .create_ready(&scene.client)
         .await?;
+    // It stays ready also once it has something to write.
+    ready_but(&lictor, "consul: cannot ").await?;
     consul.start().await?;
     let seen = scene.status("web", "web-0", "critical").await?;
     assert_eq!(seen.raw["Service"], before.raw["Service"]);
@@ -154,4 +160,42 @@ async fn a_consul_that_restarts_loses_and_repeats_nothing() -> Result<()> {
     scene.status("web", "comes", "passing").await?;
     scene.barrier().await?;
     oracle.verdict().await
+}
+
+/// Nobody else writes here, and no sweep is due: it knows the changes that it is told of.
+#[tokio::test]
+async fn what_it_writes_itself_is_not_read_again() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    let lictor = scene.lictor_with(&["--drift-interval=60s"]).await?;
+    settle(&scene, &["web-0", "web-1"]).await?;
+    let reads = async || {
+        let name = "lictor_consul_requests_total";
+        lictor.metric(name, &["health/node"]).await
+    };
+    // The entry by hand, and what Consul does at its own start, is looked at before.
+    let before = until("it to have looked at all", async || {
+        let before = reads().await?;
+        sleep(SIGNALLED).await;
+        let now = reads().await?;
+        ensure!(before > 0.0 && now.to_bits() == before.to_bits(), "{now}");
+        Ok::<_, anyhow::Error>(now)
+    })
+    .await?;
+    for turn in 0..3 {
+        let tag = format!("t{turn}");
+        scene.annotate("web-0", &[("tags", Some(&tag))]).await?;
+        scene
+            .instance("web", "web-0", |seen| seen.tags == [&*tag])
+            .await?;
+        scene.barrier().await?;
+        sleep(SIGNALLED).await;
+    }
+    lictor.idle().await?;
+    let count = reads().await?;
+    ensure!(
+        count.to_bits() == before.to_bits(),
+        "{count} reads after {before}"
+    );
+    Ok(())
 }

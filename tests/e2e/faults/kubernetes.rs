@@ -187,7 +187,20 @@ async fn rights_that_are_withdrawn_while_it_runs_cost_nothing() -> Result<()> {
         ready_but(&lictor, "pods: 403").await?;
         churn.turns(15).await?;
         assert_eq!(scene.dump().await?, before);
-        ready_but(&lictor, "pods: 403").await
+        // Nothing claims this one, as far as can be told without a watch of pods.
+        let entry = json!({
+            "Node": scene.consul_node(), "SkipNodeUpdate": true,
+            "Service": {"ID": scene.id("web", "stray"), "Service": "web", "Port": 1, "Meta": {
+                "lictor-cluster": scene.cluster, "lictor-node": scene.consul_node(),
+                "lictor-owner": format!("Pod/{}/stray", scene.namespace),
+            }},
+        });
+        scene.by_hand(&entry).await?;
+        lictor.shows("lictor_held_deletes", 1.0).await?;
+        ready_but(&lictor, "pods: 403").await?;
+        lictor.idle().await?;
+        ensure!(scene.find("web", "stray").await?.is_some(), "it went");
+        Ok(())
     };
     let without = without.await;
     scene.bed.kubectl_apply(&binding).await?;

@@ -133,6 +133,8 @@ async fn what_a_stale_server_says_decides_nothing() -> Result<()> {
     lictor.idle().await?;
     let oracle = Oracle::watch(&scene.consul, "web", &ids, &foreign(&scene)).await?;
     let before = scene.dump().await?;
+    let writes = "lictor_operations_total";
+    let tried = lictor.metric(writes, &[]).await?;
 
     consul.set(Fault::Reset).await?;
     let nothing = Answer::new(200)
@@ -151,6 +153,12 @@ async fn what_a_stale_server_says_decides_nothing() -> Result<()> {
     .await?;
     lictor.idle().await?;
     assert_eq!(scene.dump().await?, before);
+    // Nor was anything tried that Consul refused.
+    let now = lictor.metric(writes, &[]).await?;
+    ensure!(
+        now.to_bits() == tried.to_bits(),
+        "{now} operations after {tried}"
+    );
     // Changes go on to be shown.
     churn.turns(10).await?;
     churn.exact().await?;

@@ -187,7 +187,8 @@ mod tests {
         sampled().await?;
         oracle.verdict().await?;
 
-        let oracle = Oracle::watch(&consul, "web", &ids, &node).await?;
+        let oracle = Oracle::watch(&consul, "web", &ids, &[]).await?;
+        let foreign = Oracle::watch(&consul, "web", &[], &node).await?;
         bed.consul_leader().await?.kill();
         let gone = json!({"Node": "n1", "ServiceID": "web-0"});
         until("it to be gone", async || {
@@ -198,7 +199,9 @@ mod tests {
             consul.put("/v1/catalog/register", &entry).await
         })
         .await?;
-        ensure!(oracle.verdict().await.is_err(), "the oracle is blind");
+        for oracle in [oracle, foreign] {
+            ensure!(oracle.verdict().await.is_err(), "the oracle is blind");
+        }
         Ok(())
     }
 }
