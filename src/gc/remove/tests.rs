@@ -107,8 +107,8 @@ async fn a_removal_whose_answer_was_lost_is_read_again_and_told() {
     assert_eq!(remover.stayed, Vec::<String>::new());
     let all = Removed {
         instances: 1,
-        nodes: 0,
         keys: 1,
+        ..Removed::default()
     };
     assert_eq!(remover.removed, all);
     let told = log.removals();
