@@ -726,6 +726,12 @@ impl Engine {
                 continue;
             }
             let stands = finding.parts.iter().find(|found| found.key == *part);
+            // It may go, and waits for something else to go first.
+            let goes =
+                |stand: &Stand| !stand.claimed && stand.there && stand.state == State::Pending;
+            if stands.is_some_and(|part| part.stands.iter().any(goes)) {
+                continue;
+            }
             let claimed = stands.is_some_and(|part| part.stands.iter().any(|stand| stand.claimed));
             if claimed {
                 self.rules.guard.returned(part);
