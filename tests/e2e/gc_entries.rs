@@ -131,14 +131,19 @@ async fn without_a_process_entries_go_in_the_order_in_which_they_can() -> Result
 
     let removed = gc(&scene, &["--yes"]).await?;
     assert_eq!(removed.code, Some(0), "{}{}", removed.out, removed.err);
-    let counts = "removed: 1 instances, 12 intentions, 1 queries, 1 service-defaults, 0 nodes and 1 keys";
+    let counts =
+        "removed: 1 instances, 12 intentions, 1 queries, 1 service-defaults, 0 nodes and 1 keys";
     assert!(removed.out.contains(counts), "{}", removed.out);
     let audited = removed.err.matches("audit: removed").count();
     assert_eq!(audited, 16, "{}", removed.err);
     only_one_is_left(&scene, &names).await?;
     ensure!(ledger(&scene, &names.nearest).await?.is_none());
     let nothing = gc(&scene, &["--yes"]).await?;
-    assert!(nothing.out.contains("nothing is in Consul"), "{}", nothing.out);
+    assert!(
+        nothing.out.contains("nothing is in Consul"),
+        "{}",
+        nothing.out
+    );
     // The next process finds nothing to do.
     let lictor = scene.lictor().await?;
     lictor.idle().await?;
@@ -181,8 +186,9 @@ async fn of_a_dead_cluster_entries_go_and_what_others_added_stays() -> Result<()
     let hand_query = json!({"Name": scene.named("hand"), "Service": {"Service": "web"}});
     scene.consul.post("/v1/query", &hand_query).await?;
     let foreign = async || {
-        let entry = scene.config_entry("service-intentions", &scene.named("hand"));
-        let query = scene.query_named(&scene.named("hand"));
+        let hand = scene.named("hand");
+        let entry = scene.config_entry("service-intentions", &hand);
+        let query = scene.query_named(&hand);
         anyhow::Ok([entry.await?, query.await?])
     };
     let before = foreign().await?;
