@@ -122,6 +122,14 @@ fn claimed(
             }
         };
     };
+    if ledger.id.is_empty() {
+        // Before it is changed: from then on only its id tells that it is ours.
+        let noted = Ledger {
+            id: ours.id.to_string(),
+            ..ledger.clone()
+        };
+        return write(Change::PutLedger(noted, *index));
+    }
     if let Some(named) = there.named.as_ref().filter(|named| named.id != ours.id) {
         return another(of_nobody(named));
     }

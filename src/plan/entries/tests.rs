@@ -636,6 +636,25 @@ fn the_ledger_comes_before_the_query_and_a_crash_between_any_steps_is_repaired()
 }
 
 #[test]
+fn a_query_that_changes_before_its_id_is_noted_stays_ours() {
+    for written in 0..=3 {
+        let mut bed = Bed::new();
+        asks(&mut bed);
+        for _ in 0..written {
+            assert!(bed.step(&nearest()));
+        }
+        bed.query("nearest", json!({"name": "Nearest", "service": "ledger"}));
+        let finding = bed.settle(&nearest());
+        assert_eq!(finding.parts[0].stands[0].state, State::Fine, "{written}");
+        let (id, query) = bed.consul.queries.first_key_value().unwrap();
+        assert_eq!(*query.service.service, *"ledger");
+        let noted = ledger(&bed).unwrap();
+        let definition = entries::definition(query);
+        assert_eq!((&noted.id, noted.hash), (id, entries::hash(&definition)));
+    }
+}
+
+#[test]
 fn a_query_that_nobody_asks_for_any_more_goes_wherever_the_process_died() {
     for died_after in 0..=3 {
         let mut bed = Bed::new();
