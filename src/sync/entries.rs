@@ -229,6 +229,8 @@ impl Engine {
         }
         if let Knowledge::Partial(why) = &knowledge {
             self.told_partial.insert(table, why.clone());
+            // Consul does not tell of rights that come.
+            self.table(table).sweeper.wrote(Instant::now());
         } else {
             self.told_partial.remove(&table);
         }

@@ -284,6 +284,8 @@ async fn what_was_known_in_part_is_planned_once_it_is_known_whole() {
     engine.tell_readiness();
     let said = engine.readiness.borrow().remarks.join(" ");
     assert!(said.contains("consul: no rights"), "{said}");
+    let again = engine.tables[&Table::Intentions].sweeper.wake_at();
+    assert!(again.is_some(), "it is never read again");
     assert_eq!(read(&mut engine, Knowledge::Whole), 1);
     assert_eq!(read(&mut engine, Knowledge::Whole), 0);
 }
