@@ -196,7 +196,9 @@ fn standing(health: &Value, id: &str) -> Value {
         return Value::Null;
     };
     let checks = found["Checks"].as_array().into_iter().flatten();
-    let failing: Vec<_> = checks.filter(|check| check["Status"] != "passing").collect();
+    let failing: Vec<_> = checks
+        .filter(|check| check["Status"] != "passing")
+        .collect();
     json!([found["Service"]["CreateIndex"], failing])
 }
 
