@@ -81,7 +81,7 @@ pub(super) fn doomed(
         doomed.add(*write);
         (!doomed.gone.is_empty()).then_some(doomed)
     }));
-    let names = names.into_iter().filter(|name| !kept.contains(name));
+    let names = names.iter().filter(|name| !kept.contains(name));
     all.extend(names.filter_map(|name| query(name, index, mirror, &rules)));
     all
 }
@@ -174,12 +174,12 @@ fn without(
 
 /// A query that goes, and then its entry in the ledger.
 fn query(
-    name: QueryName,
+    name: &QueryName,
     index: &Index,
     mirror: &mut Mirror,
     rules: &Rules,
 ) -> Option<DoomedEntry> {
-    if index.queries_of(&name).next().is_some() {
+    if index.queries_of(name).next().is_some() {
         return None;
     }
     let mut doomed = DoomedEntry::new(Key::Query(name.clone()));
@@ -189,8 +189,8 @@ fn query(
             Change::DeleteLedger(_) => Row::Ledger(None),
             _ => break,
         };
-        let row = carry::placed(mirror.queries.get(&name), row);
-        mirror.queries.set(&name, row);
+        let row = carry::placed(mirror.queries.get(name), row);
+        mirror.queries.set(name, row);
         doomed.add(*write);
     }
     (!doomed.changes.is_empty()).then_some(doomed)

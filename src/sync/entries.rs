@@ -96,6 +96,7 @@ pub struct TableRead {
 
 #[cfg(test)]
 impl TableRead {
+    /// One that was read so.
     pub fn of(
         table: Table,
         ticket: TableTicket,
