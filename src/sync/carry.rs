@@ -38,7 +38,7 @@ pub enum Rows {
 #[derive(Debug)]
 pub enum Carried {
     /// It was done: what stands there now, and the raft index of that.
-    Done(Row, u64),
+    Done(Box<Row>, u64),
     /// It was done, but what stands there now cannot be read.
     Unseen(ConsulError),
     /// What it was planned with is not what is there.
@@ -123,7 +123,7 @@ pub async fn carry_out(
         },
         Change::DeleteQuery(id, _) => match client.delete_query(id).await {
             Err(error) if error.class() != ErrorClass::NotFound => Err(error),
-            _ => Ok(Carried::Done(Row::Query(None), 0)),
+            _ => Ok(Carried::Done(Box::new(Row::Query(None)), 0)),
         },
         Change::PutLedger(..) | Change::DeleteLedger(_) => Ok(Carried::Outdated),
     }
@@ -175,17 +175,17 @@ async fn put<E: ConfigEntry>(
     let there = client.config_entry::<E>(entry.name(), Consistency::Consistent);
     Ok(match there.await.map(|there| there.value) {
         Err(error) => Carried::Unseen(error),
-        Ok(None) => Carried::Done(nothing, 0),
+        Ok(None) => Carried::Done(Box::new(nothing), 0),
         Ok(Some(there)) => {
             let index = there.modify_index();
-            Carried::Done(row(there), index)
+            Carried::Done(Box::new(row(there)), index)
         }
     })
 }
 
 fn removed(gone: bool, row: Row) -> Carried {
     if gone {
-        Carried::Done(row, 0)
+        Carried::Done(Box::new(row), 0)
     } else {
         Carried::Outdated
     }
@@ -202,7 +202,7 @@ async fn read_query(client: &Client, id: &str) -> Carried {
         Err(error) => Carried::Unseen(error),
         Ok(there) => {
             let index = there.value.as_ref().map_or(0, |there| there.modify_index);
-            Carried::Done(Row::Query(there.value), index)
+            Carried::Done(Box::new(Row::Query(there.value)), index)
         }
     }
 }
@@ -241,7 +241,7 @@ async fn note(
                 Change::PutLedger(entry, _) => Some((entry.clone(), index)),
                 _ => None,
             };
-            Ok(Carried::Done(Row::Ledger(row), index))
+            Ok(Carried::Done(Box::new(Row::Ledger(row)), index))
         }
         TxnOutcome::RolledBack(errors) => {
             let is_denied = |error: &&TxnError| error.reason == TxnFailure::PermissionDenied;

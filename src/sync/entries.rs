@@ -97,6 +97,7 @@ pub struct TableRead {
 #[cfg(test)]
 impl TableRead {
     /// One that was read so.
+    #[must_use]
     pub fn of(
         table: Table,
         ticket: TableTicket,
@@ -465,7 +466,7 @@ impl Engine {
             Ok(Carried::Done(row, index)) => {
                 self.count_entry(&key, &write, "ok");
                 self.writable();
-                self.carried(&key, &write, row, index, due, (at, epoch));
+                self.carried(&key, &write, *row, index, due, (at, epoch));
             }
             Ok(Carried::Unseen(error)) => {
                 self.count_entry(&key, &write, "ok");

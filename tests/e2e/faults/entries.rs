@@ -82,7 +82,7 @@ async fn settle(scene: &Scene) -> Result<Kept> {
 /// Intentions and queries that come, change and go, and what Consul must hold in the end.
 struct Turns<'a> {
     scene: &'a Scene,
-    turns: usize,
+    turn: usize,
     /// What others wrote is there too.
     hand: bool,
     /// Sources and what they may; each is of an Intention of its own. The names sort by age.
@@ -97,7 +97,7 @@ impl<'a> Turns<'a> {
         let ttl = (scene.named("stays"), String::new());
         Self {
             scene,
-            turns: 0,
+            turn: 0,
             hand: true,
             sources: [
                 ("stay-0".to_owned(), "allow"),
@@ -117,8 +117,8 @@ impl<'a> Turns<'a> {
 
     /// One change: in five turns an Intention and a query come, both change, and one of each goes.
     async fn turn(&mut self) -> Result<()> {
-        let (scene, turn) = (self.scene, self.turns);
-        self.turns += 1;
+        let (scene, turn) = (self.scene, self.turn);
+        self.turn += 1;
         let is_of_turns = |name: &&String| name.starts_with("turn-");
         let last_source = self.sources.keys().rev().find(is_of_turns).cloned();
         let last_query = self.queries.keys().rev().find(is_of_turns).cloned();

@@ -115,10 +115,10 @@ impl Oracle {
             loop {
                 // One more sample after the end: it shows what came and went while a server hung.
                 let last = asked_to_stop.load(Ordering::Relaxed);
-                let mut sampled = true;
+                let mut whole = true;
                 for path in &paths {
                     let Some(found) = servers.read(path).await else {
-                        sampled = false;
+                        whole = false;
                         continue;
                     };
                     for one in kept.iter().filter(|one| one.path == *path) {
@@ -128,7 +128,7 @@ impl Oracle {
                         }
                     }
                 }
-                if sampled {
+                if whole {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
                 if last {
