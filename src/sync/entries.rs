@@ -597,6 +597,12 @@ impl Engine {
 
     /// What became of a removal whose answer was lost, now that it is known what is there.
     fn settle_lost(&mut self, key: &Key, now: Instant) {
+        // What may only be hidden is not known to be gone.
+        if let Place::Table(table) = key.place()
+            && self.told_partial.contains_key(&table)
+        {
+            return;
+        }
         let Some((removed, index, epoch)) = self.lost_entries.remove(key) else {
             return;
         };

@@ -250,7 +250,10 @@ async fn an_intention_whose_removal_was_answered_by_nobody_is_told_of_once() {
         owner: Owner::intention(&"shop".into(), &"one".into()),
         why: Why::Found,
     };
-    let mut plan = |there: Option<ObservedIntentions>| {
+    let none = Vec::<String>::new();
+    let mut plan = |there: Option<ObservedIntentions>, whole: bool| {
+        let why = (Table::Intentions, "no rights".to_owned());
+        engine.told_partial = (!whole).then_some(why).into_iter().collect();
         let lost = (vec![gone.clone()], 4, 7);
         engine.lost_entries.insert(key.clone(), lost);
         know(&mut engine, there, Knowledge::Whole);
@@ -258,8 +261,9 @@ async fn an_intention_whose_removal_was_answered_by_nobody_is_told_of_once() {
         engine.plan_entry(key.clone(), due(), Instant::now());
         log.removals()
     };
-    assert_eq!(plan(Some(payment())), Vec::<String>::new(), "it is there");
-    let told = plan(None);
+    assert_eq!(plan(Some(payment()), true), none, "it is there");
+    assert_eq!(plan(None, false), none, "it may only be hidden");
+    let told = plan(None, true);
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(
         told[0].contains("epoch=7") && told[0].contains("index=4"),
