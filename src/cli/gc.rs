@@ -11,6 +11,7 @@ use super::run::{cluster, globs};
 use super::{Failure, complain};
 use crate::app;
 use crate::consul::{Client, Fence};
+use crate::gc::entries::DoomedEntry;
 use crate::gc::remove::{Removed, Remover};
 use crate::gc::{Doomed, ask, dead, offline, verify_token};
 use crate::k8s;
@@ -25,7 +26,7 @@ pub(super) struct Gc {
     /// Name of this Kubernetes cluster, whose held removals are shown
     #[arg(long, env = "LICTOR_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: ClusterName,
-    /// Shows what this other cluster left, which is dead: its instances, nodes and keys
+    /// Shows what this other cluster left, which is dead: its instances, intentions, queries, nodes and keys
     #[arg(long, value_name = "NAME", value_parser = cluster)]
     dead: Option<ClusterName>,
     /// Only shows what would be removed, which is the default
@@ -153,12 +154,18 @@ impl Held {
         } else {
             None
         };
-        let (doomed, owned) = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
-        show(&doomed)?;
-        if doomed.is_empty() {
+        let found = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
+        let offline::Found {
+            instances,
+            entries,
+            owned,
+        } = found;
+        show(&instances)?;
+        show_entries(&self.cluster, &entries)?;
+        if instances.is_empty() && entries.is_empty() {
             return say("nothing is in Consul that Kubernetes does not claim");
         }
-        let count = doomed.len();
+        let count = instances.len() + entries.iter().map(|it| it.gone.len()).sum::<usize>();
         let Some(index) = epoch else {
             return say(&format!(
                 "{count} of {owned} are claimed by nothing; --yes removes them"
@@ -167,8 +174,12 @@ impl Held {
         let key = epoch::key(&self.cluster);
         let fence = Fence { key: &key, index };
         let mut remover = Remover::new(consul, fence, "no object claims it");
-        let done = remover.instances(&doomed).await;
-        say(&format!("{} instances removed", remover.removed.instances))?;
+        let done = async {
+            remover.instances(&instances).await?;
+            remover.entries(&self.cluster, &entries).await
+        };
+        let done = done.await;
+        say(&format!("removed: {}", remover.removed))?;
         done.and(judge(&remover.stayed))
     }
 }
@@ -188,6 +199,7 @@ async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> a
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {
     let estate = dead::find(consul, dead).await?;
     show(&estate.instances)?;
+    show_entries(dead, &estate.entries)?;
     for name in &estate.nodes {
         say(&format!("{name}  node"))?;
     }
@@ -201,11 +213,13 @@ async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<
         let foreign = estate.foreign;
         say(&format!("{foreign} entries of others on its nodes stay"))?;
     }
-    let removed = Removed {
+    let mut removed = Removed {
         instances: estate.instances.len(),
         nodes: estate.nodes.len(),
         keys: estate.keys.len(),
+        ..Removed::default()
     };
+    removed.add(&estate.entries);
     if removed == Removed::default() {
         return say(&format!("nothing is left of {dead}"));
     }
@@ -221,6 +235,18 @@ async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<
 fn show(doomed: &[Doomed]) -> anyhow::Result<()> {
     for Doomed { key, owner, .. } in doomed {
         say(&format!("{key}  {owner}"))?;
+    }
+    Ok(())
+}
+
+fn show_entries(cluster: &ClusterName, doomed: &[DoomedEntry]) -> anyhow::Result<()> {
+    for doomed in doomed {
+        for (key, owner) in &doomed.gone {
+            say(&format!("{key}  {owner}"))?;
+        }
+        if let Some(key) = doomed.ledger(cluster) {
+            say(&format!("{key}  key"))?;
+        }
     }
     Ok(())
 }

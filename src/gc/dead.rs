@@ -1,19 +1,27 @@
 //! What a dead cluster left.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use globset::GlobSet;
 use tokio::time::{Instant, sleep};
 
+use super::entries::{self, DoomedEntry};
 use super::remove::{Removed, Remover, Thing};
 use super::{Doomed, read_all, sure};
 use crate::consul::wire::KvPair;
 use crate::consul::{Client, Consistency, Fence};
+use crate::desired::index::{Index, Touched};
 use crate::model::epoch::{self, Epoch, EpochKind};
+use crate::model::kind::Kind;
+use crate::model::ledger;
 use crate::model::marks::{self, Standing};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Pairs;
+use crate::observed::entries::{definition, hash};
 use crate::observed::mirror::Mirror;
+use crate::plan::entries::ours;
 
 /// How long a process of the cluster may take to show that it lives. Any that runs takes its epoch back
 /// at once, if it reaches Consul.
@@ -33,20 +41,27 @@ pub struct Estate {
     pub instances: Vec<Doomed>,
     /// The nodes that have its mark and nothing of others on them.
     pub nodes: Vec<NodeName>,
-    /// The nodes with a name of its that stay, and why.
-    pub kept: Vec<(NodeName, String)>,
+    /// What it has on no node.
+    pub entries: Vec<DoomedEntry>,
+    /// The nodes with a name of its, and its queries, that stay, and why.
+    pub kept: Vec<(String, String)>,
     /// Entries of others on nodes with a name of its, which stay.
     pub foreign: usize,
-    /// Its keys in Consul's KV, with their `ModifyIndex`.
+    /// Its keys in Consul's KV, with their `ModifyIndex`, without those that go with a query, or stay
+    /// with one.
     pub keys: Vec<(String, u64)>,
+    of_queries: BTreeSet<String>,
 }
 
 /// Reads what a cluster has in Consul.
 pub async fn find(client: &Client, cluster: &ClusterName) -> anyhow::Result<Estate> {
-    let mirror = read_all(client, cluster).await?;
+    let mut mirror = read_all(client, cluster).await?;
     let mut estate = Estate::of(cluster, &mirror);
+    estate.add_entries(&mut mirror);
     let keys = keys(client, cluster).await?;
-    let keys = keys.iter();
+    let keys = keys
+        .iter()
+        .filter(|pair| !estate.of_queries.contains(&*pair.key));
     estate.keys = keys
         .map(|pair| (pair.key.to_string(), pair.modify_index))
         .collect();
@@ -164,9 +179,11 @@ impl Estate {
             cluster: cluster.clone(),
             instances: Vec::new(),
             nodes: Vec::new(),
+            entries: Vec::new(),
             kept: Vec::new(),
             foreign: 0,
             keys: Vec::new(),
+            of_queries: BTreeSet::new(),
         };
         for name in mirror.node_names() {
             let mut foreign = 0;
@@ -184,14 +201,39 @@ impl Estate {
             estate.foreign += foreign;
             let meta = mirror.node(name).map(|node| &node.node.meta);
             match meta.and_then(|meta| stays(cluster, meta, foreign)) {
-                Some(why) => estate.kept.push((name.clone(), why)),
+                Some(why) => estate.kept.push((name.to_string(), why)),
                 None => estate.nodes.push(name.clone()),
             }
         }
         estate
     }
 
-    /// Removes what was shown of it: instances, then the nodes that are empty by then, then the keys, the
+    /// Adds what the mirror shows of the cluster that is on no node. A query is the cluster's where it has
+    /// the id and the definition that the ledger says.
+    fn add_entries(&mut self, mirror: &mut Mirror) {
+        let mut kept = BTreeSet::new();
+        for (name, there) in mirror.queries.iter() {
+            if let (Some((ledger, _)), Some(query)) = (&there.ledger, ours(there))
+                && hash(&definition(query)) != ledger.hash
+            {
+                kept.insert(name.clone());
+                self.of_queries.insert(ledger::key(&self.cluster, name));
+                let why = "it is not as the cluster's ledger says: it was changed by another hand";
+                self.kept.push((format!("query/{name}"), why.to_owned()));
+            }
+        }
+        let mut nothing = Index::new(self.cluster.clone(), GlobSet::empty());
+        for kind in Kind::ALL {
+            nothing.begin_list(kind);
+            nothing.end_list(kind, &mut Touched::default());
+        }
+        self.entries = entries::doomed(&nothing, mirror, &kept);
+        let ledgers = self.entries.iter();
+        let ledgers = ledgers.filter_map(|doomed| doomed.ledger(&self.cluster));
+        self.of_queries.extend(ledgers);
+    }
+
+    /// Removes what was shown of it: instances, what is on no node, then the nodes that are empty by then, then the keys, the
     /// epoch last. Tells what went and what stayed also where it fails half-way.
     pub async fn remove(&self, client: &Client, epoch: u64) -> (Outcome, anyhow::Result<()>) {
         let key = epoch::key(&self.cluster);
@@ -209,6 +251,7 @@ impl Estate {
 
     async fn remove_by(&self, client: &Client, remover: &mut Remover<'_>) -> anyhow::Result<()> {
         remover.instances(&self.instances).await?;
+        remover.entries(&self.cluster, &self.entries).await?;
         for (name, why) in &self.kept {
             remover.stayed.push(format!("{name}: {why}"));
         }
@@ -227,7 +270,8 @@ impl Estate {
         }
         let fence = remover.fence();
         let there = keys(client, &self.cluster).await?;
-        for pair in there.iter().filter(|pair| *pair.key != *fence.key) {
+        let others = there.iter().filter(|pair| *pair.key != *fence.key);
+        for pair in others.filter(|pair| !self.of_queries.contains(&*pair.key)) {
             let (key, index) = (&*pair.key, pair.modify_index);
             let shown = |(known, at): &(String, u64)| *known == *key && *at == index;
             if self.keys.iter().any(shown) {

@@ -3,6 +3,7 @@
 
 pub mod ask;
 pub mod dead;
+pub mod entries;
 pub mod offline;
 pub mod remove;
 
@@ -12,11 +13,13 @@ use anyhow::{Context as _, bail};
 
 use crate::audit::{self, Removed};
 use crate::consul::{Client, Consistency, ConsulError, Observed, TokenStanding};
-use crate::model::key::InstanceKey;
+use crate::model::key::{InstanceKey, Table};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::owner::Owner;
 use crate::observed::mirror::Mirror;
+use crate::observed::table::Knowledge;
 use crate::sync::apply::{self, Done, ReadError};
+use crate::sync::carry::{self, Rows};
 
 /// An instance that is to be removed.
 #[derive(Clone, Debug)]
@@ -42,7 +45,8 @@ pub async fn verify_token(client: &Client) -> anyhow::Result<()> {
     }
 }
 
-/// Reads all nodes of a cluster with all that is on them; only what is known for sure.
+/// Reads all nodes of a cluster with all that is on them, and all that is on none; only what is known
+/// for sure.
 async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirror> {
     let mut mirror = Mirror::new(cluster.clone());
     for name in nodes(client, cluster).await? {
@@ -56,8 +60,47 @@ async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirr
         let content = content.with_context(|| format!("cannot read the Consul node {name}"))?;
         let _ = mirror.finish_read(ticket, &name, &content, &std::collections::HashSet::new());
     }
+    for table in Table::ALL {
+        read_table(client, cluster, table, &mut mirror).await?;
+    }
     mirror.complete();
     Ok(mirror)
+}
+
+/// Reads all that is on no node of a kind.
+async fn read_table(
+    client: &Client,
+    cluster: &ClusterName,
+    table: Table,
+    mirror: &mut Mirror,
+) -> anyhow::Result<()> {
+    let read = carry::read_table(client, cluster, table).await;
+    let what = table.as_str();
+    let (rows, knowledge) = read.with_context(|| format!("cannot read the {what} in Consul"))?;
+    if let Knowledge::Partial(why) = knowledge {
+        bail!("{why}");
+    }
+    match rows {
+        Rows::Defaults(rows) => {
+            let ticket = mirror.defaults.start_read();
+            mirror
+                .defaults
+                .finish_read(&ticket, rows, knowledge, |_| false);
+        }
+        Rows::Intentions(rows) => {
+            let ticket = mirror.intentions.start_read();
+            mirror
+                .intentions
+                .finish_read(&ticket, rows, knowledge, |_| false);
+        }
+        Rows::Queries(rows) => {
+            let ticket = mirror.queries.start_read();
+            mirror
+                .queries
+                .finish_read(&ticket, rows, knowledge, |_| false);
+        }
+    }
+    Ok(())
 }
 
 async fn nodes(client: &Client, cluster: &ClusterName) -> anyhow::Result<BTreeSet<NodeName>> {

@@ -1,5 +1,6 @@
 //! What is held, by the hand of `lictor gc` itself, where no process writes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -7,6 +8,7 @@ use globset::GlobSet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::entries::{self, DoomedEntry};
 use super::{Doomed, read_all};
 use crate::consul::Client;
 use crate::desired::index::{Index, Touched};
@@ -22,20 +24,34 @@ use crate::sync::feed::feed;
 /// How long the lists of Kubernetes may take.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Finds the instances of the cluster that nothing in Kubernetes claims. Fails where either side is not
-/// known completely.
+/// What of a cluster's nothing in Kubernetes claims.
+#[derive(Debug)]
+pub struct Found {
+    /// Instances.
+    pub instances: Vec<Doomed>,
+    /// What is on no node.
+    pub entries: Vec<DoomedEntry>,
+    /// How much the cluster has in all.
+    pub owned: usize,
+}
+
+/// Finds what of the cluster's nothing in Kubernetes claims. Fails where either side is not known
+/// completely.
 pub async fn find(
     kube: &kube::Client,
     consul: &Client,
     cluster: &ClusterName,
     excluded: GlobSet,
-) -> anyhow::Result<(Vec<Doomed>, usize)> {
+) -> anyhow::Result<Found> {
     let index = tokio::time::timeout(PATIENCE, listed(kube, cluster, excluded))
         .await
         .context("Kubernetes could not be listed completely in time")??;
-    let mirror = read_all(consul, cluster).await?;
-    let doomed = doomed(&index, &mirror);
-    Ok((doomed, mirror.owned_instances()))
+    let mut mirror = read_all(consul, cluster).await?;
+    Ok(Found {
+        owned: mirror.owned_instances() + mirror.owned_entries(),
+        instances: doomed(&index, &mirror),
+        entries: entries::doomed(&index, &mut mirror, &BTreeSet::new()),
+    })
 }
 
 async fn listed(

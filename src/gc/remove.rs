@@ -6,12 +6,18 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tokio::time::sleep;
 
-use super::{Doomed, audit, sure};
+use super::entries::DoomedEntry;
+use super::{Doomed, audit, read_table, sure};
 use crate::consul::{
-    Client, Consistency, ConsulError, Fence, Txn, TxnError, TxnFailure, TxnOp, TxnOutcome,
+    Client, Consistency, ConsulError, ErrorClass, Fence, Txn, TxnError, TxnFailure, TxnOp,
+    TxnOutcome,
 };
-use crate::model::names::{InstanceId, NodeName};
+use crate::model::key::{Key, Place};
+use crate::model::names::{ClusterName, InstanceId, NodeName};
+use crate::observed::mirror::Mirror;
+use crate::plan::entries::{Change, owner_of};
 use crate::sync::apply::ReadError;
+use crate::sync::carry::{Carried, carry_out};
 
 /// Removals in a transaction.
 const TOGETHER: usize = 100;
@@ -46,6 +52,12 @@ pub enum Thing<'a> {
 pub struct Removed {
     /// Instances.
     pub instances: usize,
+    /// Sources of intentions.
+    pub intentions: usize,
+    /// Prepared queries.
+    pub queries: usize,
+    /// Defaults of services.
+    pub defaults: usize,
     /// Nodes.
     pub nodes: usize,
     /// Keys in the KV store.
@@ -56,10 +68,40 @@ impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             instances,
+            intentions,
+            queries,
+            defaults,
             nodes,
             keys,
         } = self;
-        write!(f, "{instances} instances, {nodes} nodes and {keys} keys")
+        write!(
+            f,
+            "{instances} instances, {intentions} intentions, {queries} queries, {defaults} \
+             service-defaults, {nodes} nodes and {keys} keys"
+        )
+    }
+}
+
+impl Removed {
+    /// How much it is when these things are removed.
+    pub fn add(&mut self, entries: &[DoomedEntry]) {
+        for doomed in entries {
+            for (key, _) in &doomed.gone {
+                self.count(key);
+            }
+            let strikes = |change: &&Change| matches!(change, Change::DeleteLedger(_));
+            self.keys += doomed.changes.iter().filter(strikes).count();
+        }
+    }
+
+    fn count(&mut self, key: &Key) {
+        match key {
+            Key::Node(_) => self.nodes += 1,
+            Key::Instance(_) => self.instances += 1,
+            Key::Defaults(_) => self.defaults += 1,
+            Key::Intentions(_) | Key::Source(_) => self.intentions += 1,
+            Key::Query(_) => self.queries += 1,
+        }
     }
 }
 
@@ -117,6 +159,112 @@ impl<'a> Remover<'a> {
         Ok(())
     }
 
+    /// Removes what is on no node, in this order; what changed since it was read stays, and so does what
+    /// Consul refuses to remove.
+    pub async fn entries(
+        &mut self,
+        cluster: &ClusterName,
+        doomed: &[DoomedEntry],
+    ) -> anyhow::Result<()> {
+        for doomed in doomed {
+            for change in &doomed.changes {
+                if let Err(why) = self.carry(cluster, doomed, change).await? {
+                    self.stayed.push(format!("{}: {why}", doomed.key));
+                    break;
+                }
+                self.went(cluster, doomed, change);
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out a change, or says why it stays.
+    async fn carry(
+        &self,
+        cluster: &ClusterName,
+        doomed: &DoomedEntry,
+        change: &Change,
+    ) -> anyhow::Result<Result<(), String>> {
+        let mut lost: Option<ConsulError> = None;
+        for _ in 0..ATTEMPTS {
+            let outcome = carry_out(self.client, cluster, self.fence, &doomed.key, change).await;
+            let done = matches!(outcome, Ok(Carried::Done(..) | Carried::Unseen(_)));
+            if done || (lost.is_some() && self.is_done(cluster, doomed, change).await?) {
+                return Ok(Ok(()));
+            }
+            match outcome {
+                Ok(Carried::Done(..) | Carried::Unseen(_)) => return Ok(Ok(())),
+                Ok(Carried::Outdated) => return Ok(Err("it changed meanwhile".to_owned())),
+                Ok(Carried::Fenced { what, .. }) => return Err(replaced(&what)),
+                Ok(Carried::Denied(what) | Carried::NoEpoch(what)) => {
+                    bail!("Consul refuses the removal: {what}")
+                }
+                Err(error) if error.class().may_be_applied() => {
+                    lost = Some(error);
+                    sleep(PAUSE).await;
+                }
+                Err(error) if error.class() == ErrorClass::Refused => {
+                    return Ok(Err(format!("Consul refuses it: {}", error.text())));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let lost = lost.map(|error| error.to_string()).unwrap_or_default();
+        if self.is_done(cluster, doomed, change).await? {
+            return Ok(Ok(()));
+        }
+        bail!(
+            "{}: Consul does not say whether it is removed: {lost}",
+            doomed.key
+        )
+    }
+
+    /// Whether a change whose answer was lost was carried out.
+    async fn is_done(
+        &self,
+        cluster: &ClusterName,
+        doomed: &DoomedEntry,
+        change: &Change,
+    ) -> anyhow::Result<bool> {
+        let Place::Table(table) = doomed.key.place() else {
+            return Ok(false);
+        };
+        let mut mirror = Mirror::new(cluster.clone());
+        for attempt in 1.. {
+            match read_table(self.client, cluster, table, &mut mirror).await {
+                Ok(()) => break,
+                Err(error) if attempt == ATTEMPTS => {
+                    let key = &doomed.key;
+                    let context = format!("it is not known whether this was removed: {key}");
+                    return Err(error.context(context));
+                }
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+        if let (Change::DeleteLedger(_), Key::Query(name)) = (change, &doomed.key) {
+            let there = mirror.queries.get(name);
+            return Ok(there.is_none_or(|there| there.ledger.is_none()));
+        }
+        let mut gone = doomed.gone.iter();
+        Ok(gone.all(|(key, owner)| owner_of(key, &mirror).as_ref() != Some(owner)))
+    }
+
+    /// Counts and tells what went with a change.
+    fn went(&mut self, cluster: &ClusterName, doomed: &DoomedEntry, change: &Change) {
+        let (epoch, index) = (self.fence.index, change.index());
+        if let Change::DeleteLedger(_) = change {
+            self.removed.keys += 1;
+            let key = doomed.ledger(cluster).unwrap_or_default();
+            audit("key", &key, "", self.why, epoch, index);
+            return;
+        }
+        for (key, owner) in &doomed.gone {
+            self.removed.count(key);
+            let (kind, key, owner) = (key.kind(), key.to_string(), owner.to_string());
+            audit(kind, &key, &owner, self.why, epoch, index);
+        }
+    }
+
     /// Removes the things, and tells so, or leaves them all: `false` if one of them changed.
     async fn together(&mut self, things: &[Thing<'_>]) -> anyhow::Result<bool> {
         let removed = self.apply(things).await?;
@@ -149,10 +297,7 @@ impl<'a> Remover<'a> {
             match outcome {
                 Ok(TxnOutcome::Applied(_)) => return Ok(true),
                 Ok(TxnOutcome::RolledBack(errors)) => return changed(&errors),
-                Ok(TxnOutcome::Fenced { what, .. }) => bail!(
-                    "another process took the epoch: it writes for the cluster now, and this one \
-                     stops ({what})"
-                ),
+                Ok(TxnOutcome::Fenced { what, .. }) => return Err(replaced(&what)),
                 // What is still there may go yet, by the request whose answer was lost: asking once
                 // more does no harm, since each goes by its index, and its answer decides.
                 Err(error) if error.class().may_be_applied() && attempt < ATTEMPTS => {
@@ -205,6 +350,12 @@ impl<'a> Remover<'a> {
         let (name, epoch) = (thing.name(), self.fence.index);
         audit(kind, &name, &owner, self.why, epoch, thing.index());
     }
+}
+
+fn replaced(what: &str) -> anyhow::Error {
+    anyhow::anyhow!(
+        "another process took the epoch: it writes for the cluster now, and this one stops ({what})"
+    )
 }
 
 /// `false`: something changed since it was read. Else Consul refuses it as it is.

@@ -75,7 +75,7 @@ pub struct Answer {
 /// An entry that is held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldEntry {
-    /// `instance`.
+    /// `instance`, `intention`, `query` or `service-defaults`.
     pub kind: String,
     /// Its key.
     pub key: String,

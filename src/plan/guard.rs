@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::gate::Hold;
 use crate::model::key::Key;
+use crate::model::kind::Kind;
 
 /// The time over which found absences are counted.
 const WINDOW: Duration = Duration::from_mins(10);
@@ -50,17 +51,20 @@ enum Verdict {
     Hold { would_go: usize, of: usize },
 }
 
+/// Lists that were asked for and are complete, by kind.
+type Lists = [u32; Kind::ALL.len()];
+
 /// Judges found absences.
 #[derive(Debug)]
 pub struct Guard {
     limits: Limits,
     removed: VecDeque<(Instant, usize)>,
-    /// The found absences that wait, with the number of rounds of lists before they were found.
-    waiting: BTreeMap<Key, u32>,
+    /// The found absences that wait, with the number of lists before they were found.
+    waiting: BTreeMap<Key, Lists>,
     /// Those that may go.
     released: BTreeSet<Key>,
-    /// Rounds of lists that were asked for and are complete.
-    rounds: u32,
+    /// Lists that were asked for and are complete.
+    lists: Lists,
     verdict: Verdict,
     /// Whether something changed since the last verdict.
     open: bool,
@@ -79,7 +83,7 @@ impl Guard {
             removed: VecDeque::new(),
             waiting: BTreeMap::new(),
             released: BTreeSet::new(),
-            rounds: 0,
+            lists: Lists::default(),
             verdict: Verdict::Pass,
             open: false,
             shrunk: false,
@@ -99,7 +103,7 @@ impl Guard {
             _ if self.open => Hold::Unjudged,
             Verdict::Hold { would_go, of } => Hold::TooMany { would_go, of },
             Verdict::Pass | Verdict::Confirm => Hold::Unconfirmed {
-                lists: self.rounds - since + 1,
+                lists: self.agree(key, since),
                 needed: self.needed(key),
             },
         })
@@ -108,7 +112,7 @@ impl Guard {
     /// A key is found to be claimed by nothing.
     pub fn found(&mut self, key: &Key) {
         if !self.released.contains(key) && !self.waiting.contains_key(key) {
-            self.waiting.insert(key.clone(), self.rounds);
+            self.waiting.insert(key.clone(), self.lists);
             self.open = true;
         }
     }
@@ -143,9 +147,11 @@ impl Guard {
         }
     }
 
-    /// A round of lists that was asked for is complete.
-    pub fn listed(&mut self) {
-        self.rounds += 1;
+    /// A round of lists that was asked for is complete, in which these kinds were listed.
+    pub fn listed(&mut self, kinds: &BTreeSet<Kind>) {
+        for kind in kinds {
+            self.lists[*kind as usize] += 1;
+        }
         self.open = true;
     }
 
@@ -155,14 +161,22 @@ impl Guard {
         self.open
     }
 
-    /// Whether more lists are needed to judge.
+    /// Whether more lists are needed to judge, and help, where these kinds can be listed.
     #[must_use]
-    pub fn wants_lists(&self) -> bool {
+    pub fn wants_lists(&self, kinds: &BTreeSet<Kind>) -> bool {
+        let helps = |key: &Key| key.claimed_by().iter().all(|kind| kinds.contains(kind));
         !matches!(self.verdict, Verdict::Hold { .. })
             && self
                 .waiting
                 .iter()
-                .any(|waiting| !self.is_confirmed(waiting))
+                .any(|waiting| helps(waiting.0) && !self.is_confirmed(waiting))
+    }
+
+    /// How many lists show the absence: so many of each kind that could claim the key. A kind that
+    /// cannot be listed says nothing of what it has nothing to do with.
+    fn agree(&self, key: &Key, since: &Lists) -> u32 {
+        let of = |kind: &Kind| self.lists[*kind as usize] - since[*kind as usize];
+        1 + key.claimed_by().iter().map(of).min().unwrap_or_default()
     }
 
     /// Lists that must show the absence.
@@ -175,8 +189,8 @@ impl Guard {
         }
     }
 
-    fn is_confirmed(&self, (key, since): (&Key, &u32)) -> bool {
-        self.rounds - since + 1 >= self.needed(key)
+    fn is_confirmed(&self, (key, since): (&Key, &Lists)) -> bool {
+        self.agree(key, since) >= self.needed(key)
     }
 
     /// Judges what waits, if something changed, with `owned` entries in Consul. Returns the keys that
@@ -206,8 +220,8 @@ impl Guard {
         if self.recovering {
             self.verdict = Verdict::Confirm;
             if shrunk {
-                let rounds = self.rounds;
-                self.waiting.values_mut().for_each(|since| *since = rounds);
+                let lists = self.lists;
+                self.waiting.values_mut().for_each(|since| *since = lists);
             }
         }
         let agreed: Vec<Key> = self

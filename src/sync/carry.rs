@@ -38,7 +38,9 @@ pub enum Rows {
 #[derive(Debug)]
 pub enum Carried {
     /// It was done: what stands there now, and the raft index of that.
-    Done(Row, u64),
+    Done(Box<Row>, u64),
+    /// It was done, but what stands there now cannot be read.
+    Unseen(ConsulError),
     /// What it was planned with is not what is there.
     Outdated,
     /// Another process took the epoch, or it may not be read.
@@ -58,13 +60,13 @@ pub enum Carried {
 #[derive(Debug)]
 pub enum Row {
     /// Defaults of a service.
-    Defaults(Option<Box<ObservedDefaults>>),
+    Defaults(Option<ObservedDefaults>),
     /// Intentions of a destination.
-    Intentions(Option<Box<ObservedIntentions>>),
+    Intentions(Option<ObservedIntentions>),
     /// An entry of the ledger, with its index.
     Ledger(Option<(Ledger, u64)>),
     /// A query.
-    Query(Option<Box<wire::PreparedQuery>>),
+    Query(Option<wire::PreparedQuery>),
 }
 
 /// Carries out a change behind the epoch with this index.
@@ -78,28 +80,28 @@ pub async fn carry_out(
     if let (Key::Query(name), Change::PutLedger(..) | Change::DeleteLedger(_)) = (key, change) {
         return note(client, fence, &ledger::key(cluster, name), change).await;
     }
-    let epoch = client.kv_get(fence.key, Consistency::Consistent).await?;
-    let quality = epoch.quality;
-    match epoch.authoritative() {
-        Some(Some(pair)) if pair.modify_index == fence.index => {}
-        Some(pair) => return Ok(replaced(fence.index, pair.map(|pair| pair.modify_index))),
-        None => {
-            let why = ReadError::NotAuthoritative(quality).to_string();
-            return Ok(Carried::NoEpoch(why));
-        }
+    // Before the epoch, so that nothing is between that and the write.
+    if let Change::UpdateQuery(wire::PreparedQuery { id, .. }, index)
+    | Change::DeleteQuery(id, index) = change
+        && !is_still(client, id, *index).await?
+    {
+        return Ok(Carried::Outdated);
+    }
+    if let Some(why_not) = check_epoch(client, fence).await? {
+        return Ok(why_not);
     }
     match change {
-        Change::PutDefaults(entry, index) => put(client, entry, *index).await.map(|there| {
-            done(there, |entry| {
-                let entry = entry.and_then(|entry| ObservedDefaults::of(cluster, entry));
-                Row::Defaults(entry.map(|(_, there)| Box::new(there)))
-            })
-        }),
-        Change::PutIntentions(entry, index) => put(client, entry, *index).await.map(|there| {
-            done(there, |entry| {
-                Row::Intentions(entry.map(|entry| Box::new(ObservedIntentions::of(cluster, entry))))
-            })
-        }),
+        Change::PutDefaults(entry, index) => {
+            let row = |entry| {
+                let there = ObservedDefaults::of(cluster, entry);
+                Row::Defaults(there.map(|(_, there)| there))
+            };
+            put(client, entry, *index, row, Row::Defaults(None)).await
+        }
+        Change::PutIntentions(entry, index) => {
+            let row = |entry| Row::Intentions(Some(ObservedIntentions::of(cluster, entry)));
+            put(client, entry, *index, row, Row::Intentions(None)).await
+        }
         Change::DeleteDefaults(index) => {
             let name = name_of(key);
             let gone = client.delete_config_entry::<wire::ServiceDefaults>(&name, *index);
@@ -112,27 +114,17 @@ pub async fn carry_out(
         }
         Change::CreateQuery(query) => {
             let id = client.create_query(query).await?;
-            read_query(client, &id).await
+            Ok(read_query(client, &id).await)
         }
-        Change::UpdateQuery(query, index) => {
-            if !is_still(client, &query.id, *index).await? {
-                return Ok(Carried::Outdated);
-            }
-            match client.update_query(query).await {
-                Err(error) if error.class() == ErrorClass::NotFound => Ok(Carried::Outdated),
-                Err(error) => Err(error),
-                Ok(()) => read_query(client, &query.id).await,
-            }
-        }
-        Change::DeleteQuery(id, index) => {
-            if !is_still(client, id, *index).await? {
-                return Ok(Carried::Outdated);
-            }
-            match client.delete_query(id).await {
-                Err(error) if error.class() != ErrorClass::NotFound => Err(error),
-                _ => Ok(Carried::Done(Row::Query(None), 0)),
-            }
-        }
+        Change::UpdateQuery(query, _) => match client.update_query(query).await {
+            Err(error) if error.class() == ErrorClass::NotFound => Ok(Carried::Outdated),
+            Err(error) => Err(error),
+            Ok(()) => Ok(read_query(client, &query.id).await),
+        },
+        Change::DeleteQuery(id, _) => match client.delete_query(id).await {
+            Err(error) if error.class() != ErrorClass::NotFound => Err(error),
+            _ => Ok(Carried::Done(Box::new(Row::Query(None)), 0)),
+        },
         Change::PutLedger(..) | Change::DeleteLedger(_) => Ok(Carried::Outdated),
     }
 }
@@ -148,41 +140,52 @@ fn name_of(key: &Key) -> Text {
     }
 }
 
-/// Writes a config entry that must have this index.
+/// Why nothing is to be written, if the epoch is not ours or may not be read.
+async fn check_epoch(client: &Client, fence: Fence<'_>) -> Result<Option<Carried>, ConsulError> {
+    let epoch = match client.kv_get(fence.key, Consistency::Consistent).await {
+        Ok(epoch) => epoch,
+        Err(error) if error.class() == ErrorClass::AccessDenied => {
+            return Ok(Some(Carried::NoEpoch(error.text().to_owned())));
+        }
+        Err(error) => return Err(error),
+    };
+    let quality = epoch.quality;
+    Ok(match epoch.authoritative() {
+        Some(Some(pair)) if pair.modify_index == fence.index => None,
+        Some(pair) => Some(replaced(fence.index, pair.map(|pair| pair.modify_index))),
+        None => {
+            let why = ReadError::NotAuthoritative(quality).to_string();
+            Some(Carried::NoEpoch(why))
+        }
+    })
+}
+
+/// Writes an entry with this index, and reads it again: the answer says neither what is stored nor at
+/// which index.
 async fn put<E: ConfigEntry>(
     client: &Client,
     entry: &E,
     index: u64,
-) -> Result<Put<E>, ConsulError> {
+    row: impl FnOnce(E) -> Row,
+    nothing: Row,
+) -> Result<Carried, ConsulError> {
     if !client.put_config_entry(entry, index).await? {
-        return Ok(Put::Outdated);
+        return Ok(Carried::Outdated);
     }
-    // The answer says neither what is stored nor at which index.
-    let there = client
-        .config_entry::<E>(entry.name(), Consistency::Consistent)
-        .await?;
-    Ok(Put::Done(there.value))
-}
-
-/// What became of a config entry.
-enum Put<E> {
-    /// It had another index.
-    Outdated,
-    /// What is there now, if anything still is.
-    Done(Option<E>),
-}
-
-fn done<E: ConfigEntry>(put: Put<E>, row: impl FnOnce(Option<E>) -> Row) -> Carried {
-    let Put::Done(there) = put else {
-        return Carried::Outdated;
-    };
-    let index = there.as_ref().map_or(0, ConfigEntry::modify_index);
-    Carried::Done(row(there), index)
+    let there = client.config_entry::<E>(entry.name(), Consistency::Consistent);
+    Ok(match there.await.map(|there| there.value) {
+        Err(error) => Carried::Unseen(error),
+        Ok(None) => Carried::Done(Box::new(nothing), 0),
+        Ok(Some(there)) => {
+            let index = there.modify_index();
+            Carried::Done(Box::new(row(there)), index)
+        }
+    })
 }
 
 fn removed(gone: bool, row: Row) -> Carried {
     if gone {
-        Carried::Done(row, 0)
+        Carried::Done(Box::new(row), 0)
     } else {
         Carried::Outdated
     }
@@ -194,10 +197,14 @@ async fn is_still(client: &Client, id: &str, index: u64) -> Result<bool, ConsulE
     Ok(there.value.is_some_and(|there| there.modify_index == index))
 }
 
-async fn read_query(client: &Client, id: &str) -> Result<Carried, ConsulError> {
-    let there = client.query(id, Consistency::Consistent).await?.value;
-    let index = there.as_ref().map_or(0, |there| there.modify_index);
-    Ok(Carried::Done(Row::Query(there.map(Box::new)), index))
+async fn read_query(client: &Client, id: &str) -> Carried {
+    match client.query(id, Consistency::Consistent).await {
+        Err(error) => Carried::Unseen(error),
+        Ok(there) => {
+            let index = there.value.as_ref().map_or(0, |there| there.modify_index);
+            Carried::Done(Box::new(Row::Query(there.value)), index)
+        }
+    }
 }
 
 async fn note(
@@ -234,7 +241,7 @@ async fn note(
                 Change::PutLedger(entry, _) => Some((entry.clone(), index)),
                 _ => None,
             };
-            Ok(Carried::Done(Row::Ledger(row), index))
+            Ok(Carried::Done(Box::new(Row::Ledger(row)), index))
         }
         TxnOutcome::RolledBack(errors) => {
             let is_denied = |error: &&TxnError| error.reason == TxnFailure::PermissionDenied;
@@ -344,7 +351,7 @@ pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery>
             if there.renamed.is_some() {
                 there.renamed = None;
             }
-            there.named = query.map(|query| *query);
+            there.named = query;
         }
         Row::Defaults(_) | Row::Intentions(_) => {}
     }
@@ -364,7 +371,7 @@ mod tests {
             ..wire::PreparedQuery::default()
         };
         let noted = placed(None, Row::Ledger(Some((Ledger::default(), 7))));
-        let created = placed(noted.as_ref(), Row::Query(Some(Box::new(query.clone())))).unwrap();
+        let created = placed(noted.as_ref(), Row::Query(Some(query.clone()))).unwrap();
         assert_eq!(created.ledger.as_ref().map(|(_, index)| *index), Some(7));
         assert_eq!(
             created.named.as_ref().map(definition),

@@ -36,6 +36,7 @@ use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::mirror::{Completeness, Mirror};
 use crate::plan::batch::BatchedStep;
+use crate::plan::entries::Gone;
 use crate::plan::{Mode, Removal, Rules};
 use crate::status::board::Trouble;
 
@@ -128,8 +129,11 @@ pub struct Engine {
     pub(super) entry_writes: usize,
     /// The things that were found under a key of that last.
     pub(super) parts: BTreeMap<Key, BTreeSet<Key>>,
-    /// Tables that are known in part, as was told.
-    pub(super) told_partial: BTreeSet<Table>,
+    /// Removals of that whose answer was lost, by the key that was written: what went with the write, with
+    /// its index and the epoch.
+    pub(super) lost_entries: BTreeMap<Key, (Vec<Gone>, u64, u64)>,
+    /// Tables that are known in part, and why, as was told.
+    pub(super) told_partial: BTreeMap<Table, String>,
     pub(super) drift_interval: Duration,
     pub(super) fence: Fence,
     pub(super) fence_key: Text,
@@ -204,7 +208,8 @@ impl Engine {
             tables: entries::states(drift_interval),
             entry_writes: 0,
             parts: BTreeMap::new(),
-            told_partial: BTreeSet::new(),
+            lost_entries: BTreeMap::new(),
+            told_partial: BTreeMap::new(),
             drift_interval,
             fence: Fence::new(),
             fence_key,

@@ -94,6 +94,23 @@ pub struct TableRead {
     rows: Result<(Rows, Knowledge), ReadError>,
 }
 
+#[cfg(test)]
+impl TableRead {
+    /// One that was read so.
+    #[must_use]
+    pub fn of(
+        table: Table,
+        ticket: TableTicket,
+        rows: Result<(Rows, Knowledge), ReadError>,
+    ) -> Self {
+        Self {
+            table,
+            ticket,
+            rows,
+        }
+    }
+}
+
 async fn read(client: Client, cluster: ClusterName, table: Table, ticket: TableTicket) -> Done {
     let rows = carry::read_table(&client, &cluster, table).await;
     Done::ReadTable(TableRead {
@@ -203,16 +220,19 @@ impl Engine {
         self.answered();
         self.table(table).outage.over();
         let partial = matches!(knowledge, Knowledge::Partial(_));
+        let was_partial = self.told_partial.contains_key(&table);
         let was_known = !self.mirror.is_unsure(&Place::Table(table));
         if let Knowledge::Partial(why) = &knowledge
-            && !self.told_partial.contains(&table)
+            && self.told_partial.get(&table) != Some(why)
         {
             tracing::warn!(
                 "{why}: until then nothing of them is removed that is only found missing"
             );
         }
-        if partial {
-            self.told_partial.insert(table);
+        if let Knowledge::Partial(why) = &knowledge {
+            self.told_partial.insert(table, why.clone());
+            // Consul does not tell of rights that come.
+            self.table(table).sweeper.wrote(Instant::now());
         } else {
             self.told_partial.remove(&table);
         }
@@ -258,6 +278,10 @@ impl Engine {
             self.touch_table(table, Cause::Read, now);
             self.go_on(&Place::Table(table));
             return;
+        }
+        if was_partial && !partial {
+            // What was held for want of it, and what was taken for missing.
+            self.touch_table(table, Cause::Read, now);
         }
         let due = Due {
             cause: Cause::Drift,
@@ -338,6 +362,7 @@ impl Engine {
             self.wait(key, due);
             return;
         }
+        self.settle_lost(&key, now);
         self.note_entry(&key, &finding);
         let EntryStep::Write(planned) = finding.step else {
             // Without those that Consul refused there is nothing to write.
@@ -434,13 +459,21 @@ impl Engine {
             // It may have been undone since: by the restore of a snapshot, or by whoever took over.
             Ok(Carried::Done(..)) if self.fence.index() != Some(epoch) => {
                 self.count_entry(&key, &write, "ok");
+                self.lost_entry(&key, &write, epoch);
                 self.doubt(Place::Table(table));
                 self.dirty.touch(key, due);
             }
             Ok(Carried::Done(row, index)) => {
                 self.count_entry(&key, &write, "ok");
                 self.writable();
-                self.carried(&key, &write, row, index, due, (at, epoch));
+                self.carried(&key, &write, *row, index, due, (at, epoch));
+            }
+            Ok(Carried::Unseen(error)) => {
+                self.count_entry(&key, &write, "ok");
+                tracing::warn!(key = %key, "what was written cannot be read: {error}");
+                self.lost_entry(&key, &write, epoch);
+                self.doubt(Place::Table(table));
+                self.dirty.touch(key, due);
             }
             Ok(Carried::Outdated) => {
                 self.count_entry(&key, &write, "conflict");
@@ -469,7 +502,12 @@ impl Engine {
                 let message = format!("Consul denies the write: {what}");
                 self.give_up_entry(&key, due, Reason::AccessDenied, message);
             }
-            Err(error) => self.entry_failed(&key, &write, due, &error),
+            Err(error) => {
+                if error.class().may_be_applied() {
+                    self.lost_entry(&key, &write, epoch);
+                }
+                self.entry_failed(&key, &write, due, &error);
+            }
         }
         self.table(table).own.finish(id);
     }
@@ -496,10 +534,10 @@ impl Engine {
         self.allowed(key, at);
         match (key, row) {
             (Key::Defaults(service), Row::Defaults(row)) => {
-                self.mirror.defaults.set(service, row.map(|row| *row));
+                self.mirror.defaults.set(service, row);
             }
             (Key::Intentions(destination), Row::Intentions(row)) => {
-                self.mirror.intentions.set(destination, row.map(|row| *row));
+                self.mirror.intentions.set(destination, row);
                 if self.rules.refusals.accepted(destination) {
                     self.dirty.touch(key.clone(), due);
                 }
@@ -511,14 +549,11 @@ impl Engine {
             _ => {}
         }
         self.depends_on(key, at);
+        self.lost_entries.remove(key);
         let is_drift = due.cause == Cause::Drift;
-        self.tell_entry(key, write, is_drift, index, epoch);
+        self.tell_entry(key, write, is_drift, index);
         for gone in &write.removed {
-            if gone.why == Why::Found {
-                self.rules.guard.removed(&gone.key, at);
-            }
-            self.held.remove(&gone.key);
-            self.index.forget_entry(&gone.key);
+            self.is_gone(gone, write.change.index(), epoch, at);
         }
         if write.is_half() {
             self.dirty.touch(key.clone(), due);
@@ -539,6 +574,43 @@ impl Engine {
             since: at,
         };
         self.dirty.touch(key.clone(), due);
+    }
+
+    /// A thing of ours was removed.
+    fn is_gone(&mut self, gone: &Gone, index: u64, epoch: u64, at: Instant) {
+        if gone.why == Why::Found {
+            self.rules.guard.removed(&gone.key, at);
+        }
+        self.held.remove(&gone.key);
+        self.index.forget_entry(&gone.key);
+        self.tell_gone(gone, index, epoch);
+    }
+
+    /// It is not known whether a write that removes something was carried out, or lasts: if so, that is
+    /// told once it is read.
+    fn lost_entry(&mut self, key: &Key, write: &EntryWrite, epoch: u64) {
+        if !write.removed.is_empty() {
+            let lost = (write.removed.clone(), write.change.index(), epoch);
+            self.lost_entries.insert(key.clone(), lost);
+        }
+    }
+
+    /// What became of a removal whose answer was lost, now that it is known what is there.
+    fn settle_lost(&mut self, key: &Key, now: Instant) {
+        // What may only be hidden is not known to be gone.
+        if let Place::Table(table) = key.place()
+            && self.told_partial.contains_key(&table)
+        {
+            return;
+        }
+        let Some((removed, index, epoch)) = self.lost_entries.remove(key) else {
+            return;
+        };
+        for gone in removed {
+            if plan::entries::owner_of(&gone.key, &self.mirror).as_ref() != Some(&gone.owner) {
+                self.is_gone(&gone, index, epoch, now);
+            }
+        }
     }
 
     fn entry_failed(&mut self, key: &Key, write: &EntryWrite, due: Due, error: &ConsulError) {
@@ -664,6 +736,12 @@ impl Engine {
                 continue;
             }
             let stands = finding.parts.iter().find(|found| found.key == *part);
+            // It may go, and waits for something else to go first.
+            let goes =
+                |stand: &Stand| !stand.claimed && stand.there && stand.state == State::Pending;
+            if stands.is_some_and(|part| part.stands.iter().any(goes)) {
+                continue;
+            }
             let claimed = stands.is_some_and(|part| part.stands.iter().any(|stand| stand.claimed));
             if claimed {
                 self.rules.guard.returned(part);
@@ -742,30 +820,32 @@ impl Engine {
         }
     }
 
-    fn tell_entry(&mut self, key: &Key, write: &EntryWrite, drift: bool, index: u64, epoch: u64) {
+    /// Tells of a removal.
+    fn tell_gone(&mut self, Gone { key, owner, why }: &Gone, index: u64, epoch: u64) {
+        let (why, seen) = match why {
+            Why::Seen => ("its claim was seen going", true),
+            Why::Found => ("no object claims it", false),
+        };
+        audit::removed(&Removed {
+            kind: key.kind(),
+            key: &key.to_string(),
+            owner: &owner.to_string(),
+            why,
+            seen,
+            epoch,
+            index,
+        });
+        let note = format!("{key} is removed from Consul: {why}");
+        let uid = self.index.uid(owner);
+        self.report
+            .event(owner, uid, EventReason::Deregistered, note);
+    }
+
+    fn tell_entry(&mut self, key: &Key, write: &EntryWrite, drift: bool, index: u64) {
         let owner = &write.owner;
         self.report.wrote(owner, index);
         let fields = write.fields.join(", ");
         tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{write}");
-        for Gone { key, owner, why } in &write.removed {
-            let (why, seen) = match why {
-                Why::Seen => ("its claim was seen going", true),
-                Why::Found => ("no object claims it", false),
-            };
-            audit::removed(&Removed {
-                kind: key.kind(),
-                key: &key.to_string(),
-                owner: &owner.to_string(),
-                why,
-                seen,
-                epoch,
-                index,
-            });
-            let note = format!("{key} is removed from Consul: {why}");
-            let uid = self.index.uid(owner);
-            self.report
-                .event(owner, uid, EventReason::Deregistered, note);
-        }
         if drift && !write.is_half() {
             let fields = match &*fields {
                 "" => String::new(),

@@ -15,6 +15,7 @@ use super::engine::Engine;
 use crate::model::gc::{Answer, Exchange, HeldEntry, Page, Release, Request};
 use crate::model::key::Key;
 use crate::model::marks::Standing;
+use crate::plan;
 
 /// How long what was shown may be released: `lictor gc --yes` asks for it at once.
 const SHOWN_FOR: Duration = Duration::from_mins(1);
@@ -175,12 +176,15 @@ impl Engine {
     }
 
     fn held_entry(&self, key: &Key) -> Option<HeldEntry> {
-        let Key::Instance(instance) = key else {
-            return None;
-        };
-        let there = self.mirror.instance(instance)?;
-        let Standing::Ours(owner) = self.mirror.standing(instance, there) else {
-            return None;
+        let owner = match key {
+            Key::Instance(instance) => {
+                let there = self.mirror.instance(instance)?;
+                match self.mirror.standing(instance, there) {
+                    Standing::Ours(owner) => owner,
+                    Standing::Foreign(_) => return None,
+                }
+            }
+            key => plan::entries::owner_of(key, &self.mirror)?,
         };
         let why = self.rules.guard.admits(key).err()?;
         Some(HeldEntry {

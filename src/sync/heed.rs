@@ -1,5 +1,6 @@
 //! What the engine makes of events of Kubernetes and signals of Consul.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use super::feed::feed;
 use super::signals::Signal;
 use crate::api::object::Object;
 use crate::desired::index::{Holding, Touched};
+use crate::desired::watches::Watch;
 use crate::k8s::{BrokenKind, Change, KubeEvent, ObjectStatus, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
@@ -26,34 +28,41 @@ impl Engine {
     pub(super) fn take(&mut self, event: KubeEvent) {
         let at = event.at;
         let mut touched = Touched::default();
-        let complete = self.index.watches.all_complete();
         let news = self.news_of_nodes(&event.change);
-        match &event.change {
-            Change::Pod(event) => self.watched(Kind::Pod, event),
+        let kind = match &event.change {
+            Change::Pod(event) => {
+                self.watched(Kind::Pod, event);
+                Kind::Pod
+            }
             Change::Node(event) => {
                 self.count_nodes(event, at);
                 self.watched(Kind::Node, event);
+                Kind::Node
             }
             Change::Registration(event) => {
                 let kind = OwnerKind::ServiceRegistration;
                 self.shown(kind, event, ObjectStatus::Registration);
                 self.watched(Kind::Registration, event);
+                Kind::Registration
             }
             Change::Intention(event) => {
                 self.shown(OwnerKind::Intention, event, ObjectStatus::Intention);
                 self.watched(Kind::Intention, event);
+                Kind::Intention
             }
             Change::PreparedQuery(event) => {
                 let kind = OwnerKind::PreparedQuery;
                 self.shown(kind, event, ObjectStatus::PreparedQuery);
                 self.watched(Kind::PreparedQuery, event);
+                Kind::PreparedQuery
             }
-        }
+        };
+        let was_complete = *self.index.watches.state(kind) == Watch::Complete;
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);
         self.touch(touched, at);
-        if !complete && self.index.watches.all_complete() {
-            self.complete_again(at);
+        if !was_complete && *self.index.watches.state(kind) == Watch::Complete {
+            self.complete_again(kind, at);
         }
     }
 
@@ -80,11 +89,14 @@ impl Engine {
             WatchEvent::Listing => self.rounds.listing(kind),
             WatchEvent::Listed { .. } => {
                 self.missing.remove(&kind);
-                if self.rounds.listed(kind) {
-                    self.rules.guard.listed();
+                if let Some(kinds) = self.rounds.listed(kind) {
+                    self.rules.guard.listed(&kinds);
                 }
             }
             WatchEvent::Broken(broken) => {
+                if let Some(kinds) = self.rounds.broken(kind) {
+                    self.rules.guard.listed(&kinds);
+                }
                 if broken.kind == BrokenKind::Missing {
                     self.missing.insert(kind);
                 }
@@ -98,27 +110,30 @@ impl Engine {
         }
     }
 
-    /// All kinds are known completely, for the first time or once more.
-    fn complete_again(&mut self, now: Instant) {
-        for key in std::mem::take(&mut self.held) {
-            self.dirty.touch(
-                key,
-                Due {
-                    cause: Cause::Read,
-                    since: now,
-                },
-            );
-        }
+    /// A kind is known completely, for the first time or once more: what was held for want of it is
+    /// planned, unless another that could claim it is not.
+    fn complete_again(&mut self, kind: Kind, now: Instant) {
+        let watches = &self.index.watches;
+        let is_known = |key: &Key| {
+            let kinds = key.claimed_by();
+            let complete = |kind: &Kind| *watches.state(*kind) == Watch::Complete;
+            kinds.contains(&kind) && kinds.iter().all(complete)
+        };
+        let held = std::mem::take(&mut self.held).into_iter();
+        let (mut again, rest): (BTreeSet<Key>, BTreeSet<Key>) = held.partition(is_known);
         // Which nodes are gone could not be told.
+        let nodes = self.mirror.node_names().cloned().map(Key::Node);
+        again.extend(nodes.filter(is_known));
+        let all_complete = watches.all_complete();
+        self.held = rest;
         let due = Due {
             cause: Cause::Read,
             since: now,
         };
-        let nodes: Vec<Key> = self.mirror.node_names().cloned().map(Key::Node).collect();
-        for key in nodes {
+        for key in again {
             self.dirty.touch(key, due);
         }
-        if self.mirror.completeness() == Completeness::Complete {
+        if all_complete && self.mirror.completeness() == Completeness::Complete {
             // Before the first time, nothing was planned that could have been missed.
             let cause = if self.known_once {
                 Cause::Audit

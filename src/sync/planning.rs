@@ -5,7 +5,9 @@ use tokio::time::Instant;
 use super::apply;
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use crate::desired::watches::Watch;
 use crate::model::key::{Key, Place};
+use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
 use crate::plan::gate::Hold;
 use crate::plan::{self, Finding, Mode, Step};
@@ -115,7 +117,10 @@ impl Engine {
         if let Some((would_go, of)) = self.rules.guard.held().filter(|held| Some(*held) != before) {
             self.tell_guarded(would_go, of);
         }
-        if self.rounds.want(self.rules.guard.wants_lists(), now) {
+        let broken = |kind: &Kind| matches!(self.index.watches.state(*kind), Watch::Broken(_));
+        let kinds = Kind::ALL.into_iter().filter(|kind| !broken(kind)).collect();
+        let wanted = self.rules.guard.wants_lists(&kinds);
+        if self.rounds.want(wanted, &kinds, now) {
             tracing::info!("everything is listed anew, to confirm what is found missing");
             self.relist.send_replace(());
         }

@@ -43,7 +43,10 @@ impl Engine {
             match state.trouble() {
                 Some(why) => remarks.push(format!("consul: {why}")),
                 None if !known => remarks.push(format!("consul: {what}: being read")),
-                None => {}
+                None => {
+                    let partial = self.told_partial.get(table);
+                    remarks.extend(partial.map(|why| format!("consul: {why}")));
+                }
             }
         }
         remarks.extend(self.stranger.clone());

@@ -1,5 +1,5 @@
-//! Rounds of lists: all kinds are listed anew, to confirm what is found missing. Pure: time is passed
-//! in.
+//! Rounds of lists: all kinds are listed anew, to confirm what is found missing. A kind that cannot be
+//! listed holds no round up. Pure: time is passed in.
 #![cfg_attr(not(test), deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 use std::collections::BTreeSet;
@@ -21,12 +21,14 @@ pub struct Rounds {
     lacking: BTreeSet<Kind>,
     /// Kinds whose list began since the round did.
     begun: BTreeSet<Kind>,
+    /// Kinds that were listed in it.
+    done: BTreeSet<Kind>,
 }
 
 impl Rounds {
-    /// Whether a round is wanted now. Returns whether one begins: all kinds are to be listed.
-    pub fn want(&mut self, wanted: bool, now: Instant) -> bool {
-        if !wanted {
+    /// Whether a round is wanted now, of these kinds. Returns whether one begins: they are to be listed.
+    pub fn want(&mut self, wanted: bool, kinds: &BTreeSet<Kind>, now: Instant) -> bool {
+        if !wanted || kinds.is_empty() {
             self.wanted = None;
             return false;
         }
@@ -34,8 +36,9 @@ impl Rounds {
         if !self.lacking.is_empty() || now < since + SPACING {
             return false;
         }
-        self.lacking = Kind::ALL.into();
+        self.lacking.clone_from(kinds);
         self.begun.clear();
+        self.done.clear();
         true
     }
 
@@ -54,14 +57,31 @@ impl Rounds {
         }
     }
 
-    /// A list of the kind is complete. Returns whether the round is.
-    pub fn listed(&mut self, kind: Kind) -> bool {
+    /// A list of the kind is complete. Returns the kinds that were listed in the round, once it is over.
+    pub fn listed(&mut self, kind: Kind) -> Option<BTreeSet<Kind>> {
         // One that began before the round says nothing new.
-        if !self.begun.remove(&kind) || !self.lacking.remove(&kind) || !self.lacking.is_empty() {
-            return false;
+        if !self.begun.remove(&kind) || !self.lacking.remove(&kind) {
+            return None;
+        }
+        self.done.insert(kind);
+        self.over()
+    }
+
+    /// The kind cannot be listed now: the round is one of the others. Returns these, once it is over.
+    pub fn broken(&mut self, kind: Kind) -> Option<BTreeSet<Kind>> {
+        self.begun.remove(&kind);
+        if !self.lacking.remove(&kind) {
+            return None;
+        }
+        self.over()
+    }
+
+    fn over(&mut self) -> Option<BTreeSet<Kind>> {
+        if !self.lacking.is_empty() {
+            return None;
         }
         self.wanted = None;
-        true
+        Some(std::mem::take(&mut self.done))
     }
 }
 
@@ -69,29 +89,60 @@ impl Rounds {
 mod tests {
     use super::*;
 
+    fn all() -> BTreeSet<Kind> {
+        Kind::ALL.into()
+    }
+
     #[test]
     fn a_round_begins_after_a_while_and_ends_with_the_last_list() {
         let (mut rounds, now) = (Rounds::default(), Instant::now());
-        assert!(!rounds.want(true, now));
+        assert!(!rounds.want(true, &all(), now));
         assert_eq!(rounds.wake_at(), Some(now + SPACING));
-        assert!(rounds.want(true, now + SPACING));
-        assert!(!rounds.want(true, now + SPACING), "one at a time");
-        let mut ended = 0;
+        assert!(rounds.want(true, &all(), now + SPACING));
+        assert!(!rounds.want(true, &all(), now + SPACING), "one at a time");
+        let mut ended = Vec::new();
         for kind in Kind::ALL {
-            assert!(!rounds.listed(kind), "that list began before");
+            assert_eq!(rounds.listed(kind), None, "that list began before");
             rounds.listing(kind);
-            ended += usize::from(rounds.listed(kind));
+            ended.extend(rounds.listed(kind));
         }
-        assert_eq!(ended, 1);
-        assert!(!rounds.want(true, now + SPACING), "the next is due later");
+        assert_eq!(ended, [all()]);
+        assert!(
+            !rounds.want(true, &all(), now + SPACING),
+            "the next is due later"
+        );
+    }
+
+    #[test]
+    fn a_kind_that_cannot_be_listed_holds_no_round_up() {
+        let (mut rounds, now) = (Rounds::default(), Instant::now());
+        let mut kinds = all();
+        kinds.remove(&Kind::Intention);
+        rounds.want(true, &kinds, now);
+        assert!(rounds.want(true, &kinds, now + SPACING));
+        let mut ended = Vec::new();
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pod) {
+            rounds.listing(kind);
+            ended.extend(rounds.listed(kind));
+        }
+        assert_eq!(ended, [], "pods are not listed yet");
+        rounds.listing(Kind::Pod);
+        ended.extend(rounds.broken(Kind::Pod));
+        kinds.remove(&Kind::Pod);
+        assert_eq!(ended, [kinds]);
+        rounds.listing(Kind::Pod);
+        assert_eq!(rounds.listed(Kind::Pod), None, "it is over");
     }
 
     #[test]
     fn nothing_is_listed_that_nobody_wants() {
         let (mut rounds, now) = (Rounds::default(), Instant::now());
-        rounds.want(true, now);
-        rounds.want(false, now);
+        rounds.want(true, &all(), now);
+        rounds.want(false, &all(), now);
         assert_eq!(rounds.wake_at(), None);
-        assert!(!rounds.want(true, now + SPACING), "the wait begins anew");
+        assert!(
+            !rounds.want(true, &all(), now + SPACING),
+            "the wait begins anew"
+        );
     }
 }

@@ -13,13 +13,13 @@ use crate::support::{Annotated as _, Scene, run_within, until};
 /// How long `lictor gc --dead` waits whether the cluster lives, and then some.
 const BURIAL: Duration = Duration::from_mins(3);
 
-struct Outcome {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
-async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
+pub async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     let mut args = scene.args();
     "gc".clone_into(&mut args[0]);
     let flag = |arg: &str| arg.split('=').next().unwrap_or_default().to_owned();
@@ -258,7 +258,7 @@ async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Re
     );
     let removed = gc(&scene, &["--yes"]).await?;
     assert_eq!(removed.code, Some(0), "{}", removed.err);
-    assert!(removed.out.contains("3 instances removed"));
+    assert!(removed.out.contains("removed: 3 instances,"));
     assert!(removed.err.contains("audit"), "{}", removed.err);
     two_are_left(&scene, 5).await?;
     assert!(scene.find_id("web", &hand(&scene)).await?.is_some());
@@ -332,7 +332,7 @@ async fn a_dead_cluster_is_buried_and_a_living_one_is_not() -> Result<()> {
     let buried = bury(&["--yes"]).await?;
     assert_eq!(buried.code, Some(1), "a node stays: {}", buried.out);
     let removed = format!(
-        "removed: 1 instances, 0 nodes and 0 keys of {}",
+        "removed: 1 instances, 0 intentions, 0 queries, 0 service-defaults, 0 nodes and 0 keys of {}",
         scene.cluster
     );
     assert!(buried.out.contains(&removed), "{}", buried.out);
@@ -383,7 +383,9 @@ async fn of_a_dead_cluster_only_what_carries_its_marks_goes() -> Result<()> {
     let shown = gc(&scene, &[&bury]).await?;
     assert_eq!(shown.code, Some(0), "{}", shown.err);
     let out = &shown.out;
-    let all = format!("1 instances, 1 nodes and 1 keys of {dead}");
+    let all = format!(
+        "1 instances, 0 intentions, 0 queries, 0 service-defaults, 1 nodes and 1 keys of {dead}"
+    );
     for line in [
         format!("{}  node", node("marked")),
         format!("{}  stays: it does not carry the mark", node("bare")),

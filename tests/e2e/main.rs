@@ -17,6 +17,7 @@ mod drift;
 mod faults;
 mod fence;
 mod gc;
+mod gc_entries;
 mod guard;
 mod intentions;
 mod invalid;

@@ -252,9 +252,11 @@ impl Index {
                 after.destination == *destination && after.names().any(|kept| kept == *name)
             })
         };
-        let lost: Vec<_> = claims.names().filter(|name| !is_kept(name)).collect();
-        let lost = lost.into_iter().map(|name| source_key(destination, name));
-        self.entries.withdrawn.extend(lost);
+        let lost = claims.names().filter(|name| !is_kept(name));
+        let lost: Vec<Key> = lost.map(|name| source_key(destination, name)).collect();
+        for key in lost {
+            self.withdraw_entry(key);
+        }
     }
 
     /// Puts claims on queries in the place of others. `withdraws`: what is not claimed any more is

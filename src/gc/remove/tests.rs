@@ -107,8 +107,8 @@ async fn a_removal_whose_answer_was_lost_is_read_again_and_told() {
     assert_eq!(remover.stayed, Vec::<String>::new());
     let all = Removed {
         instances: 1,
-        nodes: 0,
         keys: 1,
+        ..Removed::default()
     };
     assert_eq!(remover.removed, all);
     let told = log.removals();
@@ -149,4 +149,54 @@ async fn one_that_was_carried_out_late_is_told_too_and_one_that_changed_stays() 
     remover.instances(&[doomed()]).await.unwrap();
     assert_eq!((remover.removed.instances, log.removals().len()), (0, 1));
     assert_eq!(remover.stayed.len(), 1);
+}
+
+fn source() -> DoomedEntry {
+    let destination = crate::model::names::Destination::new("payment");
+    let name = crate::model::source::SourceName::parse("web").unwrap();
+    let gone = crate::model::key::source_key(&destination, name);
+    let owner = Owner::intention(&"shop".into(), &"one".into());
+    DoomedEntry {
+        key: Key::Intentions(destination),
+        gone: vec![(gone, owner)],
+        changes: vec![Change::DeleteIntentions(5)],
+    }
+}
+
+async fn config_entries(removals: Vec<ResponseTemplate>, there: &Value) -> (MockServer, Client) {
+    let (server, client) = consul().await;
+    let epoch = found(&json!([{"Key": FENCE.key, "ModifyIndex": 9}]));
+    answers(&server, "/v1/kv/lictor/v1/a/epoch", vec![epoch]).await;
+    let at = "/v1/config/service-intentions/payment";
+    answers(&server, at, removals).await;
+    let all = vec![found(there)];
+    answers(&server, "/v1/config/service-intentions", all).await;
+    (server, client)
+}
+
+#[tokio::test]
+async fn an_intention_whose_removal_was_answered_by_nobody_is_told_once() {
+    let cluster: ClusterName = "a".parse().unwrap();
+    let there = json!([{
+        "Kind": "service-intentions", "Name": "payment", "ModifyIndex": 5,
+        "Sources": [{"Name": "web", "Action": "allow"}],
+        "Meta": {"lictor-cluster": "a", "lictor-src-0": "shop/one=web"},
+    }]);
+    let yes = || ResponseTemplate::new(200).set_body_string("true");
+    let no = || ResponseTemplate::new(200).set_body_string("false");
+    for (removals, there, (removed, stayed)) in [
+        (vec![lost(), no()], json!([]), (1, 0)),
+        (vec![lost(), yes()], there.clone(), (1, 0)),
+        (vec![lost(), no()], there.clone(), (0, 1)),
+    ] {
+        let (log, _guard) = Log::begin();
+        let (_server, client) = config_entries(removals, &there).await;
+        let mut remover = Remover::new(&client, FENCE, "");
+        remover.entries(&cluster, &[source()]).await.unwrap();
+        assert_eq!(remover.removed.intentions, removed, "{there}");
+        assert_eq!(remover.stayed.len(), stayed, "{there}");
+        let told = log.removals();
+        assert_eq!(told.len(), removed, "{told:?}");
+        assert!(told.iter().all(|line| line.contains("index=5")), "{told:?}");
+    }
 }

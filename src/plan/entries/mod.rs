@@ -8,6 +8,8 @@ mod intentions;
 mod query;
 pub mod refusals;
 
+pub use query::ours;
+
 use super::Rules;
 use super::gate::{self, Hold, Why};
 use crate::consul::wire;
@@ -133,6 +135,24 @@ pub enum Change {
     DeleteQuery(Text, u64),
 }
 
+impl Change {
+    /// The `ModifyIndex` of what is changed or removed; 0 where nothing is.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        match self {
+            Self::CreateQuery(_) => 0,
+            Self::PutDefaults(_, index)
+            | Self::DeleteDefaults(index)
+            | Self::PutIntentions(_, index)
+            | Self::DeleteIntentions(index)
+            | Self::PutLedger(_, index)
+            | Self::DeleteLedger(index)
+            | Self::UpdateQuery(_, index)
+            | Self::DeleteQuery(_, index) => *index,
+        }
+    }
+}
+
 impl EntryWrite {
     fn new(owner: &Owner, change: Change) -> Box<Self> {
         Box::new(Self {
@@ -211,6 +231,23 @@ impl EntryFinding {
                 _ => None,
             })
         })
+    }
+}
+
+/// The object that a thing on no node is of, where Consul holds it for one.
+#[must_use]
+pub fn owner_of(key: &Key, observed: &Mirror) -> Option<Owner> {
+    match key {
+        Key::Defaults(service) => observed.defaults.get(service)?.owner.clone(),
+        Key::Source(source) => {
+            let there = observed.intentions.get(&source.destination)?;
+            there.owners.get(&source.source).cloned()
+        }
+        Key::Query(name) => {
+            let there = observed.queries.get(name)?;
+            query::ours(there).and(there.ledger.as_ref()?.0.owner())
+        }
+        Key::Node(_) | Key::Instance(_) | Key::Intentions(_) => None,
     }
 }
 

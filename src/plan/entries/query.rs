@@ -12,6 +12,7 @@ use crate::model::names::QueryName;
 use crate::model::text::Text;
 use crate::observed::entries::{ObservedQuery, definition, hash};
 use crate::observed::table::Knowledge;
+use crate::plan::gate::Hold;
 
 pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let key = Key::Query(name.clone());
@@ -41,7 +42,7 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let Some(holder) = holder else {
         return unclaimed(&key, there, context);
     };
-    let (state, step) = claimed(holder, there);
+    let (state, step) = claimed(holder, there, context.observed.queries.knowledge());
     let stand = Stand {
         owner: holder.owner.clone(),
         claimed: true,
@@ -56,7 +57,8 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
 }
 
 /// The query that is ours, as far as the ledger tells.
-fn ours(there: &ObservedQuery) -> Option<&wire::PreparedQuery> {
+#[must_use]
+pub fn ours(there: &ObservedQuery) -> Option<&wire::PreparedQuery> {
     let (ledger, _) = there.ledger.as_ref()?;
     if ledger.id.is_empty() {
         let named = there.named.as_ref();
@@ -67,7 +69,11 @@ fn ours(there: &ObservedQuery) -> Option<&wire::PreparedQuery> {
     named.or_else(|| there.renamed.as_ref().filter(is_it))
 }
 
-fn claimed(holder: &QueryClaimant, there: &ObservedQuery) -> (State, EntryStep) {
+fn claimed(
+    holder: &QueryClaimant,
+    there: &ObservedQuery,
+    knowledge: &Knowledge,
+) -> (State, EntryStep) {
     let wanted = &holder.query;
     let write = |change: Change| {
         (
@@ -94,6 +100,15 @@ fn claimed(holder: &QueryClaimant, there: &ObservedQuery) -> (State, EntryStep) 
         return another("an entry of the ledger that cannot be understood".to_owned());
     }
     let Some(ours) = ours(there) else {
+        // It may only be hidden: what the ledger says of it is all that makes it ours.
+        if let Knowledge::Partial(reason) = knowledge
+            && (!ledger.id.is_empty() || ledger.hash != hash(wanted))
+        {
+            let resource = Table::Queries.as_str();
+            let reason = reason.clone();
+            let hold = Hold::Incomplete { resource, reason };
+            return (State::Held(hold), EntryStep::Settled);
+        }
         if there.named.is_some() {
             // Somebody took the name: between our note and our query, or after ours was removed.
             return write(Change::DeleteLedger(*index));
@@ -105,6 +120,14 @@ fn claimed(holder: &QueryClaimant, there: &ObservedQuery) -> (State, EntryStep) 
             write(Change::PutLedger(note, *index))
         };
     };
+    if ledger.id.is_empty() {
+        // Before it is changed: from then on only its id tells that it is ours.
+        let noted = Ledger {
+            id: ours.id.to_string(),
+            ..ledger.clone()
+        };
+        return write(Change::PutLedger(noted, *index));
+    }
     if let Some(named) = there.named.as_ref().filter(|named| named.id != ours.id) {
         return another(of_nobody(named));
     }

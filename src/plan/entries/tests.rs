@@ -458,7 +458,7 @@ fn a_source_that_is_only_found_missing_waits_and_one_that_was_seen_going_does_no
         assert_eq!(after.sources("payment"), ["web allow"], "list {list}");
         after.rules.guard.judge(100, Instant::now());
         after.settle(&payment());
-        after.rules.guard.listed();
+        after.rules.guard.listed(&Kind::ALL.into());
     }
     assert!(after.consul.intentions.is_empty());
 }
@@ -539,6 +539,30 @@ fn what_is_known_in_part_loses_nothing() {
     ));
 }
 
+/// Two ask for it, and it is seen that one of them goes: nothing is known of the other's end.
+#[test]
+fn a_source_that_one_of_two_lets_go_is_not_seen_going() {
+    let lets_go: [fn(&mut Bed); 2] = [
+        |bed| bed.remove_intention("two"),
+        |bed| bed.intention("two", 2, to_payment(&[("api", "allow")])),
+    ];
+    for let_go in lets_go {
+        let mut bed = Bed::new();
+        bed.intention("one", 1, to_payment(&[("web", "allow")]));
+        bed.intention("two", 2, to_payment(&[("web", "allow")]));
+        bed.settle(&payment());
+        let_go(&mut bed);
+        // All Intentions are missing from a list, as after their CRD was made anew.
+        bed.index.begin_list(Kind::Intention);
+        bed.index.end_list(Kind::Intention, &mut Touched::default());
+        let finding = bed.settle(&payment());
+        assert!(bed.sources("payment").contains(&"web allow".to_owned()));
+        let name = SourceName::parse("web").unwrap();
+        let web = source_key(&Destination::new("payment"), name);
+        assert!(finding.held().any(|held| held == (&web, &Hold::Unjudged)));
+    }
+}
+
 #[test]
 fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
     let many = |prefix: &str, count: usize| {
@@ -608,6 +632,25 @@ fn the_ledger_comes_before_the_query_and_a_crash_between_any_steps_is_repaired()
         );
         after.settle(&nearest());
         assert!(after.consul.queries.is_empty() && after.consul.ledger.is_empty());
+    }
+}
+
+#[test]
+fn a_query_that_changes_before_its_id_is_noted_stays_ours() {
+    for written in 0..=3 {
+        let mut bed = Bed::new();
+        asks(&mut bed);
+        for _ in 0..written {
+            assert!(bed.step(&nearest()));
+        }
+        bed.query("nearest", json!({"name": "Nearest", "service": "ledger"}));
+        let finding = bed.settle(&nearest());
+        assert_eq!(finding.parts[0].stands[0].state, State::Fine, "{written}");
+        let (id, query) = bed.consul.queries.first_key_value().unwrap();
+        assert_eq!(*query.service.service, *"ledger");
+        let noted = ledger(&bed).unwrap();
+        let definition = entries::definition(query);
+        assert_eq!((&noted.id, noted.hash), (id, entries::hash(&definition)));
     }
 }
 
@@ -827,4 +870,39 @@ fn what_somebody_added_to_our_defaults_stays_when_we_go() {
     bed.settle(&defaults());
     let left = &bed.consul.defaults["payment"];
     assert!(left.meta.is_empty() && !left.other.is_empty());
+}
+
+/// The ledger's id is all that makes a query ours: it is not given up because the query is hidden.
+#[test]
+fn a_query_that_may_only_be_hidden_keeps_its_entry_in_the_ledger() {
+    let mut bed = Bed::new();
+    asks(&mut bed);
+    bed.settle(&nearest());
+    let noted = ledger(&bed);
+    bed.query("nearest", json!({"name": "Nearest", "service": "ledger"}));
+    let hidden = std::mem::take(&mut bed.consul.queries);
+    bed.read();
+    let rows = bed.mirror.queries.iter();
+    let rows = rows.map(|(key, row)| (key.clone(), row.clone())).collect();
+    let ticket = bed.mirror.queries.start_read();
+    let partial = Knowledge::Partial("no rights".to_owned());
+    bed.mirror
+        .queries
+        .finish_read(&ticket, rows, partial, |_| false);
+    let finding = bed.decide(&nearest());
+    assert_eq!(finding.step, EntryStep::Settled);
+    assert!(matches!(
+        finding.held().next(),
+        Some((_, Hold::Incomplete { .. }))
+    ));
+    bed.consul.queries = hidden;
+    bed.read();
+    let finding = bed.settle(&nearest());
+    assert_eq!(finding.parts[0].stands[0].state, State::Fine);
+    let (id, query) = bed.consul.queries.first_key_value().unwrap();
+    assert_eq!(*query.service.service, *"ledger");
+    assert_eq!(
+        (Some(id), noted.map(|noted| noted.id).as_ref()),
+        (ledger(&bed).map(|noted| noted.id).as_ref(), Some(id))
+    );
 }

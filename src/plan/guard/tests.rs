@@ -18,6 +18,10 @@ fn passed(guard: &mut Guard, found: std::ops::Range<usize>, owned: usize, now: I
     guard.judge(owned, now).len()
 }
 
+fn all() -> BTreeSet<Kind> {
+    Kind::ALL.into()
+}
+
 fn begin() -> Instant {
     Instant::now()
 }
@@ -47,10 +51,10 @@ fn neither_time_nor_lists_release_what_is_held() {
     let (mut guard, now) = (guard(), begin());
     assert_eq!(passed(&mut guard, 0..20, 40, now), 0);
     for round in 1..20 {
-        guard.listed();
+        guard.listed(&all());
         let later = now + WINDOW * round;
         assert_eq!(guard.judge(4000, later), []);
-        assert!(!guard.wants_lists());
+        assert!(!guard.wants_lists(&all()));
     }
     assert_eq!(guard.release().len(), 20);
     assert_eq!(guard.admits(&key(3)), Ok(()));
@@ -65,12 +69,12 @@ fn what_comes_back_releases_the_few_that_do_not_after_three_lists() {
     for number in 5..20 {
         guard.returned(&key(number));
         assert_eq!(guard.judge(40, now), [], "while more come back");
-        guard.listed();
+        guard.listed(&all());
         assert_eq!(guard.judge(40, now), [], "while more come back");
     }
     assert_eq!(guard.held(), None);
-    assert!(guard.wants_lists());
-    guard.listed();
+    assert!(guard.wants_lists(&all()));
+    guard.listed(&all());
     assert_eq!(guard.judge(40, now).len(), 5);
     // What is found later has nothing to do with it.
     assert_eq!(passed(&mut guard, 30..31, 40, now), 1);
@@ -83,13 +87,13 @@ fn the_last_few_go_when_three_lists_agree() {
     for lists in 1..3 {
         let why = Hold::Unconfirmed { lists, needed: 3 };
         assert_eq!(guard.admits(&key(1)), Err(why));
-        assert!(guard.wants_lists());
+        assert!(guard.wants_lists(&all()));
         assert_eq!(guard.held(), None);
-        guard.listed();
+        guard.listed(&all());
         let passed = guard.judge(10, now).len();
         assert_eq!(passed, if lists == 2 { 10 } else { 0 });
     }
-    assert!(!guard.wants_lists());
+    assert!(!guard.wants_lists(&all()));
 }
 
 #[test]
@@ -100,12 +104,12 @@ fn as_many_lists_as_asked_for_must_agree() {
     });
     let now = begin();
     assert_eq!(passed(&mut guard, 0..1, 10, now), 0);
-    guard.listed();
+    guard.listed(&all());
     // What is found later needs lists of its own.
     guard.found(&key(1));
     assert_eq!(guard.judge(10, now), [key(0)]);
-    assert!(guard.wants_lists());
-    guard.listed();
+    assert!(guard.wants_lists(&all()));
+    guard.listed(&all());
     assert_eq!(guard.judge(10, now), [key(1)]);
 }
 
@@ -151,8 +155,8 @@ fn what_goes_by_another_hand_releases_nothing_of_the_rest() {
     guard.lapsed(&key(1));
     for _ in 0..5 {
         assert_eq!(guard.judge(12, now), []);
-        assert!(!guard.wants_lists());
-        guard.listed();
+        assert!(!guard.wants_lists(&all()));
+        guard.listed(&all());
     }
     assert!(guard.admits(&key(2)).is_err());
     for number in 2..12 {
@@ -191,10 +195,39 @@ fn what_is_released_by_name_is_no_more_than_that() {
     for number in 0..19 {
         guard.removed(&key(number), now);
     }
-    guard.listed();
+    guard.listed(&all());
     assert_eq!(guard.judge(21, now + WINDOW), [], "what is held stays held");
     assert_eq!(guard.release_these(&shown), []);
     assert!(guard.held().is_some());
     assert_eq!(guard.release_these(&(20..22).map(key).collect()).len(), 2);
     assert_eq!(guard.held(), None);
+}
+
+#[test]
+fn a_kind_that_cannot_be_listed_holds_up_only_what_it_could_claim() {
+    let (mut guard, now) = (guard(), begin());
+    let source = Key::Intentions(crate::model::names::Destination::new("payment"));
+    guard.found(&source);
+    for number in 0..2 {
+        guard.found(&key(number));
+    }
+    assert_eq!(guard.judge(3, now), [], "all that is owned");
+    let mut kinds = all();
+    kinds.remove(&Kind::Intention);
+    for _ in 0..2 {
+        assert!(guard.wants_lists(&kinds));
+        guard.listed(&kinds);
+    }
+    assert_eq!(guard.judge(3, now), [key(0), key(1)]);
+    assert!(!guard.wants_lists(&kinds), "they do not help");
+    let why = Hold::Unconfirmed {
+        lists: 1,
+        needed: 3,
+    };
+    assert_eq!(guard.admits(&source), Err(why));
+    for _ in 0..2 {
+        assert!(guard.wants_lists(&all()));
+        guard.listed(&all());
+    }
+    assert_eq!(guard.judge(3, now), [source]);
 }

@@ -3,19 +3,26 @@
 use super::*;
 use crate::consul::{TxnOutcome, TxnResult};
 use crate::desired::index::Touched;
+use crate::k8s::{Broken, BrokenKind};
 use crate::model::entry::{Node, readiness_check_id};
-use crate::model::key::{InstanceKey, Key, Place};
+use crate::model::key::{InstanceKey, Key, Place, Table, source_key};
 use crate::model::kind::Kind;
-use crate::model::names::{InstanceId, NodeName};
+use crate::model::names::{Destination, InstanceId, NodeName};
 use crate::model::owner::Owner;
+use crate::model::source::SourceName;
+use crate::observed::entries::ObservedIntentions;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode, wire_service};
+use crate::observed::table::Knowledge;
 use crate::plan::batch::BatchedStep;
+use crate::plan::entries::Gone;
 use crate::plan::gate::Why;
 use crate::plan::{self, Removal, Step};
 use crate::sync::apply::Done;
+use crate::sync::carry::Rows;
 use crate::sync::claim::{Before, Claimed};
 use crate::sync::dirty::{Cause, Due};
 use crate::sync::engine::LostRemoval;
+use crate::sync::entries::TableRead;
 
 fn n1() -> NodeName {
     NodeName::for_kubernetes(&"a".parse().unwrap(), "n1")
@@ -205,4 +212,116 @@ async fn a_check_that_was_removed_is_known_to_be_gone() {
 
 fn surplus_id() -> String {
     format!("{}:api", instance("p").id)
+}
+
+fn source(name: &str) -> Key {
+    let name = SourceName::parse(name).unwrap();
+    source_key(&Destination::new("payment"), name)
+}
+
+/// The intentions of `payment`, of which `web` is ours.
+fn payment() -> ObservedIntentions {
+    let entry = json!({
+        "Kind": "service-intentions", "Name": "payment", "ModifyIndex": 4,
+        "Sources": [{"Name": "web", "Action": "allow"}],
+        "Meta": {"external-source": "kubernetes", "lictor-cluster": "a", "lictor-src-0": "shop/one=web"},
+    });
+    let entry = serde_json::from_value(entry).unwrap();
+    ObservedIntentions::of(&"a".parse().unwrap(), entry)
+}
+
+fn know(engine: &mut Engine, there: Option<ObservedIntentions>, knowledge: Knowledge) {
+    let rows = there.map(|there| (Destination::new("payment"), there));
+    let ticket = engine.mirror.intentions.start_read();
+    let rows = rows.into_iter().collect();
+    engine
+        .mirror
+        .intentions
+        .finish_read(&ticket, rows, knowledge, |_| false);
+}
+
+#[tokio::test]
+async fn an_intention_whose_removal_was_answered_by_nobody_is_told_of_once() {
+    let (log, _guard) = Log::begin();
+    let mut engine = ready();
+    let key = Key::Intentions(Destination::new("payment"));
+    let gone = Gone {
+        key: source("web"),
+        owner: Owner::intention(&"shop".into(), &"one".into()),
+        why: Why::Found,
+    };
+    let none = Vec::<String>::new();
+    let mut plan = |there: Option<ObservedIntentions>, whole: bool| {
+        let why = (Table::Intentions, "no rights".to_owned());
+        engine.told_partial = (!whole).then_some(why).into_iter().collect();
+        let lost = (vec![gone.clone()], 4, 7);
+        engine.lost_entries.insert(key.clone(), lost);
+        know(&mut engine, there, Knowledge::Whole);
+        engine.plan_entry(key.clone(), due(), Instant::now());
+        engine.plan_entry(key.clone(), due(), Instant::now());
+        log.removals()
+    };
+    assert_eq!(plan(Some(payment()), true), none, "it is there");
+    assert_eq!(plan(None, false), none, "it may only be hidden");
+    let told = plan(None, true);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("epoch=7") && told[0].contains("index=4"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_was_known_in_part_is_planned_once_it_is_known_whole() {
+    let mut engine = ready();
+    let read = |engine: &mut Engine, knowledge: Knowledge| {
+        let ticket = engine.mirror.intentions.start_read();
+        engine.reads += 1;
+        let rows = [(Destination::new("payment"), payment())].into();
+        let rows = Ok((Rows::Intentions(rows), knowledge));
+        engine.absorb_table(TableRead::of(Table::Intentions, ticket, rows));
+        std::iter::from_fn(|| engine.dirty.take()).count()
+    };
+    let partial = || Knowledge::Partial("no rights".to_owned());
+    read(&mut engine, partial());
+    assert_eq!(read(&mut engine, partial()), 0);
+    engine.tell_readiness();
+    let said = engine.readiness.borrow().remarks.join(" ");
+    assert!(said.contains("consul: no rights"), "{said}");
+    let again = engine.tables[&Table::Intentions].sweeper.wake_at();
+    assert!(again.is_some(), "it is never read again");
+    assert_eq!(read(&mut engine, Knowledge::Whole), 1);
+    assert_eq!(read(&mut engine, Knowledge::Whole), 0);
+}
+
+/// What is held for want of one kind waits for no other.
+#[tokio::test]
+async fn a_kind_that_is_missing_holds_up_only_what_it_could_claim() {
+    let mut engine = ready();
+    know(&mut engine, Some(payment()), Knowledge::Whole);
+    let broken = || Broken {
+        kind: BrokenKind::Missing,
+        message: "no CRD".into(),
+    };
+    let take = |engine: &mut Engine, change: Change| {
+        engine.take(KubeEvent {
+            at: Instant::now(),
+            scope: None,
+            change,
+        });
+    };
+    take(&mut engine, Change::Intention(WatchEvent::Broken(broken())));
+    take(&mut engine, Change::Pod(WatchEvent::Broken(broken())));
+    let held = Key::Instance(instance("gone"));
+    engine.held = [held.clone(), source("web")].into();
+    while engine.dirty.take().is_some() {}
+    take(&mut engine, Change::Pod(WatchEvent::Healthy));
+    let touched: Vec<Key> = std::iter::from_fn(|| engine.dirty.take())
+        .map(|(key, _)| key)
+        .collect();
+    assert!(touched.contains(&held), "{touched:?}");
+    assert!(!touched.contains(&source("web").planned()), "{touched:?}");
+    assert_eq!(engine.held, [source("web")].into());
+    take(&mut engine, Change::Intention(WatchEvent::Healthy));
+    assert!(engine.held.is_empty());
 }

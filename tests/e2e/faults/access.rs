@@ -23,6 +23,7 @@ fn rules_with(scene: &Scene, nodes: &str, keys: &str) -> String {
         node_prefix "lictor-{cluster}--" {{ policy = "write" }}
         node "lictor-{cluster}-external" {{ policy = "write" }}
         service_prefix "" {{ policy = "write" }}
+        query_prefix "" {{ policy = "read" }}
         key_prefix "lictor/v1/{cluster}/" {{ policy = "{keys}" }}
         "#
     )

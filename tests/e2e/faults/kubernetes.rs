@@ -293,12 +293,12 @@ async fn a_history_that_is_compacted_costs_no_living_instance() -> Result<()> {
 }
 
 /// The administrator's token, which is good in a Kubernetes that knows no account of the chart.
-fn admin(scene: &Scene) -> String {
+pub(super) fn admin(scene: &Scene) -> String {
     format!("--kubeconfig={}", scene.bed.kubeconfig_path().display())
 }
 
 /// Puts back what Kubernetes held before the test, whatever became of it.
-async fn restoring(
+pub(super) async fn restoring(
     installed: &Installed,
     from: &std::path::Path,
     test: impl Future<Output = Result<()>>,

@@ -1,7 +1,7 @@
 //! A reader that looks at Consul all the time, and does not miss what comes and goes.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use lictor_testbed::ConsulApi;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -31,6 +31,25 @@ pub struct Oracle {
     task: JoinHandle<Vec<String>>,
 }
 
+/// Something that must stay as it is in what a path gives.
+struct Kept {
+    what: String,
+    path: String,
+    of: Box<dyn Fn(&Value) -> Value + Send>,
+    before: Value,
+}
+
+impl Kept {
+    fn new(what: &str, path: &str, of: impl Fn(&Value) -> Value + Send + 'static) -> Self {
+        Self {
+            what: what.to_owned(),
+            path: path.to_owned(),
+            of: Box::new(of),
+            before: Value::Null,
+        }
+    }
+}
+
 impl Oracle {
     /// Watches that the instances of these ids stay under the service, with the same `CreateIndex`
     /// and as healthy as they are now, and that what these paths give stays the same to the byte.
@@ -40,18 +59,53 @@ impl Oracle {
         ids: &[String],
         foreign: &[String],
     ) -> Result<Self> {
-        let mut first = Vec::new();
-        for path in foreign {
-            first.push((path.clone(), consul.get(path).await?));
-        }
-        let mut created = Vec::new();
-        let now = consul.health(service).await?;
-        for id in ids {
-            let standing = standing(&now, id);
-            ensure!(standing.is_some(), "{id} is not there to begin with");
-            created.push((id.clone(), standing));
-        }
         let health = format!("/v1/health/service/{service}?consistent");
+        let instance = |id: &String| {
+            let wanted = id.clone();
+            Kept::new(id, &health, move |health| standing(health, &wanted))
+        };
+        Self::keep(consul, ids.iter().map(instance).collect(), foreign).await
+    }
+
+    /// Watches that these sources of these destinations stay, with what they allow, and these queries,
+    /// with their ids, and that what the paths give stays the same to the byte.
+    pub async fn watch_entries(
+        consul: &ConsulApi,
+        sources: &[(String, String)],
+        queries: &[String],
+        foreign: &[String],
+    ) -> Result<Self> {
+        let source = |(destination, source): &(String, String)| {
+            let (to, from) = (destination.clone(), source.clone());
+            let of = move |all: &Value| {
+                let entry = found(all, "Name", &to);
+                let source = found(&entry["Sources"], "Name", &from);
+                json!([source["Action"], source["Permissions"]])
+            };
+            let what = format!("{source} to {destination}");
+            Kept::new(&what, "/v1/config/service-intentions?consistent", of)
+        };
+        let query = |name: &String| {
+            let wanted = name.clone();
+            let of = move |all: &Value| found(all, "Name", &wanted)["ID"].clone();
+            Kept::new(name, "/v1/query?consistent", of)
+        };
+        let sources = sources.iter().map(source);
+        let kept = sources.chain(queries.iter().map(query)).collect();
+        Self::keep(consul, kept, foreign).await
+    }
+
+    async fn keep(consul: &ConsulApi, mut kept: Vec<Kept>, foreign: &[String]) -> Result<Self> {
+        for path in foreign {
+            kept.push(Kept::new(path, path, Value::clone));
+        }
+        for one in &mut kept {
+            one.before = (one.of)(&consul.get(&one.path).await?);
+            let missing = json!([null, null]);
+            let is_there = !one.before.is_null() && one.before != missing;
+            ensure!(is_there, "{} is not there to begin with", one.what);
+        }
+        let paths: BTreeSet<String> = kept.iter().map(|one| one.path.clone()).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let samples = Arc::new(AtomicU64::new(0));
         let (asked_to_stop, count) = (stop.clone(), samples.clone());
@@ -61,21 +115,21 @@ impl Oracle {
             loop {
                 // One more sample after the end: it shows what came and went while a server hung.
                 let last = asked_to_stop.load(Ordering::Relaxed);
-                if let Some(Value::Array(health)) = servers.read(&health).await {
-                    count.fetch_add(1, Ordering::Relaxed);
-                    for (id, before) in &created {
-                        let now = standing(&health, id);
-                        if now != *before {
-                            faults.push(format!("{id}: {before:?}, then {now:?}"));
+                let mut whole = true;
+                for path in &paths {
+                    let Some(found) = servers.read(path).await else {
+                        whole = false;
+                        continue;
+                    };
+                    for one in kept.iter().filter(|one| one.path == *path) {
+                        let now = (one.of)(&found);
+                        if now != one.before {
+                            faults.push(format!("{}: {}, then {now}", one.what, one.before));
                         }
                     }
                 }
-                for (path, before) in &first {
-                    if let Some(now) = servers.read(path).await
-                        && now != *before
-                    {
-                        faults.push(format!("{path}: {before}, then {now}"));
-                    }
+                if whole {
+                    count.fetch_add(1, Ordering::Relaxed);
                 }
                 if last {
                     return faults;
@@ -127,21 +181,30 @@ impl Servers {
     }
 }
 
-/// The `CreateIndex` of an instance, and which of its checks do not pass.
-fn standing(health: &[Value], id: &str) -> Option<(u64, Vec<String>)> {
-    let found = health
-        .iter()
-        .find(|instance| instance["Service"]["ID"] == id)?;
+/// The element of a list that has this value in a field; `null` without one.
+fn found(all: &Value, field: &str, value: &str) -> Value {
+    let mut all = all.as_array().into_iter().flatten();
+    all.find(|one| one[field] == value)
+        .cloned()
+        .unwrap_or_default()
+}
+
+/// The `CreateIndex` of an instance, and which of its checks do not pass; `null` without one.
+fn standing(health: &Value, id: &str) -> Value {
+    let mut all = health.as_array().into_iter().flatten();
+    let Some(found) = all.find(|instance| instance["Service"]["ID"] == id) else {
+        return Value::Null;
+    };
     let checks = found["Checks"].as_array().into_iter().flatten();
-    let failing = checks.filter(|check| check["Status"] != "passing");
-    let index = found["Service"]["CreateIndex"].as_u64()?;
-    Some((index, failing.map(Value::to_string).collect()))
+    let failing: Vec<_> = checks
+        .filter(|check| check["Status"] != "passing")
+        .collect();
+    json!([found["Service"]["CreateIndex"], failing])
 }
 
 #[cfg(test)]
 mod tests {
     use lictor_testbed::{Bed, BedOptions};
-    use serde_json::json;
 
     use super::*;
     use crate::support::until;
