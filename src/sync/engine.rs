@@ -36,6 +36,7 @@ use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::mirror::{Completeness, Mirror};
 use crate::plan::batch::BatchedStep;
+use crate::plan::entries::EntryWrite;
 use crate::plan::{Mode, Removal, Rules};
 use crate::status::board::Trouble;
 
@@ -126,6 +127,8 @@ pub struct Engine {
     pub(super) tables: BTreeMap<Table, TableState>,
     /// Writes of that under way.
     pub(super) entry_writes: usize,
+    /// Removals of that of which the answer was lost, and the epoch that they were made under.
+    pub(super) lost_entries: BTreeMap<Key, (EntryWrite, u64)>,
     /// The things that were found under a key of that last.
     pub(super) parts: BTreeMap<Key, BTreeSet<Key>>,
     /// Tables that are known in part, as was told.
@@ -203,6 +206,7 @@ impl Engine {
             own: OwnWrites::default(),
             tables: entries::states(drift_interval),
             entry_writes: 0,
+            lost_entries: BTreeMap::new(),
             parts: BTreeMap::new(),
             told_partial: BTreeSet::new(),
             drift_interval,

@@ -240,7 +240,10 @@ impl Engine {
                     .finish_read(&ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Intentions).collect()
             }
-            Rows::Queries(rows) => {
+            Rows::Queries(mut rows) => {
+                for (name, row) in &mut rows {
+                    row.recognise(self.mirror.queries.get(name));
+                }
                 let is_busy = |name: &_| busy.contains(&Key::Query(Clone::clone(name)));
                 let found = self
                     .mirror
@@ -253,6 +256,7 @@ impl Engine {
             return;
         }
         let now = Instant::now();
+        self.find_lost(table, now);
         if !was_known {
             tracing::info!("{} of Consul are known", table.as_str());
             self.touch_table(table, Cause::Read, now);
@@ -435,7 +439,8 @@ impl Engine {
             Ok(Carried::Done(..)) if self.fence.index() != Some(epoch) => {
                 self.count_entry(&key, &write, "ok");
                 self.doubt(Place::Table(table));
-                self.dirty.touch(key, due);
+                self.dirty.touch(key.clone(), due);
+                self.lose(key, write, epoch);
             }
             Ok(Carried::Done(row, index)) => {
                 self.count_entry(&key, &write, "ok");
@@ -469,7 +474,7 @@ impl Engine {
                 let message = format!("Consul denies the write: {what}");
                 self.give_up_entry(&key, due, Reason::AccessDenied, message);
             }
-            Err(error) => self.entry_failed(&key, &write, due, &error),
+            Err(error) => self.entry_failed(&key, &write, due, &error, epoch),
         }
         self.table(table).own.finish(id);
     }
@@ -512,27 +517,24 @@ impl Engine {
         }
         self.depends_on(key, at);
         let is_drift = due.cause == Cause::Drift;
-        self.tell_entry(key, write, is_drift, index, epoch);
-        for gone in &write.removed {
-            if gone.why == Why::Found {
-                self.rules.guard.removed(&gone.key, at);
-            }
-            self.held.remove(&gone.key);
-            self.index.forget_entry(&gone.key);
-        }
-        if write.is_half() {
-            self.dirty.touch(key.clone(), due);
-            return;
-        }
-        if due.cause == Cause::Kubernetes {
+        self.tell_entry(key, write, is_drift, index);
+        self.removed_from_table(write, at, epoch);
+        if due.cause == Cause::Kubernetes && !write.is_note() {
             let took = (at - due.since).as_secs_f64();
             self.report.metrics.propagation.observe(took);
         }
-        if is_drift {
+        if is_drift && !write.is_note() {
             let label = KindLabel { kind: key.kind() };
             self.report.metrics.drift.get_or_create(&label).inc();
             self.contests.repaired(key, at);
             self.table(table).sweeper.found();
+        }
+        if write.is_half() {
+            // What is left of a repair that was counted is none of its own.
+            let repaired = is_drift && !write.is_note();
+            let cause = if repaired { Cause::Read } else { due.cause };
+            self.dirty.touch(key.clone(), Due { cause, ..due });
+            return;
         }
         let due = Due {
             cause: Cause::Written,
@@ -541,7 +543,81 @@ impl Engine {
         self.dirty.touch(key.clone(), due);
     }
 
-    fn entry_failed(&mut self, key: &Key, write: &EntryWrite, due: Due, error: &ConsulError) {
+    /// What a write removed is told, and counted.
+    fn removed_from_table(&mut self, write: &EntryWrite, at: Instant, epoch: u64) {
+        for Gone { key, owner, why } in &write.removed {
+            let (told, seen) = match why {
+                Why::Seen => ("its claim was seen going", true),
+                Why::Found => ("no object claims it", false),
+            };
+            audit::removed(&Removed {
+                kind: key.kind(),
+                key: &key.to_string(),
+                owner: &owner.to_string(),
+                why: told,
+                seen,
+                epoch,
+                index: write.planned_with(),
+            });
+            let note = format!("{key} is removed from Consul: {told}");
+            let uid = self.index.uid(owner);
+            self.report
+                .event(owner, uid, EventReason::Deregistered, note);
+            if *why == Why::Found {
+                self.rules.guard.removed(key, at);
+            }
+            self.held.remove(key);
+            self.index.forget_entry(key);
+        }
+    }
+
+    /// It is not known whether a removal was carried out, or whether that lasts.
+    fn lose(&mut self, key: Key, write: EntryWrite, epoch: u64) {
+        if !write.removed.is_empty() {
+            self.lost_entries.insert(key, (write, epoch));
+        }
+    }
+
+    /// Removals of which the answer was lost: whether they were carried out shows in what was read.
+    fn find_lost(&mut self, table: Table, now: Instant) {
+        let is_in = |key: &Key| key.place() == Place::Table(table);
+        let lost = self.lost_entries.keys().filter(|key| is_in(key)).cloned();
+        for key in lost.collect::<Vec<_>>() {
+            if let Some((write, epoch)) = self.lost_entries.remove(&key)
+                && !write.removed.iter().any(|gone| self.has(&gone.key))
+            {
+                self.removed_from_table(&write, now, epoch);
+            }
+        }
+    }
+
+    /// Whether Consul holds something of ours under a key that is on no node.
+    fn has(&self, key: &Key) -> bool {
+        match key {
+            Key::Defaults(service) => {
+                let there = self.mirror.defaults.get(service);
+                there.is_some_and(|there| there.holder == Holder::Ours)
+            }
+            Key::Source(source) => {
+                let there = self.mirror.intentions.get(&source.destination);
+                there.is_some_and(|there| there.owners.contains_key(&source.source))
+            }
+            Key::Query(name) => {
+                let there = self.mirror.queries.get(name);
+                there.is_some_and(|there| there.ours().is_some())
+            }
+            Key::Node(_) | Key::Instance(_) | Key::Intentions(_) => false,
+        }
+    }
+
+    fn entry_failed(
+        &mut self,
+        key: &Key,
+        write: &EntryWrite,
+        due: Due,
+        error: &ConsulError,
+        epoch: u64,
+    ) {
         let class = error.class();
         self.count_entry(key, write, class.as_str());
         match class {
@@ -572,6 +648,7 @@ impl Engine {
                 }
                 if class.may_be_applied() {
                     self.doubt(key.place());
+                    self.lose(key.clone(), write.clone(), epoch);
                 }
                 let message = format!("Consul did not take the write yet: {error}");
                 self.trouble(key, Reason::ConsulUnavailable, message);
@@ -742,31 +819,12 @@ impl Engine {
         }
     }
 
-    fn tell_entry(&mut self, key: &Key, write: &EntryWrite, drift: bool, index: u64, epoch: u64) {
+    fn tell_entry(&mut self, key: &Key, write: &EntryWrite, drift: bool, index: u64) {
         let owner = &write.owner;
         self.report.wrote(owner, index);
         let fields = write.fields.join(", ");
         tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{write}");
-        for Gone { key, owner, why } in &write.removed {
-            let (why, seen) = match why {
-                Why::Seen => ("its claim was seen going", true),
-                Why::Found => ("no object claims it", false),
-            };
-            audit::removed(&Removed {
-                kind: key.kind(),
-                key: &key.to_string(),
-                owner: &owner.to_string(),
-                why,
-                seen,
-                epoch,
-                index,
-            });
-            let note = format!("{key} is removed from Consul: {why}");
-            let uid = self.index.uid(owner);
-            self.report
-                .event(owner, uid, EventReason::Deregistered, note);
-        }
-        if drift && !write.is_half() {
+        if drift && !write.is_note() {
             let fields = match &*fields {
                 "" => String::new(),
                 fields => format!(" ({fields})"),
