@@ -273,7 +273,13 @@ impl Engine {
         }
     }
 
-    fn table_unread(&mut self, table: Table, error: &ReadError) {
+    /// Whether a signal of a table is still lacking.
+    pub(super) fn is_unwatched(&self, table: Table) -> bool {
+        let state = self.tables.get(&table);
+        state.is_some_and(|state| state.unwatched > 0)
+    }
+
+    pub(super) fn table_unread(&mut self, table: Table, error: &ReadError) {
         let reason = format!("cannot read {}: {error}", table.as_str());
         let chance = rand::rng().random::<f64>();
         let now = Instant::now();
