@@ -1,8 +1,8 @@
-//! Who answers: `/v1/agent/self`, `/v1/status/leader`.
+//! Who answers: `/v1/agent/self`, `/v1/status/leader`; and in which datacenter config entries are.
 
 use serde::Deserialize;
 
-use super::{Client, ConsulError, Request};
+use super::{Client, ConsulError, ErrorClass, Request};
 
 /// Who answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,15 @@ pub struct AgentInfo {
     pub primary_datacenter: Box<str>,
     /// Node name of the agent.
     pub node: Box<str>,
+}
+
+/// What a datacenter says about where it copies tokens from.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Replication {
+    enabled: bool,
+    #[serde(default)]
+    source_datacenter: Box<str>,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +58,34 @@ impl Client {
             primary_datacenter,
             node,
         })
+    }
+
+    /// Finds out which datacenter has the config entries, and reads them there from now on
+    /// ([`Client::read_entries_from`]).
+    ///
+    /// Without the right to ask the agent: where there are ACLs, any datacenter but the primary one
+    /// copies tokens from that, and says so to everybody.
+    pub async fn locate_entries(&self) -> Result<(), ConsulError> {
+        let primary = match self.agent().await {
+            Ok(agent) if agent.primary_datacenter == agent.datacenter => Box::default(),
+            Ok(agent) => agent.primary_datacenter,
+            Err(error) if error.class() == ErrorClass::AccessDenied => {
+                let request = Request::get("acl/replication");
+                let told: Replication = self.send(&request).await?.json()?.value;
+                Some(told.source_datacenter)
+                    .filter(|_| told.enabled)
+                    .unwrap_or_default()
+            }
+            Err(error) => return Err(error),
+        };
+        if !primary.is_empty() {
+            tracing::info!(
+                primary = &*primary,
+                "config entries are read in the primary datacenter, which has them"
+            );
+        }
+        self.read_entries_from(&primary);
+        Ok(())
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.

@@ -2,8 +2,11 @@
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/kv>
 
+use serde::de::DeserializeOwned;
+
 use super::wire::KvPair;
 use super::{Client, Consistency, ConsulError, Observed, Quality, Request, Response, Watch};
+use crate::model::text::Text;
 
 impl Client {
     /// A key; `None` if it is not there.
@@ -27,6 +30,20 @@ impl Client {
         self.send(&request.consistency(consistency))
             .await
             .and_then(entries)
+    }
+
+    /// What is right in the folder `prefix`, which ends in a slash: keys, and folders as they begin,
+    /// with a slash at their end.
+    pub async fn kv_folders(
+        &self,
+        prefix: &str,
+        consistency: Consistency,
+    ) -> Result<Observed<Vec<Text>>, ConsulError> {
+        let request = Request::get("kv").path(prefix);
+        let request = request.query("keys", "").query("separator", "/");
+        self.send(&request.consistency(consistency))
+            .await
+            .and_then(found)
     }
 
     /// Watches a key: an empty list while it is not there.
@@ -68,6 +85,10 @@ impl Client {
 }
 
 fn entries(answer: Response) -> Result<Observed<Vec<KvPair>>, ConsulError> {
+    found(answer)
+}
+
+fn found<T: DeserializeOwned>(answer: Response) -> Result<Observed<Vec<T>>, ConsulError> {
     // "Not there" is a 404 without a body and with Consul's headers; any other 404 is not Consul's.
     let is_consuls = answer.quality != Quality::Unidentified;
     if answer.status == 404 && answer.body.is_empty() && is_consuls {

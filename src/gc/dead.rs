@@ -21,7 +21,6 @@ use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Pairs;
 use crate::observed::entries::{definition, hash};
 use crate::observed::mirror::Mirror;
-use crate::plan::entries::ours;
 
 /// How long a process of the cluster may take to show that it lives. Any that runs takes its epoch back
 /// at once, if it reaches Consul.
@@ -213,7 +212,7 @@ impl Estate {
     fn add_entries(&mut self, mirror: &mut Mirror) {
         let mut kept = BTreeSet::new();
         for (name, there) in mirror.queries.iter() {
-            if let (Some((ledger, _)), Some(query)) = (&there.ledger, ours(there))
+            if let (Some((ledger, _)), Some(query)) = (&there.ledger, there.ours())
                 && hash(&definition(query)) != ledger.hash
             {
                 kept.insert(name.clone());

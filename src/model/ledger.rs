@@ -18,6 +18,17 @@ pub fn key(cluster: &ClusterName, name: &QueryName) -> String {
     format!("{}{name}", prefix(cluster))
 }
 
+/// The folder of everything that any cluster keeps in Consul's KV.
+pub const CLUSTERS: &str = "lictor/v1/";
+
+/// The cluster and the query that a key of any ledger is of.
+#[must_use]
+pub fn parse(key: &str) -> Option<(&str, QueryName)> {
+    let (cluster, rest) = key.strip_prefix(CLUSTERS)?.split_once('/')?;
+    let name = rest.strip_prefix("query/")?;
+    Some((cluster, QueryName::new(name)))
+}
+
 /// An entry of the ledger, as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {

@@ -177,6 +177,60 @@ pub struct ObservedQuery {
     pub named: Option<wire::PreparedQuery>,
     /// The query that has the id which the ledger says, where that has another name.
     pub renamed: Option<wire::PreparedQuery>,
+    /// Whether another ledger has the query of this name.
+    pub elsewhere: Elsewhere,
+    /// Whether the query of this name was seen as ours by this process, then or now: it stays ours when
+    /// somebody removes its entry of the ledger.
+    pub was_ours: bool,
+}
+
+/// Whether a ledger has a query that is not the one of its name in this cluster's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// None does.
+    #[default]
+    No,
+    /// The ledgers of other clusters cannot be read.
+    Unknown,
+    /// One does: whose it is then, for people.
+    Noted(Text),
+}
+
+impl ObservedQuery {
+    /// The query that is ours.
+    ///
+    /// Without an id in the ledger, it was noted and perhaps created. Of two clusters that noted the
+    /// same one, the one that did not create it finds the other's note, and takes it for the other's.
+    #[must_use]
+    pub fn ours(&self) -> Option<&wire::PreparedQuery> {
+        let named = self.named.as_ref();
+        let others = matches!(self.elsewhere, Elsewhere::Noted(_));
+        let Some((ledger, _)) = &self.ledger else {
+            return named.filter(|_| self.was_ours && !others);
+        };
+        if ledger.id.is_empty() {
+            let noted = |named: &&wire::PreparedQuery| hash(&definition(named)) == ledger.hash;
+            return named.filter(|named| self.was_ours || (noted(named) && !others));
+        }
+        let is_it = |query: &&wire::PreparedQuery| *query.id == *ledger.id;
+        let renamed = self.renamed.as_ref();
+        named.filter(is_it).or_else(|| renamed.filter(is_it))
+    }
+
+    /// Takes over from what was known before that the query of this name is ours.
+    pub fn recognise(&mut self, before: Option<&Self>) {
+        let id = |query: Option<&wire::PreparedQuery>| query.map(|query| query.id.clone());
+        let known = before.and_then(Self::ours);
+        let Some(named) = id(self.named.as_ref()) else {
+            self.was_ours = false;
+            return;
+        };
+        // Another id in the ledger is the later word.
+        let said = self.ledger.as_ref().map(|(ledger, _)| &*ledger.id);
+        let open = said.is_none_or(str::is_empty);
+        self.was_ours = (open && id(known).as_ref() == Some(&named))
+            || id(self.ours()).as_ref() == Some(&named);
+    }
 }
 
 impl Owned for ObservedIntentions {
@@ -218,39 +272,104 @@ pub fn hash(query: &wire::PreparedQuery) -> String {
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(digest)
 }
 
-/// Puts queries and their ledger together, by name.
+/// Puts queries and their ledgers together, by name.
+///
+/// `others` are the entries of the ledgers of other clusters; `None` where they cannot be read.
 #[must_use]
 pub fn queries(
     cluster: &ClusterName,
     queries: Vec<wire::PreparedQuery>,
     ledger: Vec<wire::KvPair>,
+    others: Option<&[wire::KvPair]>,
 ) -> BTreeMap<QueryName, ObservedQuery> {
     let mut rows: BTreeMap<QueryName, ObservedQuery> = BTreeMap::new();
-    let mut by_id: BTreeMap<Text, QueryName> = BTreeMap::new();
+    let mut by_id: BTreeMap<Text, (QueryName, Option<Owner>)> = BTreeMap::new();
     let prefix = ledger::prefix(cluster);
     for pair in ledger {
-        let Some(name) = pair.key.strip_prefix(&*prefix) else {
+        // Compare-and-set of a name in another spelling would be one of another key.
+        let name = pair.key.strip_prefix(&*prefix).map(QueryName::new);
+        let Some(name) = name.filter(|name| *ledger::key(cluster, name) == *pair.key) else {
             continue;
         };
-        let name = QueryName::new(name);
         let entry: Ledger = serde_json::from_slice(&pair.value).unwrap_or_default();
         if !entry.id.is_empty() {
-            by_id.insert(entry.id.as_str().into(), name.clone());
+            let id = entry.id.as_str().into();
+            by_id.insert(id, (name.clone(), entry.owner()));
         }
         rows.entry(name).or_default().ledger = Some((entry, pair.modify_index));
     }
+    let others = others.map(Others::of);
     for query in queries {
         let name = QueryName::new(&query.name);
-        if let Some(known_as) = by_id.get(&query.id)
+        let mut elsewhere = match &others {
+            None => Elsewhere::Unknown,
+            Some(others) => others.have(&name, &query),
+        };
+        if let Some((known_as, owner)) = by_id.get(&query.id)
             && *known_as != name
             && let Some(row) = rows.get_mut(known_as)
         {
             row.renamed = Some(query.clone());
+            let whose = owner
+                .as_ref()
+                .map_or_else(String::new, |it| format!(", of {it}"));
+            let whose = format!("this cluster's query {known_as}{whose}, which somebody renamed");
+            elsewhere = Elsewhere::Noted(whose.into());
         }
         // One without a name belongs to a session, and to nobody else.
         if !query.name.is_empty() {
-            rows.entry(name).or_default().named = Some(query);
+            let row = rows.entry(name).or_default();
+            row.named = Some(query);
+            row.elsewhere = elsewhere;
         }
     }
+    for row in rows.values_mut() {
+        row.recognise(None);
+    }
     rows
+}
+
+/// What the ledgers of other clusters say.
+struct Others {
+    by_id: BTreeMap<Text, Text>,
+    /// Those that were noted and perhaps created.
+    by_name: BTreeMap<QueryName, Vec<(String, Text)>>,
+}
+
+impl Others {
+    fn of(pairs: &[wire::KvPair]) -> Self {
+        let mut this = Self {
+            by_id: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+        };
+        for pair in pairs {
+            let Some((cluster, name)) = ledger::parse(&pair.key) else {
+                continue;
+            };
+            let Ok(entry) = serde_json::from_slice::<Ledger>(&pair.value) else {
+                continue;
+            };
+            let owner = entry.owner();
+            let owner = owner.map_or_else(String::new, |owner| format!(", for {owner}"));
+            let whose = Text::from(format!("Lictor of the cluster {cluster:?}{owner}"));
+            if entry.id.is_empty() {
+                let of = this.by_name.entry(name).or_default();
+                of.push((entry.hash, whose));
+            } else {
+                this.by_id.insert(entry.id.as_str().into(), whose);
+            }
+        }
+        this
+    }
+
+    fn have(&self, name: &QueryName, query: &wire::PreparedQuery) -> Elsewhere {
+        let noted = || {
+            let noted = self.by_name.get(name)?;
+            let hash = hash(&definition(query));
+            let found = noted.iter().find(|(noted, _)| *noted == hash);
+            found.map(|(_, whose)| whose)
+        };
+        let whose = self.by_id.get(&query.id).or_else(noted);
+        whose.map_or(Elsewhere::No, |whose| Elsewhere::Noted(whose.clone()))
+    }
 }

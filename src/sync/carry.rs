@@ -18,7 +18,7 @@ use crate::model::ledger::{self, Ledger};
 use crate::model::names::{ClusterName, Destination, QueryName, ServiceName};
 use crate::model::text::Text;
 use crate::observed::entries::{
-    ObservedDefaults, ObservedIntentions, ObservedQuery, destination_of, queries,
+    Elsewhere, ObservedDefaults, ObservedIntentions, ObservedQuery, destination_of, queries,
 };
 use crate::observed::table::Knowledge;
 use crate::plan::entries::Change;
@@ -316,8 +316,43 @@ pub async fn read_table(
             } else {
                 noted
             };
-            Ok((Rows::Queries(queries(cluster, found, ledger)), knowledge))
+            // Those of others last: whoever created one of these had noted it before.
+            let others = ledgers_of_others(client, cluster).await?;
+            let rows = queries(cluster, found, ledger, others.as_deref());
+            Ok((Rows::Queries(rows), knowledge))
         }
+    }
+}
+
+/// The ledgers of all other clusters; `None` where the token may not read them all.
+async fn ledgers_of_others(
+    client: &Client,
+    cluster: &ClusterName,
+) -> Result<Option<Vec<wire::KvPair>>, ReadError> {
+    let read = async {
+        let folders = client
+            .kv_folders(ledger::CLUSTERS, Consistency::Consistent)
+            .await?;
+        let mut known = folders.quality;
+        let mut pairs = Vec::new();
+        let own = ledger::prefix(cluster);
+        for folder in folders.value {
+            let prefix = format!("{folder}query/");
+            if !folder.ends_with('/') || prefix == own {
+                continue;
+            }
+            let answer = client.kv_list(&prefix, Consistency::Consistent).await?;
+            known = known.max(answer.quality);
+            pairs.extend(answer.value);
+        }
+        Ok::<_, ConsulError>((known, pairs))
+    };
+    match read.await {
+        Ok((Quality::Authoritative, pairs)) => Ok(Some(pairs)),
+        Ok((Quality::Filtered, _)) => Ok(None),
+        Ok((quality, _)) => Err(ReadError::NotAuthoritative(quality)),
+        Err(error) if error.class() == ErrorClass::AccessDenied => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -346,11 +381,20 @@ fn rights(table: Table) -> &'static str {
 pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery> {
     let mut there = before.cloned().unwrap_or_default();
     match row {
-        Row::Ledger(ledger) => there.ledger = ledger,
+        Row::Ledger(ledger) => {
+            // A note that is struck out while there is a query says that it is another's.
+            let id = ledger.as_ref().map(|(ledger, _)| &*ledger.id);
+            let named = there.named.as_ref().map(|named| &*named.id);
+            there.was_ours &= id.is_some();
+            there.was_ours |= named.is_some() && named == id;
+            there.ledger = ledger;
+        }
+        // The one that had been renamed was removed; whatever has the name stays.
+        Row::Query(None) if there.renamed.is_some() => there.renamed = None,
         Row::Query(query) => {
-            if there.renamed.is_some() {
-                there.renamed = None;
-            }
+            there.was_ours = query.is_some();
+            there.renamed = None;
+            there.elsewhere = Elsewhere::No;
             there.named = query;
         }
         Row::Defaults(_) | Row::Intentions(_) => {}
@@ -380,5 +424,20 @@ mod tests {
         let removed = placed(Some(&created), Row::Query(None)).unwrap();
         assert_eq!((&removed.named, removed.ledger.is_some()), (&None, true));
         assert_eq!(placed(Some(&removed), Row::Ledger(None)), None);
+    }
+
+    #[test]
+    fn what_has_the_name_stays_when_ours_goes_that_had_been_renamed() {
+        let named = |id: &str| wire::PreparedQuery {
+            id: id.into(),
+            ..wire::PreparedQuery::default()
+        };
+        let before = ObservedQuery {
+            named: Some(named("theirs")),
+            renamed: Some(named("ours")),
+            ..ObservedQuery::default()
+        };
+        let after = placed(Some(&before), Row::Query(None)).unwrap();
+        assert_eq!((after.named, after.renamed), (before.named, None));
     }
 }

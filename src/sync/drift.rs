@@ -58,11 +58,9 @@ impl Engine {
         let label = KindLabel { kind: key.kind() };
         self.report.metrics.drift.get_or_create(&label).inc();
         tracing::warn!(key = %key, "changed in Consul by another hand, and left so: --drift is report");
-        let Key::Instance(instance) = key else { return };
-        let Some(holder) = self.index.claimants(instance).first() else {
+        let Some(owner) = self.index.owners_of(key).into_iter().next() else {
             return;
         };
-        let owner = holder.owner.clone();
         let note =
             format!("{key} was changed or removed in Consul by another hand, and is left so");
         let uid = self.index.uid(&owner);

@@ -260,7 +260,10 @@ impl Engine {
                     .finish_read(&ticket, rows, knowledge, is_busy);
                 found.into_iter().map(Key::Intentions).collect()
             }
-            Rows::Queries(rows) => {
+            Rows::Queries(mut rows) => {
+                for (name, row) in &mut rows {
+                    row.recognise(self.mirror.queries.get(name));
+                }
                 let is_busy = |name: &_| busy.contains(&Key::Query(Clone::clone(name)));
                 let found = self
                     .mirror
@@ -293,7 +296,13 @@ impl Engine {
         }
     }
 
-    fn table_unread(&mut self, table: Table, error: &ReadError) {
+    /// Whether a signal of a table is still lacking.
+    pub(super) fn is_unwatched(&self, table: Table) -> bool {
+        let state = self.tables.get(&table);
+        state.is_some_and(|state| state.unwatched > 0)
+    }
+
+    pub(super) fn table_unread(&mut self, table: Table, error: &ReadError) {
         let reason = format!("cannot read {}: {error}", table.as_str());
         let chance = rand::rng().random::<f64>();
         let now = Instant::now();
@@ -555,19 +564,22 @@ impl Engine {
         for gone in &write.removed {
             self.is_gone(gone, write.change.index(), epoch, at);
         }
-        if write.is_half() {
-            self.dirty.touch(key.clone(), due);
-            return;
-        }
-        if due.cause == Cause::Kubernetes {
+        if due.cause == Cause::Kubernetes && !write.is_note() {
             let took = (at - due.since).as_secs_f64();
             self.report.metrics.propagation.observe(took);
         }
-        if is_drift {
+        if is_drift && !write.is_note() {
             let label = KindLabel { kind: key.kind() };
             self.report.metrics.drift.get_or_create(&label).inc();
             self.contests.repaired(key, at);
             self.table(table).sweeper.found();
+        }
+        if write.is_half() {
+            // What is left of a repair that was counted is none of its own.
+            let repaired = is_drift && !write.is_note();
+            let cause = if repaired { Cause::Read } else { due.cause };
+            self.dirty.touch(key.clone(), Due { cause, ..due });
+            return;
         }
         let due = Due {
             cause: Cause::Written,
@@ -846,7 +858,7 @@ impl Engine {
         self.report.wrote(owner, index);
         let fields = write.fields.join(", ");
         tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{write}");
-        if drift && !write.is_half() {
+        if drift && !write.is_note() {
             let fields = match &*fields {
                 "" => String::new(),
                 fields => format!(" ({fields})"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::apply::ReadError;
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::feed::feed;
@@ -272,9 +273,12 @@ impl Engine {
             Signal::Failed { topic, error } if self.unwatched.contains(topic) => {
                 self.failed(&format!("cannot watch Consul: {error}"));
             }
-            Signal::Failed { topic, error } => {
-                tracing::debug!(?topic, "cannot watch Consul: {error}");
-            }
+            Signal::Failed { topic, error } => match topic.table() {
+                Some(table) if self.is_unwatched(table) => {
+                    self.table_unread(table, &ReadError::Failed(error.clone()));
+                }
+                _ => tracing::debug!(?topic, "cannot watch Consul: {error}"),
+            },
         }
     }
 }

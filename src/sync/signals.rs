@@ -14,6 +14,9 @@ use crate::model::key::Table;
 use crate::model::ledger;
 use crate::model::names::ClusterName;
 
+/// How soon it is asked again which datacenter has the config entries.
+const LOCATE_AGAIN: Duration = Duration::from_secs(2);
+
 /// What a blocking query tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
@@ -114,14 +117,6 @@ pub async fn watch(
         (Topic::Services, client.watch_any_service(consistency)),
         (Topic::Checks, client.watch_any_check(consistency)),
         (
-            Topic::Table(Table::Defaults),
-            client.watch_any_config_entry::<ServiceDefaults>(consistency),
-        ),
-        (
-            Topic::Table(Table::Intentions),
-            client.watch_any_config_entry::<ServiceIntentions>(consistency),
-        ),
-        (
             Topic::Table(Table::Queries),
             client.watch_any_query(consistency),
         ),
@@ -130,9 +125,33 @@ pub async fn watch(
     let any = futures::future::join_all(any);
     let ledger = client.watch_kv_list(&ledger::prefix(&cluster));
     let ledger = follow(Topic::Ledger, ledger, &signals);
+    let entries = async {
+        locate_entries(&client, &signals).await;
+        let defaults = client.watch_any_config_entry::<ServiceDefaults>(consistency);
+        let intentions = client.watch_any_config_entry::<ServiceIntentions>(consistency);
+        futures::future::join(
+            follow(Topic::Table(Table::Defaults), defaults, &signals),
+            follow(Topic::Table(Table::Intentions), intentions, &signals),
+        )
+        .await
+    };
     tokio::select! {
         () = stop.cancelled() => {}
-        _ = futures::future::join4(any, ledger, epoch, asked) => {}
+        _ = futures::future::join5(any, entries, ledger, epoch, asked) => {}
+    }
+}
+
+/// Config entries are read in one datacenter, which is to be known before they are watched: until
+/// then they are neither read nor written.
+async fn locate_entries(client: &Client, signals: &mpsc::Sender<Signal>) {
+    while let Err(error) = client.locate_entries().await {
+        for table in [Table::Defaults, Table::Intentions] {
+            let (topic, error) = (Topic::Table(table), error.clone());
+            if signals.send(Signal::Failed { topic, error }).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(LOCATE_AGAIN).await;
     }
 }
 

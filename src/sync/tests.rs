@@ -127,6 +127,8 @@ impl Consul {
             json!(Self::on(&self.checks, &node))
         } else if path == "/v1/acl/token/self" {
             return (StatusCode::UNAUTHORIZED, "ACL support disabled").into_response();
+        } else if path == "/v1/agent/self" {
+            json!({"Config": {"Version": "1.22.7", "Datacenter": "dc1", "NodeName": "a"}})
         } else if path.starts_with("/v1/kv/") {
             json!(self.epoch.iter().collect::<Vec<_>>())
         } else {

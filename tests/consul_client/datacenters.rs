@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lictor::consul::wire::ServiceIntentions;
-use lictor::consul::{Client, Consistency, ConsulSettings, Request};
+use lictor::consul::{Client, Consistency, ConsulSettings, ErrorClass, Quality, Request};
 use lictor_testbed::{Bed, BedOptions};
 use serde_json::{Value, json};
 
@@ -77,5 +77,69 @@ async fn entries_are_compared_with_those_of_the_primary() -> Result<()> {
     let began = watch.next().await?.observed.index;
     assert!(second.put_config_entry(&changed, read.modify_index).await?);
     assert!(watch.next().await?.observed.index > began);
+    Ok(())
+}
+
+/// Without the right to ask the agent the primary datacenter is found all the same.
+#[tokio::test]
+async fn the_primary_is_found_without_rights_on_the_agent() -> Result<()> {
+    let bed = Bed::start(BedOptions {
+        second_datacenter: true,
+        consul_acls: true,
+        ..BedOptions::default()
+    })
+    .await?;
+    for number in 0..100 {
+        let key = format!("/v1/kv/lictor/v1/b/query/{number}");
+        bed.consul()?.put(&key, &json!(number)).await?;
+    }
+    let rules = r#"service_prefix "" { policy = "write" intentions = "write" }
+                   key_prefix "lictor/v1/a/" { policy = "write" }"#;
+    let token = bed.consul()?.create_token(rules).await?;
+    let client_of = |addresses: String| {
+        client(ConsulSettings {
+            addresses,
+            token: Some(token.secret.clone().into()),
+            ..ConsulSettings::default()
+        })
+    };
+    let (first, second) = (client_of(bed.consul_addr()), client_of(bed.dc2_addr()?));
+    let until = Instant::now() + Duration::from_mins(1);
+    while second.check_token().await.is_err()
+        || second.agent().await.unwrap_err().class() != ErrorClass::AccessDenied
+    {
+        assert!(Instant::now() < until, "the token is not copied");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for client in [&first, &second] {
+        client.locate_entries().await?;
+    }
+    let entry = intentions(NAME, &[source("a", "allow")]);
+    assert!(second.put_config_entry(&entry, 0).await?);
+    let stored = read(&first).await?.unwrap();
+    assert_eq!(read(&second).await?, Some(stored.clone()));
+    let changed = intentions(NAME, &[source("a", "deny")]);
+    assert!(
+        second
+            .put_config_entry(&changed, stored.modify_index)
+            .await?
+    );
+
+    // Folders that the token may not read are left out, which is told.
+    let key = "lictor/v1/a/query/x";
+    assert!(first.kv_put_cas(key, b"{}", 0).await?);
+    first.check_token().await?;
+    let folders = first
+        .kv_folders("lictor/v1/", Consistency::Consistent)
+        .await?;
+    let names: Vec<&str> = folders.value.iter().map(|name| &**name).collect();
+    assert_eq!(
+        (names, folders.quality),
+        (vec!["lictor/v1/a/"], Quality::Filtered)
+    );
+    let none = first
+        .kv_folders("lictor/v2/", Consistency::Consistent)
+        .await?;
+    assert!(none.value.is_empty());
     Ok(())
 }

@@ -8,7 +8,6 @@ mod intentions;
 mod query;
 pub mod refusals;
 
-pub use query::ours;
 
 use super::Rules;
 use super::gate::{self, Hold, Why};
@@ -180,6 +179,22 @@ impl EntryWrite {
         }
     }
 
+    /// The `ModifyIndex` of what stands there, if anything does.
+    #[must_use]
+    pub fn planned_with(&self) -> u64 {
+        match &self.change {
+            Change::PutDefaults(_, index)
+            | Change::DeleteDefaults(index)
+            | Change::PutIntentions(_, index)
+            | Change::DeleteIntentions(index)
+            | Change::PutLedger(_, index)
+            | Change::DeleteLedger(index)
+            | Change::UpdateQuery(_, index)
+            | Change::DeleteQuery(_, index) => *index,
+            Change::CreateQuery(_) => 0,
+        }
+    }
+
     /// Whether more is to be written when this is: the ledger comes before and after its query.
     #[must_use]
     pub fn is_half(&self) -> bool {
@@ -188,11 +203,20 @@ impl EntryWrite {
             Change::PutLedger(..) | Change::CreateQuery(_) | Change::DeleteQuery(..)
         )
     }
+
+    /// Whether it is but a note of what is done to a query.
+    #[must_use]
+    pub fn is_note(&self) -> bool {
+        matches!(self.change, Change::PutLedger(..) | Change::DeleteLedger(_))
+    }
 }
 
 impl std::fmt::Display for EntryWrite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.change {
+            Change::PutLedger(ledger, _) if ledger.id.is_empty() => {
+                f.write_str("note in the ledger whose the query is, before it is created")
+            }
             Change::PutLedger(..) => f.write_str("note in the ledger whose the query is"),
             Change::DeleteLedger(_) => f.write_str("strike the query out of the ledger"),
             _ if self.fields.is_empty() => f.write_str(self.verb()),
@@ -245,7 +269,7 @@ pub fn owner_of(key: &Key, observed: &Mirror) -> Option<Owner> {
         }
         Key::Query(name) => {
             let there = observed.queries.get(name)?;
-            query::ours(there).and(there.ledger.as_ref()?.0.owner())
+            there.ours().and(there.ledger.as_ref()?.0.owner())
         }
         Key::Node(_) | Key::Instance(_) | Key::Intentions(_) => None,
     }
@@ -282,19 +306,25 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Whether what nothing claims under a key may be removed now.
-    fn may_remove(&self, key: &Key, table: Table) -> Result<Why, Hold> {
+    /// Whether a table was read whole, so that what is missing in it is not there.
+    fn is_whole(&self, table: Table) -> Result<(), Hold> {
         let knowledge = match table {
             Table::Defaults => self.observed.defaults.knowledge(),
             Table::Intentions => self.observed.intentions.knowledge(),
             Table::Queries => self.observed.queries.knowledge(),
         };
-        if let Knowledge::Partial(reason) = knowledge {
-            return Err(Hold::Incomplete {
+        match knowledge {
+            Knowledge::Partial(reason) => Err(Hold::Incomplete {
                 resource: table.as_str(),
                 reason: reason.clone(),
-            });
+            }),
+            Knowledge::Whole | Knowledge::Unknown => Ok(()),
         }
+    }
+
+    /// Whether what nothing claims under a key may be removed now.
+    fn may_remove(&self, key: &Key, table: Table) -> Result<Why, Hold> {
+        self.is_whole(table)?;
         let candidate = gate::Candidate {
             key,
             absence: self.desired.absence_of_entry(key),

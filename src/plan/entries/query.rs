@@ -7,12 +7,10 @@ use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Stand, S
 use crate::consul::wire;
 use crate::desired::index::entries::QueryClaimant;
 use crate::model::key::{Key, Table};
-use crate::model::ledger::Ledger;
+use crate::model::ledger::{self, Ledger};
 use crate::model::names::QueryName;
 use crate::model::text::Text;
-use crate::observed::entries::{ObservedQuery, definition, hash};
-use crate::observed::table::Knowledge;
-use crate::plan::gate::Hold;
+use crate::observed::entries::{Elsewhere, ObservedQuery, definition, hash};
 
 pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let key = Key::Query(name.clone());
@@ -29,7 +27,7 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
         let stand = Stand {
             owner: keeper.clone(),
             claimed: true,
-            there: ours(there).is_some(),
+            there: there.ours().is_some(),
             state: State::Frozen(freeze),
         };
         let all = holder
@@ -42,11 +40,11 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let Some(holder) = holder else {
         return unclaimed(&key, there, context);
     };
-    let (state, step) = claimed(holder, there, context.observed.queries.knowledge());
+    let (state, step) = claimed(name, holder, there, context);
     let stand = Stand {
         owner: holder.owner.clone(),
         claimed: true,
-        there: ours(there).is_some(),
+        there: there.ours().is_some(),
         state,
     };
     let stands = [stand]
@@ -56,23 +54,11 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     EntryFinding::of(&key, stands, step)
 }
 
-/// The query that is ours, as far as the ledger tells.
-#[must_use]
-pub fn ours(there: &ObservedQuery) -> Option<&wire::PreparedQuery> {
-    let (ledger, _) = there.ledger.as_ref()?;
-    if ledger.id.is_empty() {
-        let named = there.named.as_ref();
-        return named.filter(|named| hash(&definition(named)) == ledger.hash);
-    }
-    let is_it = |query: &&wire::PreparedQuery| *query.id == *ledger.id;
-    let named = there.named.as_ref().filter(is_it);
-    named.or_else(|| there.renamed.as_ref().filter(is_it))
-}
-
 fn claimed(
+    name: &QueryName,
     holder: &QueryClaimant,
     there: &ObservedQuery,
-    knowledge: &Knowledge,
+    context: Context<'_>,
 ) -> (State, EntryStep) {
     let wanted = &holder.query;
     let write = |change: Change| {
@@ -92,65 +78,132 @@ fn claimed(
     let Some((ledger, index)) = &there.ledger else {
         return match &there.named {
             None => write(Change::PutLedger(noted(&Text::default(), None), 0)),
-            Some(named) if holder.adopt => write(Change::PutLedger(noted(&named.id, None), 0)),
-            Some(named) => another(of_nobody(named)),
+            Some(named) if there.ours().is_some() || is_adopted(holder, there) => {
+                write(Change::PutLedger(noted(&named.id, None), 0))
+            }
+            Some(named) => another(of_another(named, &there.elsewhere)),
         };
     };
     if ledger.owner().is_none() {
-        return another("an entry of the ledger that cannot be understood".to_owned());
+        let at = ledger::key(context.desired.cluster(), name);
+        return another(format!(
+            "the entry {at} of Consul's KV, which is not understood"
+        ));
     }
-    let Some(ours) = ours(there) else {
+    let Some(ours) = there.ours() else {
         // It may only be hidden: what the ledger says of it is all that makes it ours.
-        if let Knowledge::Partial(reason) = knowledge
+        if there.named.is_none()
             && (!ledger.id.is_empty() || ledger.hash != hash(wanted))
+            && let Err(hold) = context.is_whole(Table::Queries)
         {
-            let resource = Table::Queries.as_str();
-            let reason = reason.clone();
-            let hold = Hold::Incomplete { resource, reason };
             return (State::Held(hold), EntryStep::Settled);
         }
-        if there.named.is_some() {
+        return match &there.named {
             // Somebody took the name: between our note and our query, or after ours was removed.
-            return write(Change::DeleteLedger(*index));
-        }
-        let note = noted(&Text::default(), Some(ledger));
-        return if *ledger == note {
-            write(Change::CreateQuery(wanted.clone()))
-        } else {
-            write(Change::PutLedger(note, *index))
+            Some(_) if context.is_whole(Table::Queries).is_ok() => {
+                write(Change::DeleteLedger(*index))
+            }
+            Some(named) => another(of_another(named, &there.elsewhere)),
+            None => {
+                let note = noted(&Text::default(), Some(ledger));
+                if *ledger == note {
+                    write(Change::CreateQuery(wanted.clone()))
+                } else {
+                    write(Change::PutLedger(note, *index))
+                }
+            }
         };
     };
-    if ledger.id.is_empty() {
-        // Before it is changed: from then on only its id tells that it is ours.
-        let noted = Ledger {
-            id: ours.id.to_string(),
-            ..ledger.clone()
-        };
-        return write(Change::PutLedger(noted, *index));
-    }
     if let Some(named) = there.named.as_ref().filter(|named| named.id != ours.id) {
-        return another(of_nobody(named));
+        return another(of_another(named, &there.elsewhere));
     }
-    if definition(ours) != *wanted {
-        let query = wire::PreparedQuery {
-            id: ours.id.clone(),
-            ..wanted.clone()
-        };
-        return write(Change::UpdateQuery(query, ours.modify_index));
-    }
+    // The ledger first: were the query changed before its id is noted, its hash would not be the
+    // noted one any more, and a process that starts after a crash would not know it.
     let note = noted(&ours.id, Some(ledger));
     if *ledger != note {
         return write(Change::PutLedger(note, *index));
     }
-    (State::Fine, EntryStep::Settled)
+    let fields = differing(&definition(ours), wanted);
+    if fields.is_empty() {
+        return (State::Fine, EntryStep::Settled);
+    }
+    let query = wire::PreparedQuery {
+        id: ours.id.clone(),
+        ..wanted.clone()
+    };
+    let mut write = EntryWrite::new(&holder.owner, Change::UpdateQuery(query, ours.modify_index));
+    write.fields = fields;
+    (State::Pending, EntryStep::Write(write))
 }
 
-fn of_nobody(query: &wire::PreparedQuery) -> String {
-    format!(
-        "a query that Lictor of this cluster did not create (id {}), of another cluster, another tool or \
-         by hand",
-        query.id
-    )
+/// Whether a query that nobody's ledger has is taken over. Where other ledgers cannot be read it may
+/// be another cluster's.
+fn is_adopted(holder: &QueryClaimant, there: &ObservedQuery) -> bool {
+    holder.adopt && there.elsewhere == Elsewhere::No
+}
+
+/// The fields in which a query is another than wanted.
+fn differing(there: &wire::PreparedQuery, wanted: &wire::PreparedQuery) -> Vec<&'static str> {
+    let wire::PreparedQuery {
+        id: _,
+        name,
+        session,
+        token,
+        template,
+        service,
+        dns,
+        create_index: _,
+        modify_index: _,
+    } = there;
+    let parts = [
+        ("name", *name != wanted.name),
+        ("session", *session != wanted.session),
+        ("token", *token != wanted.token),
+        ("template", *template != wanted.template),
+        ("dns", *dns != wanted.dns),
+    ];
+    let wire::QueryService {
+        service,
+        sameness_group,
+        failover,
+        only_passing,
+        ignore_check_ids,
+        near,
+        tags,
+        node_meta,
+        service_meta,
+        connect,
+        peer,
+    } = service;
+    let of = &wanted.service;
+    let of_service = [
+        ("service", *service != of.service),
+        ("sameness group", *sameness_group != of.sameness_group),
+        ("failover", *failover != of.failover),
+        ("only passing", *only_passing != of.only_passing),
+        ("ignored checks", *ignore_check_ids != of.ignore_check_ids),
+        ("near", *near != of.near),
+        ("tags", *tags != of.tags),
+        ("node meta", *node_meta != of.node_meta),
+        ("service meta", *service_meta != of.service_meta),
+        ("connect", *connect != of.connect),
+        ("peer", *peer != of.peer),
+    ];
+    let all = parts.into_iter().chain(of_service);
+    all.filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
+}
+
+fn of_another(query: &wire::PreparedQuery, elsewhere: &Elsewhere) -> String {
+    let id = &query.id;
+    match elsewhere {
+        Elsewhere::Noted(whose) => format!("{whose} (id {id})"),
+        Elsewhere::No => format!("a query of nobody's, made by hand or by another tool (id {id})"),
+        Elsewhere::Unknown => format!(
+            "a query that may be another cluster's, whose ledgers cannot be read: give the token \
+             key_prefix \"lictor/v1/\" read (id {id})"
+        ),
+    }
 }
 
 fn unclaimed(key: &Key, there: &ObservedQuery, context: Context<'_>) -> EntryFinding {
@@ -163,21 +216,18 @@ fn unclaimed(key: &Key, there: &ObservedQuery, context: Context<'_>) -> EntryFin
         let stand = Stand {
             owner: owner.clone(),
             claimed: false,
-            there: ours(there).is_some(),
+            there: there.ours().is_some(),
             state,
         };
         EntryFinding::of(key, vec![stand], step)
     };
-    let Some(query) = ours(there) else {
+    let Some(query) = there.ours() else {
         // A note of what is not there protects nothing, unless it may only be hidden.
-        let whole = *context.observed.queries.knowledge() == Knowledge::Whole;
+        if let Err(hold) = context.is_whole(Table::Queries) {
+            return finding(State::Held(hold), EntryStep::Settled);
+        }
         let write = EntryWrite::new(&owner, Change::DeleteLedger(*index));
-        let step = if whole {
-            EntryStep::Write(write)
-        } else {
-            EntryStep::Settled
-        };
-        return finding(State::Pending, step);
+        return finding(State::Pending, EntryStep::Write(write));
     };
     let why = match context.may_remove(key, Table::Queries) {
         Ok(why) => why,

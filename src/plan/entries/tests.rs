@@ -1,5 +1,7 @@
 //! Decisions about what is on no node, carried out on a Consul of a few maps.
 
+mod queries;
+
 use std::collections::BTreeMap;
 
 use globset::GlobSet;
@@ -33,6 +35,8 @@ struct Consul {
     defaults: BTreeMap<String, wire::ServiceDefaults>,
     queries: BTreeMap<String, wire::PreparedQuery>,
     ledger: BTreeMap<String, (Vec<u8>, u64)>,
+    /// Entries of the ledgers of other clusters; `None` where they cannot be read.
+    others: Option<Vec<wire::KvPair>>,
 }
 
 impl Consul {
@@ -124,6 +128,8 @@ struct Bed {
     mirror: Mirror,
     rules: Rules,
     consul: Consul,
+    /// How whole queries are read.
+    knowledge: Knowledge,
     writes: usize,
 }
 
@@ -134,11 +140,16 @@ impl Bed {
             index.begin_list(kind);
             index.end_list(kind, &mut Touched::default());
         }
+        let consul = Consul {
+            others: Some(Vec::new()),
+            ..Consul::default()
+        };
         let mut bed = Self {
             index,
             mirror: Mirror::new(cluster()),
             rules: Rules::default(),
-            consul: Consul::default(),
+            consul,
+            knowledge: Knowledge::Whole,
             writes: 0,
         };
         bed.read();
@@ -185,11 +196,15 @@ impl Bed {
                 ..wire::KvPair::default()
             });
         let found = self.consul.queries.values().cloned().collect();
-        let rows = entries::queries(&cluster(), found, pairs.collect());
+        let others = self.consul.others.as_deref();
+        let mut rows = entries::queries(&cluster(), found, pairs.collect(), others);
+        for (name, row) in &mut rows {
+            row.recognise(self.mirror.queries.get(name));
+        }
         let ticket = self.mirror.queries.start_read();
         self.mirror
             .queries
-            .finish_read(&ticket, rows, Knowledge::Whole, |_| false);
+            .finish_read(&ticket, rows, self.knowledge.clone(), |_| false);
     }
 
     fn decide(&self, key: &Key) -> EntryFinding {
@@ -464,6 +479,29 @@ fn a_source_that_is_only_found_missing_waits_and_one_that_was_seen_going_does_no
 }
 
 #[test]
+fn a_source_that_one_of_two_lets_go_is_not_seen_going() {
+    let lets_go: [fn(&mut Bed); 2] = [
+        |bed| bed.remove_intention("two"),
+        |bed| bed.intention("two", 2, to_payment(&[("api", "allow")])),
+    ];
+    for let_go in lets_go {
+        let mut bed = Bed::new();
+        bed.intention("one", 1, to_payment(&[("web", "allow")]));
+        bed.intention("two", 2, to_payment(&[("web", "allow")]));
+        bed.settle(&payment());
+        let_go(&mut bed);
+        // All Intentions are missing from a list, as after their CRD was made anew.
+        bed.index.begin_list(Kind::Intention);
+        bed.index.end_list(Kind::Intention, &mut Touched::default());
+        let finding = bed.settle(&payment());
+        assert!(bed.sources("payment").contains(&"web allow".to_owned()));
+        let name = SourceName::parse("web").unwrap();
+        let web = source_key(&Destination::new("payment"), name);
+        assert!(finding.held().any(|held| held == (&web, &Hold::Unjudged)));
+    }
+}
+
+#[test]
 fn paused_and_invalid_ones_keep_what_they_hold() {
     for (annotations, spec) in [
         (
@@ -539,30 +577,6 @@ fn what_is_known_in_part_loses_nothing() {
     ));
 }
 
-/// Two ask for it, and it is seen that one of them goes: nothing is known of the other's end.
-#[test]
-fn a_source_that_one_of_two_lets_go_is_not_seen_going() {
-    let lets_go: [fn(&mut Bed); 2] = [
-        |bed| bed.remove_intention("two"),
-        |bed| bed.intention("two", 2, to_payment(&[("api", "allow")])),
-    ];
-    for let_go in lets_go {
-        let mut bed = Bed::new();
-        bed.intention("one", 1, to_payment(&[("web", "allow")]));
-        bed.intention("two", 2, to_payment(&[("web", "allow")]));
-        bed.settle(&payment());
-        let_go(&mut bed);
-        // All Intentions are missing from a list, as after their CRD was made anew.
-        bed.index.begin_list(Kind::Intention);
-        bed.index.end_list(Kind::Intention, &mut Touched::default());
-        let finding = bed.settle(&payment());
-        assert!(bed.sources("payment").contains(&"web allow".to_owned()));
-        let name = SourceName::parse("web").unwrap();
-        let web = source_key(&Destination::new("payment"), name);
-        assert!(finding.held().any(|held| held == (&web, &Hold::Unjudged)));
-    }
-}
-
 #[test]
 fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
     let many = |prefix: &str, count: usize| {
@@ -580,196 +594,6 @@ fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
         .filter(|stand| stand.state == State::TooManySources)
         .collect();
     assert!(left.len() == 200 && left.iter().all(|stand| stand.owner == intention("two")));
-}
-
-// === queries ===
-
-fn nearest() -> Key {
-    Key::Query(QueryName::new("nearest"))
-}
-
-fn asks(bed: &mut Bed) {
-    bed.query(
-        "nearest",
-        json!({"name": "Nearest", "service": "payment", "onlyPassing": true}),
-    );
-}
-
-fn ledger(bed: &Bed) -> Option<Ledger> {
-    let (value, _) = bed.consul.ledger.get("nearest")?;
-    Some(serde_json::from_slice(value).unwrap())
-}
-
-#[test]
-fn the_ledger_comes_before_the_query_and_a_crash_between_any_steps_is_repaired() {
-    let mut bed = Bed::new();
-    asks(&mut bed);
-    bed.settle(&nearest());
-    let steps = bed.writes;
-    assert_eq!(steps, 3, "noted, created, noted with its id");
-    for died_after in 0..steps {
-        let mut bed = Bed::new();
-        asks(&mut bed);
-        for _ in 0..died_after {
-            assert!(bed.step(&nearest()));
-        }
-        let mut after = bed.restart();
-        asks(&mut after);
-        let finding = after.settle(&nearest());
-        assert_eq!(after.consul.queries.len(), 1, "died after {died_after}");
-        let (id, query) = after.consul.queries.first_key_value().unwrap();
-        assert_eq!(
-            (&*query.name, ledger(&after).unwrap().id),
-            ("Nearest", id.clone())
-        );
-        assert_eq!(finding.parts[0].stands[0].state, State::Fine);
-        // And what nobody asks for any more goes, wherever it died.
-        after.index.remove_query(
-            &"shop".into(),
-            &"nearest".into(),
-            true,
-            &mut Touched::default(),
-        );
-        after.settle(&nearest());
-        assert!(after.consul.queries.is_empty() && after.consul.ledger.is_empty());
-    }
-}
-
-#[test]
-fn a_query_that_changes_before_its_id_is_noted_stays_ours() {
-    for written in 0..=3 {
-        let mut bed = Bed::new();
-        asks(&mut bed);
-        for _ in 0..written {
-            assert!(bed.step(&nearest()));
-        }
-        bed.query("nearest", json!({"name": "Nearest", "service": "ledger"}));
-        let finding = bed.settle(&nearest());
-        assert_eq!(finding.parts[0].stands[0].state, State::Fine, "{written}");
-        let (id, query) = bed.consul.queries.first_key_value().unwrap();
-        assert_eq!(*query.service.service, *"ledger");
-        let noted = ledger(&bed).unwrap();
-        let definition = entries::definition(query);
-        assert_eq!((&noted.id, noted.hash), (id, entries::hash(&definition)));
-    }
-}
-
-#[test]
-fn a_query_that_nobody_asks_for_any_more_goes_wherever_the_process_died() {
-    for died_after in 0..=3 {
-        let mut bed = Bed::new();
-        asks(&mut bed);
-        for _ in 0..died_after {
-            bed.step(&nearest());
-        }
-        let mut after = bed.restart();
-        let finding = after.settle(&nearest());
-        let waits: Vec<Key> = finding.held().map(|(key, _)| key.clone()).collect();
-        for key in waits {
-            after.rules.guard.found(&key);
-            after.rules.guard.release();
-        }
-        after.settle(&nearest());
-        assert!(after.consul.queries.is_empty(), "died after {died_after}");
-        assert!(after.consul.ledger.is_empty(), "died after {died_after}");
-    }
-}
-
-#[test]
-fn a_name_that_another_takes_between_the_steps_is_left_to_it() {
-    for died_after in 0..=1 {
-        let mut bed = Bed::new();
-        asks(&mut bed);
-        for _ in 0..died_after {
-            assert!(bed.step(&nearest()));
-        }
-        let theirs = wire::PreparedQuery {
-            name: "nearest".into(),
-            ..wire::PreparedQuery::default()
-        };
-        bed.consul.create(theirs);
-        let mut after = bed.restart();
-        asks(&mut after);
-        let finding = after.settle(&nearest());
-        let state = &finding.parts[0].stands[0].state;
-        assert!(matches!(state, State::OwnedByAnother(_)), "{state:?}");
-        let query = after.consul.queries.values().next().unwrap();
-        assert_eq!(
-            (&*query.service.service, after.consul.ledger.len()),
-            ("", 0)
-        );
-    }
-}
-
-#[test]
-fn a_query_keeps_its_id_when_it_changes_and_gets_another_when_it_was_deleted() {
-    let mut bed = Bed::new();
-    asks(&mut bed);
-    bed.settle(&nearest());
-    let id = ledger(&bed).unwrap().id;
-    // By the object.
-    bed.query("nearest", json!({"name": "Nearest", "service": "ledger"}));
-    bed.settle(&nearest());
-    assert_eq!(&*bed.consul.queries[&id].service.service, "ledger");
-    let writes = bed.writes;
-    bed.settle(&nearest());
-    assert_eq!(bed.writes, writes, "an identical update is none");
-    // By another hand, which renames it too.
-    let query = bed.consul.queries.get_mut(&id).unwrap();
-    query.name = "other".into();
-    query.service.near = "_agent".into();
-    bed.read();
-    bed.settle(&nearest());
-    assert_eq!(&*bed.consul.queries[&id].name, "Nearest");
-    bed.consul.queries.clear();
-    bed.read();
-    bed.settle(&nearest());
-    let now = ledger(&bed).unwrap().id;
-    assert!(now != id && bed.consul.queries.contains_key(&now));
-}
-
-#[test]
-fn a_query_of_nobody_is_taken_over_where_that_is_asked_for() {
-    for adopt in [false, true] {
-        let mut bed = Bed::new();
-        let theirs = wire::PreparedQuery {
-            name: "NEAREST".into(),
-            ..wire::PreparedQuery::default()
-        };
-        let id = bed.consul.create(theirs);
-        bed.read();
-        bed.query(
-            "nearest",
-            json!({"name": "nearest", "service": "payment", "adopt": adopt}),
-        );
-        bed.settle(&nearest());
-        let service = &bed.consul.queries[&id].service.service;
-        assert_eq!(**service == *"payment", adopt);
-        assert_eq!(bed.consul.ledger.len(), usize::from(adopt));
-    }
-}
-
-#[test]
-fn queries_of_a_registration_are_its_own_and_follow_its_service() {
-    let mut bed = Bed::new();
-    let spec = |queries: Value| json!({"service": "payment", "endpoints": [], "queries": queries});
-    bed.registration("payment", 0, spec(json!([{"name": "nearest"}])));
-    bed.settle(&nearest());
-    let query = bed.consul.queries.values().next().unwrap();
-    assert_eq!(&*query.service.service, "payment");
-    assert_eq!(ledger(&bed).unwrap().kind, "ServiceRegistration");
-    asks(&mut bed);
-    let finding = bed.settle(&nearest());
-    let holder = Owner::registration(&"shop".into(), &"payment".into());
-    assert_eq!(finding.parts[0].stands[1].state, State::Conflict(holder));
-    bed.registration("payment", 0, spec(json!([])));
-    bed.settle(&nearest());
-    let query = bed.consul.queries.values().next().unwrap();
-    assert!(
-        query.service.only_passing,
-        "the other one took over in place"
-    );
-    assert_eq!(ledger(&bed).unwrap().kind, "PreparedQuery");
 }
 
 // === defaults ===
@@ -870,39 +694,4 @@ fn what_somebody_added_to_our_defaults_stays_when_we_go() {
     bed.settle(&defaults());
     let left = &bed.consul.defaults["payment"];
     assert!(left.meta.is_empty() && !left.other.is_empty());
-}
-
-/// The ledger's id is all that makes a query ours: it is not given up because the query is hidden.
-#[test]
-fn a_query_that_may_only_be_hidden_keeps_its_entry_in_the_ledger() {
-    let mut bed = Bed::new();
-    asks(&mut bed);
-    bed.settle(&nearest());
-    let noted = ledger(&bed);
-    bed.query("nearest", json!({"name": "Nearest", "service": "ledger"}));
-    let hidden = std::mem::take(&mut bed.consul.queries);
-    bed.read();
-    let rows = bed.mirror.queries.iter();
-    let rows = rows.map(|(key, row)| (key.clone(), row.clone())).collect();
-    let ticket = bed.mirror.queries.start_read();
-    let partial = Knowledge::Partial("no rights".to_owned());
-    bed.mirror
-        .queries
-        .finish_read(&ticket, rows, partial, |_| false);
-    let finding = bed.decide(&nearest());
-    assert_eq!(finding.step, EntryStep::Settled);
-    assert!(matches!(
-        finding.held().next(),
-        Some((_, Hold::Incomplete { .. }))
-    ));
-    bed.consul.queries = hidden;
-    bed.read();
-    let finding = bed.settle(&nearest());
-    assert_eq!(finding.parts[0].stands[0].state, State::Fine);
-    let (id, query) = bed.consul.queries.first_key_value().unwrap();
-    assert_eq!(*query.service.service, *"ledger");
-    assert_eq!(
-        (Some(id), noted.map(|noted| noted.id).as_ref()),
-        (ledger(&bed).map(|noted| noted.id).as_ref(), Some(id))
-    );
 }

@@ -1,0 +1,156 @@
+//! Whose a query is.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{writes, wrote_once};
+use crate::support::{Kind, Lictor, Scene, until};
+
+#[tokio::test]
+async fn a_query_made_by_hand_is_left_and_taken_over_only_if_asked() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let name = scene.named("nearest");
+    let spelt = name.to_uppercase();
+    let query = json!({"Name": spelt, "Service": {"Service": "theirs"}, "Session": ""});
+    let id = scene.query_by_hand(&query).await?;
+    let theirs = scene.query_named(&name).await?;
+    let spec = json!({"name": name, "service": "payment"});
+    scene.create(Kind::PreparedQuery, "nearest", spec).await?;
+    let message = scene.refused("nearest", "OwnedByAnother").await?;
+    ensure!(
+        message.contains(&id) && message.contains("spec.adopt"),
+        "{message}"
+    );
+    scene.event("OwnedByAnother", "nearest", &id).await?;
+    scene.barrier().await?;
+    assert_eq!(scene.query_named(&name).await?, theirs);
+    assert!(scene.ledger(&name).await?.is_null());
+
+    let adopt = json!({"spec": {"adopt": true}});
+    scene.change(Kind::PreparedQuery, "nearest", adopt).await?;
+    let ours = scene
+        .whole("nearest", &name, |query| {
+            query["Service"]["Service"] == "payment"
+        })
+        .await?;
+    assert_eq!((&ours["ID"], &ours["Name"]), (&json!(id), &json!(name)));
+    assert!(writes(&lictor, "create").await? == 0.0);
+    wrote_once(&lictor);
+    scene.delete(Kind::PreparedQuery, "nearest").await?;
+    scene.query_is(&name, Value::is_null).await?;
+    Ok(())
+}
+
+/// Whether another cluster's has it is in that cluster's ledger.
+#[tokio::test]
+async fn a_query_of_another_cluster_is_not_taken_over() -> Result<()> {
+    let scene = Scene::new().await?;
+    let name = scene.named("nearest");
+    let other = format!("{}-b", scene.cluster);
+    let theirs = scene.lictor_with_cluster(&other).await?;
+    let spec = json!({"name": name, "service": "payment", "adopt": true});
+    scene.create(Kind::PreparedQuery, "nearest", spec).await?;
+    let query = scene.query_is(&name, |query| !query.is_null()).await?;
+    until("the other cluster to note it", async || {
+        let ledger = scene.ledger_of(&other, &name).await?;
+        ensure!(ledger["id"] == query["ID"], "{ledger}");
+        anyhow::Ok(())
+    })
+    .await?;
+    theirs.stop().await?;
+
+    let lictor = scene.lictor().await?;
+    let message = scene.refused("nearest", "OwnedByAnother").await?;
+    ensure!(
+        message.contains(&format!("the cluster \"{other}\"")),
+        "{message}"
+    );
+    // Nor where it was renamed by hand: it has its id still.
+    let renamed = scene.named("renamed");
+    scene
+        .change_by_hand(&query, &json!({"Name": renamed}))
+        .await?;
+    scene
+        .whole("nearest", &name, |seen| seen["ID"] != query["ID"])
+        .await?;
+    let spec = json!({"name": renamed, "service": "payment", "adopt": true});
+    scene.create(Kind::PreparedQuery, "renamed", spec).await?;
+    scene.refused("renamed", "OwnedByAnother").await?;
+    lictor.idle().await?;
+    let there = scene.query_named(&renamed).await?;
+    assert_eq!(there["ID"], query["ID"]);
+    Ok(())
+}
+
+/// The same manifests are applied to two clusters at once.
+#[tokio::test]
+async fn two_clusters_that_ask_for_the_same_at_once_never_share_a_query() -> Result<()> {
+    let scene = Scene::new().await?;
+    let other = format!("{}-b", scene.cluster);
+    let _both: [Lictor; 2] = [
+        scene.lictor().await?,
+        scene.lictor_with_cluster(&other).await?,
+    ];
+    let objects: Vec<String> = (0..12).map(|number| format!("q{number}")).collect();
+    for object in &objects {
+        let spec = json!({"name": scene.named(object), "service": "payment"});
+        scene.create(Kind::PreparedQuery, object, spec).await?;
+    }
+    for object in &objects {
+        let name = scene.named(object);
+        until(&format!("one ledger to have {name}"), async || {
+            let query = scene.query_named(&name).await?;
+            let id = query["ID"].as_str().context("it is not there")?;
+            let (one, two) = (
+                scene.ledger(&name).await?,
+                scene.ledger_of(&other, &name).await?,
+            );
+            let has = |ledger: &Value| ledger["id"] == *id;
+            ensure!(has(&one) != has(&two), "{one} and {two}");
+            ensure!(one.is_null() || two.is_null(), "{one} and {two}");
+            anyhow::Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn of_two_objects_the_older_has_the_name_and_the_other_takes_over_in_place() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let name = scene.named("nearest");
+    let spec = json!({"service": "older"});
+    let query = scene.query("older", &name, spec).await?;
+    // Seniority counts in seconds.
+    let api = scene.objects(Kind::PreparedQuery);
+    let older = api.get("older").await?.metadata.creation_timestamp;
+    until("a second to pass", async || {
+        let probe = json!({"name": scene.named("probe"), "service": "none"});
+        let probe = scene.create(Kind::PreparedQuery, "probe", probe).await?;
+        scene.delete(Kind::PreparedQuery, "probe").await?;
+        ensure!(probe.metadata.creation_timestamp > older, "it is the same");
+        anyhow::Ok(())
+    })
+    .await?;
+    let younger = json!({"name": name.to_uppercase(), "service": "younger"});
+    scene
+        .create(Kind::PreparedQuery, "younger", younger)
+        .await?;
+    let message = scene.refused("younger", "Conflict").await?;
+    ensure!(message.contains("/older"), "{message}");
+    scene.event("Conflict", "younger", &name).await?;
+    assert_eq!(scene.query_named(&name).await?, query);
+
+    scene.delete(Kind::PreparedQuery, "older").await?;
+    let taken = scene
+        .whole("younger", &name, |query| {
+            query["Service"]["Service"] == "younger"
+        })
+        .await?;
+    assert_eq!(taken["ID"], query["ID"]);
+    assert_eq!(taken["CreateIndex"], query["CreateIndex"]);
+    wrote_once(&lictor);
+    Ok(())
+}
