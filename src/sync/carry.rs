@@ -78,15 +78,8 @@ pub async fn carry_out(
     if let (Key::Query(name), Change::PutLedger(..) | Change::DeleteLedger(_)) = (key, change) {
         return note(client, fence, &ledger::key(cluster, name), change).await;
     }
-    let epoch = client.kv_get(fence.key, Consistency::Consistent).await?;
-    let quality = epoch.quality;
-    match epoch.authoritative() {
-        Some(Some(pair)) if pair.modify_index == fence.index => {}
-        Some(pair) => return Ok(replaced(fence.index, pair.map(|pair| pair.modify_index))),
-        None => {
-            let why = ReadError::NotAuthoritative(quality).to_string();
-            return Ok(Carried::NoEpoch(why));
-        }
+    if let Some(fenced) = fenced(client, fence).await? {
+        return Ok(fenced);
     }
     match change {
         Change::PutDefaults(entry, index) => put(client, entry, *index).await.map(|there| {
@@ -135,6 +128,19 @@ pub async fn carry_out(
         }
         Change::PutLedger(..) | Change::DeleteLedger(_) => Ok(Carried::Outdated),
     }
+}
+
+/// Reads the epoch directly before a write; gives what becomes of the write where it does not hold.
+pub async fn fenced(client: &Client, fence: Fence<'_>) -> Result<Option<Carried>, ConsulError> {
+    let epoch = client.kv_get(fence.key, Consistency::Consistent).await?;
+    let quality = epoch.quality;
+    Ok(match epoch.authoritative() {
+        Some(Some(pair)) if pair.modify_index == fence.index => None,
+        Some(pair) => Some(replaced(fence.index, pair.map(|pair| pair.modify_index))),
+        None => Some(Carried::NoEpoch(
+            ReadError::NotAuthoritative(quality).to_string(),
+        )),
+    })
 }
 
 fn name_of(key: &Key) -> Text {

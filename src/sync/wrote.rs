@@ -418,11 +418,11 @@ fn outcome_of(failure: TxnFailure) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::entry::readiness_check_id;
+    use crate::model::entry::CheckKind;
 
     #[test]
     fn a_check_is_replaced_by_its_id() {
-        let id = readiness_check_id(&crate::model::names::InstanceId::observed("a.b.c.d"));
+        let id = CheckKind::Readiness.id(&crate::model::names::InstanceId::observed("a.b.c.d"));
         let check = |modify_index| ObservedCheck {
             id: id.as_str().into(),
             check: crate::model::entry::Check {

@@ -91,7 +91,10 @@ impl Consul {
                     left.push(Left::Service(stored));
                 }
                 if let Some((check, cas)) = &write.check {
-                    left.push(self.check_cas(wire_readiness(key, &write.name, check), *cas)?);
+                    left.push(self.check_cas(
+                        wire_readiness(key, &write.name, write.check_kind, check),
+                        *cas,
+                    )?);
                 }
                 for (id, cas) in &write.surplus {
                     let place = (key.node.to_string(), id.to_string());
