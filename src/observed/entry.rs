@@ -352,3 +352,84 @@ pub fn wire_node_check(node: &Text, check: &Check) -> wire::HealthCheck {
         ..wire::HealthCheck::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(mesh: &serde_json::Value) -> ObservedInstance {
+        let mut service = json!({
+            "ID": "a.shop.web.p", "Service": "web", "Port": 80,
+            "TaggedAddresses": {"consul-virtual": {"Address": "240.0.0.1", "Port": 80}},
+        });
+        for (field, value) in mesh.as_object().unwrap() {
+            service[field] = value.clone();
+        }
+        ObservedInstance::of(&serde_json::from_value(service).unwrap())
+    }
+
+    #[test]
+    fn the_address_that_consul_gives_is_none_of_an_instance_in_the_mesh() {
+        let proxy = json!({"Kind": "connect-proxy", "Proxy": {"DestinationServiceName": "web"}});
+        for (mesh, tagged) in [
+            (json!({"Connect": {"Native": true}}), 0),
+            (proxy, 0),
+            (json!({}), 1),
+        ] {
+            let there = read(&mesh);
+            assert_eq!(there.service.tagged_addresses.len(), tagged, "{mesh}");
+            assert!(!there.embellished);
+        }
+    }
+
+    #[test]
+    fn what_is_written_for_the_mesh_is_read_back_as_it_was() {
+        let key = InstanceKey {
+            node: crate::model::names::NodeName::external(&"a".parse().unwrap()),
+            id: InstanceId::observed("a.shop.web.p"),
+        };
+        let upstream = json!({"DestinationName": "b", "LocalBindPort": 2, "Datacenter": "dc2"});
+        let peered = json!({"DestinationName": "c", "LocalBindPort": 1, "DestinationPeer": "p"});
+        let proxy = json!({"DestinationServiceName": "web", "DestinationServiceID": "i",
+                           "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 80,
+                           "Upstreams": [upstream, peered]});
+        let there = read(&json!({"Kind": "connect-proxy", "Proxy": proxy}));
+        let Some(Mesh::Proxy(proxy)) = there.service.mesh.as_deref() else {
+            panic!("{there:?}");
+        };
+        let ports: Vec<u16> = proxy.upstreams.iter().map(|up| up.local_port).collect();
+        assert_eq!(ports, [1, 2]);
+        let again = ObservedInstance::of(&wire_service(&key, &there.service));
+        assert_eq!((again.service, again.embellished), (there.service, false));
+    }
+
+    #[test]
+    fn what_lictor_never_writes_for_the_mesh_is_seen() {
+        let proxy = |more: serde_json::Value| {
+            let mut proxy = json!({"DestinationServiceName": "web"});
+            for (field, value) in more.as_object().unwrap() {
+                proxy[field] = value.clone();
+            }
+            json!({"Kind": "connect-proxy", "Proxy": proxy})
+        };
+        let upstream = json!({"DestinationName": "b", "LocalBindPort": 2, "Config": {"a": 1}});
+        let mut native = proxy(json!({}));
+        native["Connect"] = json!({"Native": true});
+        for foreign in [
+            proxy(json!({"Config": {"protocol": "http"}})),
+            proxy(json!({"MeshGateway": {"Mode": "local"}})),
+            proxy(json!({"Upstreams": [upstream]})),
+            native,
+            json!({"Kind": "mesh-gateway"}),
+            json!({"Kind": "connect-proxy"}),
+            json!({"Proxy": {"DestinationServiceName": "web"}}),
+            json!({"Connect": {"Native": true}, "Proxy": {"Mode": "direct"}}),
+        ] {
+            assert!(read(&foreign).embellished, "{foreign}");
+        }
+        let nothing = json!({"Mode": "", "MeshGateway": {}, "Expose": {}});
+        assert!(!read(&proxy(nothing)).embellished);
+    }
+}

@@ -179,6 +179,9 @@ pub struct InstanceWrite {
     pub surplus: Vec<(Text, u64)>,
     /// What differs, for logs.
     pub fields: Vec<&'static str>,
+    /// Whether the entry differs too, and is left for the next write because it cannot be in a
+    /// transaction: the readiness of an instance and of its proxy changes in one.
+    pub rest: bool,
 }
 
 impl InstanceWrite {
@@ -361,6 +364,7 @@ fn yield_address(
         check_kind: there.service.check_kind(),
         surplus: Vec::new(),
         fields: vec!["check"],
+        rest: false,
     })
 }
 
@@ -400,6 +404,7 @@ fn create(claim: &Claim) -> Step {
             check_kind: service.check_kind(),
             surplus: Vec::new(),
             fields: Vec::new(),
+            rest: false,
         }),
     }
 }
@@ -440,7 +445,7 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode
     if fields.is_empty() {
         return Step::Settled;
     }
-    Step::Put(InstanceWrite {
+    let mut write = InstanceWrite {
         owner: claim.owner.clone(),
         name: there.service.name.clone(),
         service,
@@ -448,7 +453,15 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode
         check_kind,
         surplus,
         fields,
-    })
+        rest: false,
+    };
+    if write.needs_register() && write.check.is_some() {
+        write.service = None;
+        write.surplus.clear();
+        write.fields = vec!["check"];
+        write.rest = true;
+    }
+    Step::Put(write)
 }
 
 /// The checks of an instance that are ours by their id and that nobody asks for: what is left of a

@@ -1,3 +1,5 @@
+mod mesh;
+
 use globset::GlobSet;
 
 use super::*;

@@ -87,6 +87,7 @@ impl Engine {
                 .propagation
                 .observe((at - due.since).as_secs_f64());
         }
+        let rest = matches!(&step, Step::Put(write) if write.rest);
         let drift = due.cause == Cause::Drift;
         if drift {
             let label = KindLabel { kind: key.kind() };
@@ -123,13 +124,11 @@ impl Engine {
             }
             _ => {}
         }
-        self.dirty.touch(
-            key,
-            Due {
-                cause: Cause::Written,
-                since: at,
-            },
-        );
+        let written = Due {
+            cause: Cause::Written,
+            since: at,
+        };
+        self.dirty.touch(key, if rest { due } else { written });
     }
 
     fn applied_node(&mut self, name: &NodeName, write: &NodeWrite, results: &[TxnResult]) {

@@ -20,6 +20,7 @@ mod gc;
 mod guard;
 mod intentions;
 mod invalid;
+mod mesh;
 mod modes;
 mod nodes;
 mod ownership;

@@ -263,17 +263,16 @@ impl Consul {
     }
 
     fn instance(&self, place: &Place, service: &wire::NodeService) -> Instance {
-        let check = (place.0.clone(), format!("{}:ready", place.1));
+        let id = |kind| (place.0.clone(), format!("{}:{kind}", place.1));
+        let mut ids = ["ready", "alias"].map(id).into_iter();
+        let check = ids.find_map(|id| self.checks.get(&id));
         Instance {
             service: service.service.to_string(),
             address: service.address.to_string(),
             port: service.port,
             tags: service.tags.iter().map(ToString::to_string).collect(),
             meta: texts(&service.meta),
-            status: self
-                .checks
-                .get(&check)
-                .map(|check| check.status.to_string()),
+            status: check.map(|check| check.status.to_string()),
         }
     }
 
@@ -283,7 +282,8 @@ impl Consul {
             node.meta.get("lictor-cluster").is_none_or(|c| **c != *"a") && !erased.contains(name)
         };
         let check = |at: &Place, check: &wire::HealthCheck| {
-            let own = *at.1 == *"lictor-node" || at.1.ends_with(":ready");
+            let own = *at.1 == *"lictor-node"
+                || [":ready", ":alias"].iter().any(|kind| at.1.ends_with(kind));
             let place = (at.0.clone(), check.service_id.to_string());
             let on_ours = self
                 .services

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lictor::api::mesh::{Connect, Sidecar, Upstream};
 use lictor::api::selector::LabelSelector;
 use lictor::api::service_registration as api;
 use lictor::api::{RegistrationObject, ServiceRegistrationSpec};
@@ -76,8 +77,45 @@ pub struct Reg {
     pub tag: Option<u8>,
     pub warning: bool,
     pub deregister: bool,
+    pub mesh: Mesh,
     pub fault: Fault,
     pub life: u32,
+}
+
+/// How it takes part in the service mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mesh {
+    None,
+    Native,
+    /// With this many upstreams.
+    Sidecar(u16),
+}
+
+impl Mesh {
+    fn connect(self) -> Option<Connect> {
+        match self {
+            Self::None => None,
+            Self::Native => Some(Connect {
+                native: Some(true),
+                sidecar: None,
+            }),
+            Self::Sidecar(upstreams) => {
+                let upstream = |number: u16| Upstream {
+                    service: format!("up{number}"),
+                    local_port: 9000 + number,
+                    ..Upstream::default()
+                };
+                let sidecar = Sidecar {
+                    port: 20000,
+                    upstreams: (0..upstreams).map(upstream).collect(),
+                };
+                Some(Connect {
+                    native: None,
+                    sidecar: Some(sidecar),
+                })
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +256,7 @@ impl Reg {
                 not_ready: self.warning.then_some(api::NotReady::Warning),
                 terminating: self.deregister.then_some(api::Terminating::Deregister),
             }),
+            connect: self.mesh.connect(),
             ..ServiceRegistrationSpec::default()
         };
         let spec = match self.fault {
