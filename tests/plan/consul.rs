@@ -272,6 +272,7 @@ impl Consul {
             port: service.port,
             tags: service.tags.iter().map(ToString::to_string).collect(),
             meta: texts(&service.meta),
+            mesh: mesh(service),
             status: check.map(|check| check.status.to_string()),
         }
     }
@@ -331,4 +332,18 @@ fn texts(pairs: &Pairs) -> BTreeMap<String, String> {
         .iter()
         .map(|(key, value)| (key.to_string(), value.to_string()))
         .collect()
+}
+
+fn mesh(service: &wire::NodeService) -> String {
+    match &service.proxy {
+        Some(proxy) => format!(
+            "{} {} {} {}",
+            service.kind,
+            proxy.destination_service_id,
+            proxy.local_service_port,
+            proxy.upstreams.len()
+        ),
+        None if service.connect.native => "native".to_owned(),
+        None => String::new(),
+    }
 }

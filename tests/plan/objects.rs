@@ -303,7 +303,41 @@ pub struct Instance {
     pub port: i64,
     pub tags: Vec<String>,
     pub meta: BTreeMap<String, String>,
+    /// What it is in the mesh, and beside which instance.
+    pub mesh: String,
     pub status: Option<String>,
+}
+
+impl Instance {
+    /// The proxy beside it.
+    fn proxy(&self, id: &str, upstreams: u16) -> Self {
+        Self {
+            service: format!("{}-sidecar-proxy", self.service),
+            port: 20000,
+            mesh: format!("connect-proxy {id} {} {upstreams}", self.port),
+            ..self.clone()
+        }
+    }
+}
+
+/// An instance, and the proxy beside it.
+fn put(
+    wanted: &mut BTreeMap<Place, Instance>,
+    mesh: Mesh,
+    ids: [String; 2],
+    mut instance: Instance,
+) {
+    let [id, beside] = ids;
+    let node = instance.meta["lictor-node"].clone();
+    match mesh {
+        Mesh::None => {}
+        Mesh::Native => "native".clone_into(&mut instance.mesh),
+        Mesh::Sidecar(upstreams) => {
+            let proxy = instance.proxy(&id, upstreams);
+            wanted.insert((node.clone(), beside), proxy);
+        }
+    }
+    wanted.insert((node, id), instance);
 }
 
 /// The place of an instance: node and id.
@@ -391,9 +425,13 @@ impl Objects {
                 port: pod.port.map_or(8080, i64::from),
                 tags,
                 meta,
+                mesh: String::new(),
                 status: Some(status.to_owned()),
             };
-            wanted.insert((node, format!("a.{space}.{service}.{name}")), instance);
+            let mesh = reg.map_or(Mesh::None, |reg| reg.mesh);
+            let ids =
+                ["", "-sidecar-proxy"].map(|more| format!("a.{space}.{service}{more}.{name}"));
+            put(wanted, mesh, ids, instance);
         }
     }
 }
@@ -409,16 +447,17 @@ fn of_endpoints(slot: usize, reg: &Reg, wanted: &mut BTreeMap<Place, Instance>) 
         let kind = "ServiceRegistration";
         let mut meta = marks(EXTERNAL, space, kind, &name, &owner, &reg.uid(slot));
         meta.insert("reg".into(), name.clone());
-        let id = format!("a.{space}.{service}.{name}.e{number}");
+        let id = |more| format!("a.{space}.{service}{more}.{name}.e{number}");
         let instance = Instance {
             service: service.to_owned(),
             address: format!("db{number}.example"),
             port: 5432,
             tags: reg.tag.map(|tag| format!("r{tag}")).into_iter().collect(),
             meta,
+            mesh: String::new(),
             status: None,
         };
-        wanted.insert((EXTERNAL.to_owned(), id), instance);
+        put(wanted, reg.mesh, ["", "-sidecar-proxy"].map(id), instance);
     }
 }
 
