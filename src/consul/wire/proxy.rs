@@ -127,7 +127,7 @@ mod tests {
     use super::super::NodeService;
     use super::*;
 
-    fn read(proxy: Value) -> NodeService {
+    fn read(proxy: &Value) -> NodeService {
         serde_json::from_value(json!({"ID": "i", "Service": "s", "Proxy": proxy})).unwrap()
     }
 
@@ -137,9 +137,9 @@ mod tests {
             json!(null),
             json!({"Mode": "", "MeshGateway": {}, "Expose": {}}),
         ] {
-            assert_eq!(read(nothing).proxy, None);
+            assert_eq!(read(&nothing).proxy, None);
         }
-        let stored = read(json!({
+        let stored = read(&json!({
             "DestinationServiceName": "web", "DestinationServiceID": "w", "LocalServicePort": 80,
             "Mode": "", "MeshGateway": {}, "Expose": {},
             "Upstreams": [{"DestinationType": "", "DestinationName": "ledger", "Datacenter": "",
@@ -161,21 +161,21 @@ mod tests {
             "DestinationServiceName": "web", "Config": {"protocol": "http"},
             "Upstreams": [{"DestinationName": "l", "LocalBindPort": 1, "Config": {"a": 1}}],
         });
-        let proxy = read(given.clone()).proxy.unwrap();
+        let proxy = read(&given).proxy.unwrap();
         assert_eq!(proxy.rest.len(), 1);
         assert_eq!(serde_json::to_value(proxy).unwrap(), given);
     }
 
     #[test]
     fn a_transaction_keeps_a_proxy_without_upstreams_only() {
-        let plain = read(json!({"DestinationServiceName": "web"}));
+        let plain = read(&json!({"DestinationServiceName": "web"}));
         assert!(!plain.needs_register());
         for dropped in [
             json!({"Upstreams": [{"DestinationName": "l", "LocalBindPort": 1}]}),
             json!({"Config": {"protocol": "http"}}),
             json!({"Mode": "transparent"}),
         ] {
-            assert!(read(dropped).needs_register());
+            assert!(read(&dropped).needs_register());
         }
     }
 }

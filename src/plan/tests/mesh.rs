@@ -3,7 +3,7 @@
 use super::*;
 
 /// A registration of the service `web` that selects every pod, with this `connect`.
-fn meshed(connect: serde_json::Value) -> Registration {
+fn meshed(connect: &serde_json::Value) -> Registration {
     let spec = serde_json::json!({"selector": {}, "port": 8080, "connect": connect});
     Registration::of(&crate::api::RegistrationObject {
         namespace: "shop".into(),
@@ -18,7 +18,7 @@ fn meshed(connect: serde_json::Value) -> Registration {
 }
 
 impl Bed {
-    fn meshed(mut self, connect: serde_json::Value) -> Self {
+    fn meshed(mut self, connect: &serde_json::Value) -> Self {
         self.index
             .apply_registration(meshed(connect), &mut Touched::default());
         self
@@ -49,7 +49,7 @@ fn proxy_key(pod: &str) -> Key {
 fn a_proxy_comes_with_its_instance_and_its_check_follows() {
     let node = Key::Node(instance_key("p").node);
     let bed = Bed::new().with(pod("p"));
-    let bed = bed.meshed(serde_json::json!({"sidecar": {"port": 20000}}));
+    let bed = bed.meshed(&serde_json::json!({"sidecar": {"port": 20000}}));
     let bed = bed.carry_out(&node, 10).carry_out(&key("p"), 11);
     let write = put(bed.decide(&proxy_key("p")).step);
     assert!(write.creates() && !write.needs_register());
@@ -70,7 +70,7 @@ fn a_proxy_comes_with_its_instance_and_its_check_follows() {
 
     let upstream = serde_json::json!({"service": "ledger", "localPort": 9191});
     let sidecar = serde_json::json!({"sidecar": {"port": 20000, "upstreams": [upstream]}});
-    let bed = bed.meshed(sidecar);
+    let bed = bed.meshed(&sidecar);
     let write = put(bed.decide(&proxy_key("p")).step);
     assert_eq!(
         (&*write.fields, write.check.clone()),
@@ -90,7 +90,7 @@ fn a_proxy_comes_with_its_instance_and_its_check_follows() {
     assert!(write.rest && write.service.is_none());
     assert_eq!(write.fields, ["check"]);
 
-    let bed = bed.with(pod("p")).meshed(serde_json::Value::Null);
+    let bed = bed.with(pod("p")).meshed(&serde_json::Value::Null);
     assert!(matches!(bed.decide(&proxy_key("p")).step, Step::Remove(_)));
     assert_eq!(bed.decide(&key("p")).step, Step::Settled);
 }
@@ -100,14 +100,14 @@ fn an_instance_becomes_native_and_plain_again_in_place() {
     let bed = Bed::registered();
     let bed = bed
         .with(pod("p"))
-        .meshed(serde_json::json!({"native": true}));
+        .meshed(&serde_json::json!({"native": true}));
     let write = put(bed.decide(&key("p")).step);
     assert!(write.needs_register());
     assert!(write.fields.contains(&"connect"), "{:?}", write.fields);
     assert_eq!(write.service.unwrap().1, 10);
     let bed = bed.carry_out_service(&key("p"), 11);
     assert_eq!(bed.decide(&key("p")).step, Step::Settled);
-    let bed = bed.meshed(serde_json::Value::Null);
+    let bed = bed.meshed(&serde_json::Value::Null);
     let write = put(bed.decide(&key("p")).step);
     assert_eq!(
         (&*write.fields, write.needs_register()),
