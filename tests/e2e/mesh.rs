@@ -187,12 +187,12 @@ async fn traffic_flows_through_what_is_registered_as_intentions_say() -> Result<
     scene.gone(&mesh.sidecar(), "ledger-0").await?;
     mesh.refused().await?;
     scene.status(&mesh.service, "ledger-0", "passing").await?;
-    until("the removal to be told", async || {
+    let id = scene.id(&mesh.sidecar(), "ledger-0");
+    until("the removal to be told as seen", async || {
         let log = lictor.log();
-        ensure!(
-            log.contains(&scene.id(&mesh.sidecar(), "ledger-0")),
-            "{log}"
-        );
+        let told = |line: &&str| line.contains("audit") && line.contains(&id);
+        let line = log.lines().find(told).context("nothing is told")?;
+        ensure!(line.contains("seen=true"), "{line}");
         Ok(())
     })
     .await
