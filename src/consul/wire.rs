@@ -15,6 +15,7 @@
 
 mod entry;
 mod intentions;
+mod proxy;
 mod query;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub use self::intentions::{
     IntentionHeader, IntentionHttpPermission, IntentionJwt, IntentionJwtClaim,
     IntentionJwtProvider, IntentionPermission, ServiceIntentions, SourceIntention,
 };
+pub use self::proxy::{Proxy, ProxyUpstream};
 pub use self::query::{
     PreparedQuery, QueryDns, QueryFailover, QueryService, QueryTarget, QueryTemplate,
 };
@@ -176,6 +178,12 @@ pub struct NodeService {
         skip_serializing_if = "is_default"
     )]
     pub connect: Connect,
+    /// What the instance is a proxy of, if it is one; [`NodeService::needs_register`].
+    #[serde(
+        deserialize_with = "proxy::proxy",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub proxy: Option<Box<Proxy>>,
     /// Where the service runs; [`NodeService::needs_register`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
@@ -195,7 +203,11 @@ impl NodeService {
     /// [`register`](super::Client::register) writes the whole.
     #[must_use]
     pub fn needs_register(&self) -> bool {
-        !self.ports.is_empty() || !is_default(&self.connect) || self.locality.is_some()
+        let proxy = self.proxy.as_ref();
+        !self.ports.is_empty()
+            || !is_default(&self.connect)
+            || self.locality.is_some()
+            || proxy.is_some_and(|proxy| !proxy.upstreams.is_empty() || !proxy.rest.is_empty())
     }
 }
 

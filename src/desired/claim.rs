@@ -184,6 +184,7 @@ mod tests {
             meta: Pairs::default(),
             weights: crate::model::entry::Weights::default(),
             enable_tag_override: false,
+            mesh: None,
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod fixtures;
 pub mod health;
 pub mod index;
 pub mod intention;
+pub mod mesh;
 pub mod parsed;
 mod problems;
 pub mod query;

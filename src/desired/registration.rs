@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::mesh::{self, Sidecar};
 use super::parsed::{self, Asked, Parsed};
 use super::query::{self, QueryClaim};
 use super::shape::Endpoint;
@@ -35,6 +36,8 @@ pub struct Claims {
     pub protocol: Option<Text>,
     /// Prepared queries that belong to it.
     pub queries: Vec<QueryClaim>,
+    /// The proxy beside every instance, if there is to be one.
+    pub sidecar: Option<Sidecar>,
 }
 
 /// Where the instances come from.
@@ -65,6 +68,19 @@ impl Registration {
 }
 
 impl Claims {
+    /// The services that it registers: its own, and that of the proxies.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        let sidecar = self.sidecar.iter().map(|sidecar| &sidecar.service);
+        std::iter::once(&self.service).chain(sidecar)
+    }
+
+    /// The proxy, if that is what it registers under this service.
+    #[must_use]
+    pub fn proxy_under(&self, service: &str) -> Option<&Sidecar> {
+        let sidecar = self.sidecar.as_ref();
+        sidecar.filter(|sidecar| *sidecar.service.as_ref() == *service)
+    }
+
     /// Whether a pod with these labels is selected.
     #[must_use]
     pub fn select(&self, labels: &Pairs) -> bool {
@@ -92,7 +108,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         health,
         protocol,
         queries,
-        connect: _,
+        connect,
     } = spec;
     let service: ServiceName = match service {
         Some(service) => service
@@ -121,6 +137,12 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         }
     });
     let queries = queries.collect::<Result<_, String>>()?;
+    let (native, sidecar) = match connect {
+        None => (false, None),
+        Some(connect) => {
+            mesh::of(&service, connect).map_err(|why| format!("spec.connect: {why}"))?
+        }
+    };
     let health = health.unwrap_or_default();
     let spec = InstanceSpec {
         port: match port {
@@ -140,6 +162,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
             warning: weights.warning.unwrap_or(1).max(1),
         }),
         enable_tag_override: enable_tag_override.unwrap_or_default(),
+        native,
         not_ready: match health.not_ready.unwrap_or_default() {
             api::NotReady::Critical => Health::Critical,
             api::NotReady::Warning => Health::Warning,
@@ -157,6 +180,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         adopt: adopt.unwrap_or_default(),
         protocol: protocol.map(|protocol| protocol.as_str().into()),
         queries,
+        sidecar,
     })
 }
 

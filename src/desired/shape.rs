@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::problems::Problems;
 use super::spec::{AddressChoice, InstanceSpec, PortChoice};
 use super::template;
-use crate::model::entry::{Service, TaggedAddress};
+use crate::model::entry::{Mesh, Service, TaggedAddress};
 use crate::model::facts::PodFacts;
 use crate::model::key::InstanceKey;
 use crate::model::limits::{
@@ -66,6 +66,7 @@ pub fn of_pod(
         meta,
         weights: spec.weights,
         enable_tag_override: spec.enable_tag_override,
+        mesh: mesh(spec),
     })
 }
 
@@ -122,6 +123,7 @@ pub fn of_endpoint(
         meta,
         weights: spec.weights,
         enable_tag_override: spec.enable_tag_override,
+        mesh: mesh(spec),
     })
 }
 
@@ -134,6 +136,10 @@ pub fn address_of(pod: &PodFacts, choice: AddressChoice) -> Result<Text, String>
     address
         .cloned()
         .ok_or_else(|| "address: the pod has no host IP yet".to_owned())
+}
+
+fn mesh(spec: &InstanceSpec) -> Option<Box<Mesh>> {
+    spec.native.then(|| Box::new(Mesh::Native))
 }
 
 fn noted<T>(result: Result<T, String>, problems: &mut Problems) -> Option<T> {

@@ -60,6 +60,8 @@ pub struct InstanceSpec {
     pub weights: Weights,
     /// Whether tags are written at creation only.
     pub enable_tag_override: bool,
+    /// Whether instances speak the protocol of the service mesh themselves.
+    pub native: bool,
     /// The health of a pod that is not ready.
     pub not_ready: Health,
     /// What becomes of a pod that is being deleted.
@@ -75,6 +77,7 @@ impl Default for InstanceSpec {
             meta: Vec::new(),
             weights: Weights::default(),
             enable_tag_override: false,
+            native: false,
             not_ready: Health::Critical,
             terminating: Terminating::Health(Health::Critical),
         }

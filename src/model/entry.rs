@@ -86,7 +86,77 @@ pub struct Service {
     pub weights: Weights,
     /// Whether agents may change the tags.
     pub enable_tag_override: bool,
+    /// How it takes part in the service mesh. In a box, because most do not.
+    pub mesh: Option<Box<Mesh>>,
 }
+
+impl Service {
+    /// The check of ours that carries its readiness.
+    #[must_use]
+    pub fn check_kind(&self) -> CheckKind {
+        match self.mesh.as_deref() {
+            Some(Mesh::Proxy(_)) => CheckKind::Alias,
+            Some(Mesh::Native) | None => CheckKind::Readiness,
+        }
+    }
+
+    /// Whether a transaction of Consul's would leave something of it out without a word.
+    #[must_use]
+    pub fn needs_register(&self) -> bool {
+        match self.mesh.as_deref() {
+            None => false,
+            Some(Mesh::Native) => true,
+            Some(Mesh::Proxy(proxy)) => !proxy.upstreams.is_empty(),
+        }
+    }
+}
+
+/// How an instance takes part in the service mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mesh {
+    /// It speaks the mesh's protocol itself.
+    Native,
+    /// It is the proxy of another instance.
+    Proxy(Proxy),
+}
+
+/// The proxy of an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proxy {
+    /// The service of the instance.
+    pub destination: Text,
+    /// The id of the instance.
+    pub destination_id: Text,
+    /// Where the proxy reaches the instance.
+    pub local_address: Text,
+    /// The port there, 0 for none.
+    pub local_port: u16,
+    /// Sorted by local port.
+    pub upstreams: Box<[Upstream]>,
+}
+
+/// A service that an instance calls through its proxy; what is not set is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Upstream {
+    /// The port where the proxy takes the calls.
+    pub local_port: u16,
+    /// The service.
+    pub service: Text,
+    /// The datacenter that it is looked up in.
+    pub datacenter: Text,
+    /// The peer that it comes from.
+    pub peer: Text,
+    /// Its Consul namespace.
+    pub namespace: Text,
+    /// Its admin partition.
+    pub partition: Text,
+}
+
+/// The kind of a connect proxy, as Consul calls it.
+pub const CONNECT_PROXY: &str = "connect-proxy";
+/// The tagged address that Consul gives to instances of the mesh. It follows the service's name and the
+/// port, and comes back whatever is written.
+pub const VIRTUAL_ADDRESS: &str = "consul-virtual";
 
 /// A check as the catalog holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,19 +167,53 @@ pub struct Check {
     pub output: Text,
 }
 
-/// The id of the check that carries a pod's readiness.
-#[must_use]
-pub fn readiness_check_id(id: &InstanceId) -> String {
-    format!("{id}{READINESS_SUFFIX}")
+/// The check of ours that carries the readiness of an instance: one for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Of an instance that a pod is behind.
+    Readiness,
+    /// Of the proxy of such an instance.
+    Alias,
 }
 
-/// What the id of a readiness check has after the id of its instance.
-pub const READINESS_SUFFIX: &str = ":ready";
+impl CheckKind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Readiness, Self::Alias];
 
-/// The name of the readiness check.
-pub const READINESS_CHECK_NAME: &str = "Kubernetes readiness";
-/// The type of the readiness check, as consul-k8s calls it.
-pub const READINESS_CHECK_TYPE: &str = "kubernetes-readiness";
+    /// What its id has after the id of its instance.
+    #[must_use]
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Readiness => ":ready",
+            Self::Alias => ":alias",
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(self, instance: &InstanceId) -> String {
+        format!("{instance}{}", self.suffix())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Readiness => "Kubernetes readiness",
+            Self::Alias => "Kubernetes readiness of the service",
+        }
+    }
+
+    /// Its type. That of a readiness check is what consul-k8s calls it.
+    #[must_use]
+    pub fn check_type(self) -> &'static str {
+        match self {
+            Self::Readiness => "kubernetes-readiness",
+            Self::Alias => "kubernetes-alias",
+        }
+    }
+}
+
 /// The id of the check on a synthetic node that follows the Kubernetes node's condition `Ready`.
 pub const NODE_CHECK_ID: &str = "lictor-node";
 /// The id of the check on a synthetic node by which Consul itself would notice that Lictor is dead. This

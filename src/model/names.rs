@@ -59,11 +59,20 @@ impl FromStr for ClusterName {
     }
 }
 
+/// What the name of a service's proxies has after the service's own.
+const SIDECAR_SUFFIX: &str = "-sidecar-proxy";
+
 /// The name of a Consul service: a lower-case DNS label, so that Consul's DNS can answer for it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName(Text);
 
 impl ServiceName {
+    /// The name of the service that the proxies beside its instances are, if that is still a name.
+    #[must_use]
+    pub fn sidecar(&self) -> Option<Self> {
+        format!("{self}{SIDECAR_SUFFIX}").parse().ok()
+    }
+
     /// The name as a shared text.
     #[must_use]
     pub fn text(&self) -> &Text {
@@ -196,6 +205,19 @@ impl InstanceId {
         rest.filter(|rest| is_object_name(rest))
     }
 
+    /// The id of the proxy beside the instance; where it is one itself, that of its instance.
+    #[must_use]
+    pub fn counterpart(&self, cluster: &ClusterName) -> Option<Self> {
+        let rest = self.0.strip_prefix(cluster.as_ref())?.strip_prefix('.')?;
+        let (namespace, rest) = rest.split_once('.')?;
+        let (service, rest) = rest.split_once('.')?;
+        let counterpart = match service.strip_suffix(SIDECAR_SUFFIX) {
+            Some(service) => format!("{cluster}.{namespace}.{service}.{rest}"),
+            None => format!("{cluster}.{namespace}.{service}{SIDECAR_SUFFIX}.{rest}"),
+        };
+        Some(Self(counterpart.into()))
+    }
+
     /// The id as a shared text.
     #[must_use]
     pub fn text(&self) -> &Text {
@@ -320,5 +342,8 @@ mod tests {
         let broken = InstanceId::observed("a.shop.web.web-0\nINFO audit: removed");
         assert_eq!(broken.named(&a, "shop", "web"), None);
         assert_eq!(id.named(&cluster("b"), "shop", "web"), None);
+        let proxy = id.counterpart(&a).unwrap();
+        assert_eq!(proxy.as_ref(), "a.shop.web-sidecar-proxy.web.0");
+        assert_eq!(proxy.counterpart(&a), Some(id));
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::consul::wire;
 use crate::model::entry::{
-    Check, Health, NODE_CHECK_ID, NODE_CHECK_NAME, NODE_CHECK_TYPE, Node, READINESS_CHECK_NAME,
-    READINESS_CHECK_TYPE, Service, TaggedAddress, Weights, readiness_check_id,
+    CONNECT_PROXY, Check, CheckKind, Health, Mesh, NODE_CHECK_ID, NODE_CHECK_NAME, NODE_CHECK_TYPE,
+    Node, Proxy, Service, TaggedAddress, Upstream, VIRTUAL_ADDRESS, Weights,
 };
 use crate::model::key::InstanceKey;
 use crate::model::names::InstanceId;
@@ -31,7 +31,7 @@ pub struct ObservedInstance {
     pub create_index: u64,
     /// Whether this very entry was seen with our marks by this process, then or now.
     pub was_ours: bool,
-    /// Whether it has something that Lictor never gives to an instance of this kind.
+    /// Whether it has something that Lictor never gives to an instance.
     pub embellished: bool,
     /// `ModifyIndex`, for compare-and-set.
     pub modify_index: u64,
@@ -58,15 +58,22 @@ impl ObservedInstance {
     /// Reads an entry; its checks are added with [`Self::checks`].
     #[must_use]
     pub fn of(service: &wire::NodeService) -> Self {
-        let embellished = service.needs_register() || !service.kind.is_empty();
+        let mesh = mesh_of(service);
+        let embellished = mesh.is_err() || !service.ports.is_empty() || service.locality.is_some();
         Self {
-            service: service_of(service),
+            service: service_of(service, mesh.unwrap_or_else(|what| what)),
             create_index: service.create_index,
             was_ours: false,
             embellished,
             modify_index: service.modify_index,
             checks: Vec::new(),
         }
+    }
+
+    /// The check of ours that carries its readiness.
+    #[must_use]
+    pub fn readiness(&self, key: &InstanceKey) -> Option<&ObservedCheck> {
+        self.check(&self.service.check_kind().id(&key.id))
     }
 
     /// The check of this id.
@@ -116,13 +123,16 @@ impl ObservedCheck {
     #[must_use]
     pub fn of(check: &wire::HealthCheck, instance: Option<&InstanceId>) -> Self {
         let shaped = |name: &str, kind: &str| *check.name == *name && *check.check_type == *kind;
-        let (is_ours, well_formed) = match instance {
-            Some(id) if *check.check_id == *readiness_check_id(id) => {
+        let kind = instance.and_then(|id| {
+            let of = |kind: &CheckKind| *check.check_id == *kind.id(id);
+            CheckKind::ALL.into_iter().find(of)
+        });
+        let (is_ours, well_formed) = match (instance, kind) {
+            (Some(id), Some(kind)) => {
                 let named = InstanceId::observed(&check.service_id) == *id;
-                let shaped = shaped(READINESS_CHECK_NAME, READINESS_CHECK_TYPE);
-                (true, named && shaped)
+                (true, named && shaped(kind.name(), kind.check_type()))
             }
-            None if *check.check_id == *NODE_CHECK_ID => {
+            (None, _) if *check.check_id == *NODE_CHECK_ID => {
                 let shaped = shaped(NODE_CHECK_NAME, NODE_CHECK_TYPE);
                 (true, check.service_id.is_empty() && shaped)
             }
@@ -154,7 +164,71 @@ fn worst(checks: &[ObservedCheck]) -> Health {
         .unwrap_or(Health::Passing)
 }
 
-fn service_of(service: &wire::NodeService) -> Service {
+/// How an entry takes part in the mesh; as an error where there is more to it than Lictor ever writes.
+fn mesh_of(service: &wire::NodeService) -> Result<Option<Box<Mesh>>, Option<Box<Mesh>>> {
+    let wire::Connect { native } = service.connect;
+    match (&*service.kind, native, service.proxy.as_deref()) {
+        ("", false, None) => Ok(None),
+        ("", true, None) => Ok(Some(Box::new(Mesh::Native))),
+        (CONNECT_PROXY, native, Some(proxy)) => {
+            let (proxy, whole) = proxy_of(proxy);
+            let mesh = Some(Box::new(Mesh::Proxy(proxy)));
+            if whole && !native {
+                Ok(mesh)
+            } else {
+                Err(mesh)
+            }
+        }
+        (_, true, _) => Err(Some(Box::new(Mesh::Native))),
+        _ => Err(None),
+    }
+}
+
+/// A proxy, and whether that is all that is said of it.
+fn proxy_of(proxy: &wire::Proxy) -> (Proxy, bool) {
+    // Taken apart without `..`, so that a new field cannot be forgotten here.
+    let wire::Proxy {
+        destination_service_name,
+        destination_service_id,
+        local_service_address,
+        local_service_port,
+        upstreams: listed,
+        rest,
+    } = proxy;
+    let mut whole = rest.is_empty();
+    let mut upstreams: Vec<Upstream> = Vec::with_capacity(listed.len());
+    for upstream in listed {
+        let wire::ProxyUpstream {
+            destination_name,
+            destination_namespace,
+            destination_partition,
+            destination_peer,
+            datacenter,
+            local_bind_port,
+            rest,
+        } = upstream;
+        whole &= rest.is_empty();
+        upstreams.push(Upstream {
+            local_port: number(*local_bind_port),
+            service: destination_name.clone(),
+            datacenter: datacenter.clone(),
+            peer: destination_peer.clone(),
+            namespace: destination_namespace.clone(),
+            partition: destination_partition.clone(),
+        });
+    }
+    upstreams.sort_unstable();
+    let proxy = Proxy {
+        destination: destination_service_name.clone(),
+        destination_id: destination_service_id.clone(),
+        local_address: local_service_address.clone(),
+        local_port: number(*local_service_port),
+        upstreams: upstreams.into(),
+    };
+    (proxy, whole)
+}
+
+fn service_of(service: &wire::NodeService, mesh: Option<Box<Mesh>>) -> Service {
     let mut tags = service.tags.to_vec();
     tags.sort_unstable();
     tags.dedup();
@@ -163,11 +237,15 @@ fn service_of(service: &wire::NodeService) -> Service {
         address: address.address.clone(),
         port: number(address.port),
     };
+    // Consul's own, in the mesh.
+    let given = |(tag, _): &(&Text, _)| mesh.is_none() || *tag.as_ref() != *VIRTUAL_ADDRESS;
+    let tagged_addresses = service.tagged_addresses.iter();
+    let tagged_addresses = tagged_addresses.filter(given).map(tagged).collect();
     Service {
         name: service.service.clone(),
         address: service.address.clone(),
         port: number(service.port),
-        tagged_addresses: service.tagged_addresses.iter().map(tagged).collect(),
+        tagged_addresses,
         tags: tags.into(),
         meta: service.meta.clone(),
         weights: Weights {
@@ -175,6 +253,7 @@ fn service_of(service: &wire::NodeService) -> Service {
             warning: number(service.weights.warning),
         },
         enable_tag_override: service.enable_tag_override,
+        mesh,
     }
 }
 
@@ -194,7 +273,15 @@ pub fn wire_service(key: &InstanceKey, service: &Service) -> wire::NodeService {
         };
         (tagged.tag.clone(), address)
     };
+    let (kind, native, proxy) = match service.mesh.as_deref() {
+        None => (Text::default(), false, None),
+        Some(Mesh::Native) => (Text::default(), true, None),
+        Some(Mesh::Proxy(proxy)) => (CONNECT_PROXY.into(), false, Some(wire_proxy(proxy))),
+    };
     wire::NodeService {
+        kind,
+        connect: wire::Connect { native },
+        proxy: proxy.map(Box::new),
         id: key.id.text().clone(),
         service: service.name.clone(),
         tags: service.tags.clone(),
@@ -211,18 +298,43 @@ pub fn wire_service(key: &InstanceKey, service: &Service) -> wire::NodeService {
     }
 }
 
-/// The readiness check of an instance as Consul takes it.
+fn wire_proxy(proxy: &Proxy) -> wire::Proxy {
+    let upstream = |upstream: &Upstream| wire::ProxyUpstream {
+        destination_name: upstream.service.clone(),
+        destination_namespace: upstream.namespace.clone(),
+        destination_partition: upstream.partition.clone(),
+        destination_peer: upstream.peer.clone(),
+        datacenter: upstream.datacenter.clone(),
+        local_bind_port: upstream.local_port.into(),
+        ..wire::ProxyUpstream::default()
+    };
+    wire::Proxy {
+        destination_service_name: proxy.destination.clone(),
+        destination_service_id: proxy.destination_id.clone(),
+        local_service_address: proxy.local_address.clone(),
+        local_service_port: proxy.local_port.into(),
+        upstreams: proxy.upstreams.iter().map(upstream).collect(),
+        ..wire::Proxy::default()
+    }
+}
+
+/// The check that carries the readiness of an instance, as Consul takes it.
 #[must_use]
-pub fn wire_readiness(key: &InstanceKey, service: &Text, check: &Check) -> wire::HealthCheck {
+pub fn wire_readiness(
+    key: &InstanceKey,
+    service: &Text,
+    kind: CheckKind,
+    check: &Check,
+) -> wire::HealthCheck {
     wire::HealthCheck {
         node: key.node.text().clone(),
-        check_id: readiness_check_id(&key.id).into(),
-        name: READINESS_CHECK_NAME.into(),
+        check_id: kind.id(&key.id).into(),
+        name: kind.name().into(),
         status: check.status.as_str().into(),
         output: check.output.clone(),
         service_id: key.id.text().clone(),
         service_name: service.clone(),
-        check_type: READINESS_CHECK_TYPE.into(),
+        check_type: kind.check_type().into(),
         ..wire::HealthCheck::default()
     }
 }
@@ -238,5 +350,86 @@ pub fn wire_node_check(node: &Text, check: &Check) -> wire::HealthCheck {
         output: check.output.clone(),
         check_type: NODE_CHECK_TYPE.into(),
         ..wire::HealthCheck::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(mesh: &serde_json::Value) -> ObservedInstance {
+        let mut service = json!({
+            "ID": "a.shop.web.p", "Service": "web", "Port": 80,
+            "TaggedAddresses": {"consul-virtual": {"Address": "240.0.0.1", "Port": 80}},
+        });
+        for (field, value) in mesh.as_object().unwrap() {
+            service[field] = value.clone();
+        }
+        ObservedInstance::of(&serde_json::from_value(service).unwrap())
+    }
+
+    #[test]
+    fn the_address_that_consul_gives_is_none_of_an_instance_in_the_mesh() {
+        let proxy = json!({"Kind": "connect-proxy", "Proxy": {"DestinationServiceName": "web"}});
+        for (mesh, tagged) in [
+            (json!({"Connect": {"Native": true}}), 0),
+            (proxy, 0),
+            (json!({}), 1),
+        ] {
+            let there = read(&mesh);
+            assert_eq!(there.service.tagged_addresses.len(), tagged, "{mesh}");
+            assert!(!there.embellished);
+        }
+    }
+
+    #[test]
+    fn what_is_written_for_the_mesh_is_read_back_as_it_was() {
+        let key = InstanceKey {
+            node: crate::model::names::NodeName::external(&"a".parse().unwrap()),
+            id: InstanceId::observed("a.shop.web.p"),
+        };
+        let upstream = json!({"DestinationName": "b", "LocalBindPort": 2, "Datacenter": "dc2"});
+        let peered = json!({"DestinationName": "c", "LocalBindPort": 1, "DestinationPeer": "p"});
+        let proxy = json!({"DestinationServiceName": "web", "DestinationServiceID": "i",
+                           "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 80,
+                           "Upstreams": [upstream, peered]});
+        let there = read(&json!({"Kind": "connect-proxy", "Proxy": proxy}));
+        let Some(Mesh::Proxy(proxy)) = there.service.mesh.as_deref() else {
+            panic!("{there:?}");
+        };
+        let ports: Vec<u16> = proxy.upstreams.iter().map(|up| up.local_port).collect();
+        assert_eq!(ports, [1, 2]);
+        let again = ObservedInstance::of(&wire_service(&key, &there.service));
+        assert_eq!((again.service, again.embellished), (there.service, false));
+    }
+
+    #[test]
+    fn what_lictor_never_writes_for_the_mesh_is_seen() {
+        let proxy = |more: serde_json::Value| {
+            let mut proxy = json!({"DestinationServiceName": "web"});
+            for (field, value) in more.as_object().unwrap() {
+                proxy[field] = value.clone();
+            }
+            json!({"Kind": "connect-proxy", "Proxy": proxy})
+        };
+        let upstream = json!({"DestinationName": "b", "LocalBindPort": 2, "Config": {"a": 1}});
+        let mut native = proxy(json!({}));
+        native["Connect"] = json!({"Native": true});
+        for foreign in [
+            proxy(json!({"Config": {"protocol": "http"}})),
+            proxy(json!({"MeshGateway": {"Mode": "local"}})),
+            proxy(json!({"Upstreams": [upstream]})),
+            native,
+            json!({"Kind": "mesh-gateway"}),
+            json!({"Kind": "connect-proxy"}),
+            json!({"Proxy": {"DestinationServiceName": "web"}}),
+            json!({"Connect": {"Native": true}, "Proxy": {"Mode": "direct"}}),
+        ] {
+            assert!(read(&foreign).embellished, "{foreign}");
+        }
+        let nothing = json!({"Mode": "", "MeshGateway": {}, "Expose": {}});
+        assert!(!read(&proxy(nothing)).embellished);
     }
 }

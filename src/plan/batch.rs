@@ -72,6 +72,12 @@ impl<T> Batch<T> {
         (self.txn, self.steps)
     }
 
+    /// Room for further operations.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        MAX_STEP_OPS.saturating_sub(self.txn.len())
+    }
+
     /// Whether a step for the key is in it.
     #[must_use]
     pub fn contains(&self, key: &Key) -> bool {
@@ -161,7 +167,7 @@ fn instance_ops<'a>(key: &'a InstanceKey, write: &'a InstanceWrite) -> Vec<TxnOp
             index: *index,
         });
     let check = write.check.as_ref().map(|(check, index)| TxnOp::CheckCas {
-        check: Cow::Owned(wire_readiness(key, &write.name, check)),
+        check: Cow::Owned(wire_readiness(key, &write.name, write.check_kind, check)),
         index: *index,
     });
     let surplus = write

@@ -1,6 +1,6 @@
 //! What differs between two entries.
 
-use crate::model::entry::Service;
+use crate::model::entry::{Mesh, Proxy, Service};
 
 /// The names of the fields that differ, as Consul calls them; empty where nothing does.
 #[must_use]
@@ -15,7 +15,10 @@ pub fn fields(there: &Service, wanted: &Service) -> Vec<&'static str> {
         meta,
         weights,
         enable_tag_override,
+        mesh,
     } = wanted;
+    let native = |mesh: &Option<Box<Mesh>>| matches!(mesh.as_deref(), Some(Mesh::Native));
+    let (is, should) = (proxy(there), proxy(wanted));
     [
         ("name", there.name != *name),
         ("address", there.address != *address),
@@ -31,8 +34,18 @@ pub fn fields(there: &Service, wanted: &Service) -> Vec<&'static str> {
             "enable-tag-override",
             there.enable_tag_override != *enable_tag_override,
         ),
+        ("kind", is.is_some() != should.is_some()),
+        ("connect", native(&there.mesh) != native(mesh)),
+        ("proxy", is != should),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))
     .collect()
+}
+
+fn proxy(service: &Service) -> Option<&Proxy> {
+    match service.mesh.as_deref() {
+        Some(Mesh::Proxy(proxy)) => Some(proxy),
+        Some(Mesh::Native) | None => None,
+    }
 }

@@ -15,7 +15,7 @@ pub mod vacancy;
 
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
-use crate::model::entry::{Check, Health, Node, Service, readiness_check_id};
+use crate::model::entry::{Check, CheckKind, Health, Node, Service};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::owner::{Owner, OwnerKind};
@@ -171,12 +171,17 @@ pub struct InstanceWrite {
     pub name: Text,
     /// The entry, and the `ModifyIndex` that it must have; 0 to create it.
     pub service: Option<(Service, u64)>,
-    /// The readiness check, likewise.
+    /// The check that carries its readiness, likewise.
     pub check: Option<(Check, u64)>,
+    /// Which one that is.
+    pub check_kind: CheckKind,
     /// Checks of ours that nobody asks for, by id, to be removed; the `ModifyIndex` of each.
     pub surplus: Vec<(Text, u64)>,
     /// What differs, for logs.
     pub fields: Vec<&'static str>,
+    /// Whether the entry differs too, and is left for the next write because it cannot be in a
+    /// transaction: the readiness of an instance and of its proxy changes in one.
+    pub rest: bool,
 }
 
 impl InstanceWrite {
@@ -184,6 +189,13 @@ impl InstanceWrite {
     #[must_use]
     pub fn creates(&self) -> bool {
         matches!(self.service, Some((_, 0)))
+    }
+
+    /// Whether it cannot be in a transaction: Consul would leave something out without a word.
+    #[must_use]
+    pub fn needs_register(&self) -> bool {
+        let service = self.service.as_ref();
+        service.is_some_and(|(service, _)| service.needs_register())
     }
 }
 
@@ -336,7 +348,7 @@ fn yield_address(
     if pod.namespace == owner.namespace && Some(&pod.name) == stood_for.as_ref() {
         return None;
     }
-    let known = there.check(&readiness_check_id(&key.id));
+    let known = there.readiness(key);
     if known.is_some_and(|known| known.check.status == Health::Critical) {
         return None;
     }
@@ -349,8 +361,10 @@ fn yield_address(
         name: there.service.name.clone(),
         service: None,
         check: Some((check, known.map_or(0, |known| known.modify_index))),
+        check_kind: there.service.check_kind(),
         surplus: Vec::new(),
         fields: vec!["check"],
+        rest: false,
     })
 }
 
@@ -374,9 +388,7 @@ fn held<'a>(key: &InstanceKey, owner: &Owner, there: &'a ObservedInstance) -> He
         owner: owner.clone(),
         service: &there.service.name,
         pod,
-        readiness: there
-            .check(&readiness_check_id(&key.id))
-            .map(|there| there.check.status),
+        readiness: there.readiness(key).map(|there| there.check.status),
     }
 }
 
@@ -389,8 +401,10 @@ fn create(claim: &Claim) -> Step {
             name: service.name.clone(),
             service: Some((service.clone(), 0)),
             check: claim.live.readiness.clone().map(|check| (check, 0)),
+            check_kind: service.check_kind(),
             surplus: Vec::new(),
             fields: Vec::new(),
+            rest: false,
         }),
     }
 }
@@ -406,20 +420,21 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode
     }
     marks::keep_unknown(&there.service.meta, &mut wanted.meta);
     let frozen = matches!(claim.shape, Shape::Frozen(_));
+    let check_kind = wanted.check_kind();
     let mut fields = diff::fields(&there.service, &wanted);
-    if there.embellished && !frozen {
+    if there.embellished && !frozen && !fields.contains(&"kind") {
         fields.push("kind");
     }
     let service = (!fields.is_empty()).then_some((wanted, there.modify_index));
     let check = claim.live.readiness.as_ref().and_then(|check| {
-        let there = there.check(&readiness_check_id(&key.id));
+        let there = there.check(&check_kind.id(&key.id));
         let equal = there.is_some_and(|there| there.well_formed && there.check == *check);
         (!equal).then(|| (check.clone(), there.map_or(0, |there| there.modify_index)))
     });
     let surplus = if frozen || mode == Mode::UpsertOnly {
         Vec::new()
     } else {
-        surplus(key, claim, there)
+        surplus(key, claim, check_kind, there)
     };
     if check.is_some() {
         fields.push("check");
@@ -430,22 +445,36 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode
     if fields.is_empty() {
         return Step::Settled;
     }
-    Step::Put(InstanceWrite {
+    let mut write = InstanceWrite {
         owner: claim.owner.clone(),
         name: there.service.name.clone(),
         service,
         check,
+        check_kind,
         surplus,
         fields,
-    })
+        rest: false,
+    };
+    if write.needs_register() && write.check.is_some() {
+        write.service = None;
+        write.surplus.clear();
+        write.fields = vec!["check"];
+        write.rest = true;
+    }
+    Step::Put(write)
 }
 
 /// The checks of an instance that are ours by their id and that nobody asks for: what is left of a
 /// newer release, or of another hand, would keep it out of service for good. Checks of operators have
 /// other ids.
-fn surplus(key: &InstanceKey, claim: &Claim, there: &ObservedInstance) -> Vec<(Text, u64)> {
+fn surplus(
+    key: &InstanceKey,
+    claim: &Claim,
+    kind: CheckKind,
+    there: &ObservedInstance,
+) -> Vec<(Text, u64)> {
     let prefix = format!("{}:", key.id);
-    let readiness = readiness_check_id(&key.id);
+    let readiness = kind.id(&key.id);
     let wanted = |id: &str| claim.live.readiness.is_some() && *id == *readiness;
     let checks = there.checks.iter();
     checks

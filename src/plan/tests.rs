@@ -1,3 +1,5 @@
+mod mesh;
+
 use globset::GlobSet;
 
 use super::*;
@@ -87,7 +89,8 @@ impl Bed {
                 let mut service = wire_service(key, &write.service.unwrap().0);
                 service.modify_index = index;
                 let mut observed = ObservedInstance::of(&service);
-                let check = wire_readiness(key, &write.name, &write.check.unwrap().0);
+                let check =
+                    wire_readiness(key, &write.name, write.check_kind, &write.check.unwrap().0);
                 observed.checks = vec![ObservedCheck::of(&at(check, index), Some(&key.id))];
                 self.mirror.wrote_instance(key, Some(observed));
             }
@@ -274,6 +277,7 @@ fn an_entry_without_an_owner_is_adopted_where_that_is_asked_for() {
             adopt,
             protocol: None,
             queries: Vec::new(),
+            sidecar: None,
         }),
     };
     let mut bed = Bed::registered().change(|instance| {

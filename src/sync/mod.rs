@@ -20,6 +20,7 @@ pub mod own;
 pub mod pace;
 mod planning;
 pub mod readiness;
+mod register;
 pub mod report;
 pub mod rounds;
 pub mod signals;

@@ -5,14 +5,17 @@ use tokio::time::Instant;
 use super::apply;
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::register;
 use crate::desired::watches::Watch;
-use crate::model::key::{Key, Place};
+use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
 use crate::plan::gate::Hold;
 use crate::plan::{self, Finding, Mode, Step};
 use crate::status::board::{Reason, Trouble};
 
+/// Room for an instance and for the proxy beside it, in operations: more than they commonly need.
+const ROOM_FOR_TWO: usize = 16;
 /// Keys planned in a row before events are looked at again.
 const PLANNED_IN_A_ROW: usize = 512;
 
@@ -41,7 +44,7 @@ impl Engine {
                     break;
                 }
                 let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
-                let full = self.add(&mut batch, key, due, finding)
+                let full = self.add(&mut batch, key, due, finding, now)
                     || batch.len() >= self.pace.most_entries();
                 if full || (alone && !batch.is_empty()) {
                     break;
@@ -127,7 +130,14 @@ impl Engine {
     }
 
     /// Adds what a finding asks for to the batch. Returns whether the batch is full.
-    fn add(&mut self, batch: &mut Batch<Due>, key: Key, due: Due, finding: Finding) -> bool {
+    fn add(
+        &mut self,
+        batch: &mut Batch<Due>,
+        key: Key,
+        due: Due,
+        finding: Finding,
+        now: Instant,
+    ) -> bool {
         self.note(&key, &finding);
         let step = match finding.step {
             Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
@@ -190,8 +200,33 @@ impl Engine {
                 }
             }
         }
+        if let (Key::Instance(instance), Step::Put(write)) = (&key, &step)
+            && write.needs_register()
+        {
+            if batch.contains(&Key::Node(instance.node.clone())) {
+                self.wait(key, due);
+                return false;
+            }
+            return self.register(key, step, due, now);
+        }
+        let beside = self.take_beside(&key, &step);
+        if let Some((other, other_due)) = &beside
+            && batch.room() < ROOM_FOR_TWO
+        {
+            self.dirty.touch(other.clone(), *other_due);
+            self.dirty.put_back(key, due);
+            return true;
+        }
         let again = key.clone();
-        match batch.push(key, step, due) {
+        let pushed = batch.push(key, step, due);
+        if let Some((other, due)) = beside {
+            if pushed.is_ok() {
+                let finding = plan::decide(&other, &self.index, &self.mirror, &self.rules);
+                return self.add(batch, other, due, finding, now);
+            }
+            self.dirty.touch(other, due);
+        }
+        match pushed {
             Ok(()) => return false,
             Err(Overflow::Full) => self.dirty.put_back(again, due),
             Err(Overflow::TooLarge) => {
@@ -200,6 +235,40 @@ impl Engine {
             }
         }
         true
+    }
+
+    /// Starts a write that cannot be in a transaction. Returns whether there is no room for it now.
+    fn register(&mut self, key: Key, step: Step, due: Due, now: Instant) -> bool {
+        let Some(epoch) = self.fence.index().filter(|_| self.may_write(now)) else {
+            self.dirty.put_back(key, due);
+            return true;
+        };
+        self.dirty.start(key.clone());
+        self.pace.begun(1, now);
+        let id = self.own.start();
+        let fence = (self.fence_key.clone(), epoch);
+        let cluster = self.index.cluster().clone();
+        let job = register::write(self.consul.clone(), cluster, id, fence, (key, step, due));
+        self.jobs.spawn(job);
+        false
+    }
+
+    /// Takes the key of the proxy beside an instance, or the other way round, if it is due too: what
+    /// carries the readiness of both changes in one transaction.
+    fn take_beside(&mut self, key: &Key, step: &Step) -> Option<(Key, Due)> {
+        let (Key::Instance(instance), Step::Put(write)) = (key, step) else {
+            return None;
+        };
+        write.check.as_ref()?;
+        let other = Key::Instance(InstanceKey {
+            node: instance.node.clone(),
+            id: instance.id.counterpart(self.index.cluster())?,
+        });
+        if self.alone.contains(key) || self.alone.contains(&other) {
+            return None;
+        }
+        let due = self.dirty.take_key(&other)?;
+        Some((other, due))
     }
 
     /// A key waits until its place is written, read, or known better.

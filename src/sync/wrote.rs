@@ -87,6 +87,7 @@ impl Engine {
                 .propagation
                 .observe((at - due.since).as_secs_f64());
         }
+        let rest = matches!(&step, Step::Put(write) if write.rest);
         let drift = due.cause == Cause::Drift;
         if drift {
             let label = KindLabel { kind: key.kind() };
@@ -123,13 +124,11 @@ impl Engine {
             }
             _ => {}
         }
-        self.dirty.touch(
-            key,
-            Due {
-                cause: Cause::Written,
-                since: at,
-            },
-        );
+        let written = Due {
+            cause: Cause::Written,
+            since: at,
+        };
+        self.dirty.touch(key, if rest { due } else { written });
     }
 
     fn applied_node(&mut self, name: &NodeName, write: &NodeWrite, results: &[TxnResult]) {
@@ -418,11 +417,11 @@ fn outcome_of(failure: TxnFailure) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::entry::readiness_check_id;
+    use crate::model::entry::CheckKind;
 
     #[test]
     fn a_check_is_replaced_by_its_id() {
-        let id = readiness_check_id(&crate::model::names::InstanceId::observed("a.b.c.d"));
+        let id = CheckKind::Readiness.id(&crate::model::names::InstanceId::observed("a.b.c.d"));
         let check = |modify_index| ObservedCheck {
             id: id.as_str().into(),
             check: crate::model::entry::Check {

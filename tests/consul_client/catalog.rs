@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 
-use lictor::consul::wire::{Connect, Locality, NodeService, ServiceAddress, ServicePort};
+use lictor::consul::wire::{
+    Connect, Locality, NodeService, Proxy, ProxyUpstream, ServiceAddress, ServicePort,
+};
 use lictor::consul::{
-    Client, Consistency, ErrorClass, Quality, RegisteredNode, Registration, TokenStanding,
+    Client, Consistency, ErrorClass, Quality, RegisteredNode, Registration, TokenStanding, TxnOp,
 };
 
-use super::{check, create_node, node, service, stored};
+use super::{apply, check, create_node, node, service, stored};
 
 pub async fn nodes_are_found_by_name_and_by_meta(client: &Client) {
     create_node(client, "lictor-c9--found").await;
@@ -144,6 +146,87 @@ pub async fn a_registration_keeps_all_fields(client: &Client) {
         .value
         .unwrap();
     assert_eq!(after.0, before.0, "the node was not to be touched");
+}
+
+/// What is stored is what was written, the address that Consul assigns aside, and the same once more
+/// changes nothing. A transaction leaves out what [`NodeService::needs_register`] says.
+pub async fn a_registration_keeps_all_of_a_proxy(client: &Client) {
+    const NODE: &str = "lictor-c1--proxy";
+    create_node(client, NODE).await;
+    let upstream = ProxyUpstream {
+        destination_name: "ledger".into(),
+        local_bind_port: 9191,
+        ..ProxyUpstream::default()
+    };
+    let peered = ProxyUpstream {
+        destination_peer: "p".into(),
+        local_bind_port: 9192,
+        ..upstream.clone()
+    };
+    let remote = ProxyUpstream {
+        datacenter: "dc2".into(),
+        local_bind_port: 9193,
+        ..upstream.clone()
+    };
+    let bare = Proxy {
+        destination_service_name: "web".into(),
+        destination_service_id: "plain".into(),
+        local_service_address: "127.0.0.1".into(),
+        local_service_port: 8080,
+        ..Proxy::default()
+    };
+    let mut rest = serde_json::Map::new();
+    rest.insert("Mode".to_owned(), "transparent".into());
+    rest.insert("Config".to_owned(), serde_json::json!({"protocol": "http"}));
+    let proxies = [
+        bare.clone(),
+        Proxy {
+            upstreams: [upstream, peered, remote].into(),
+            ..bare.clone()
+        },
+        Proxy { rest, ..bare },
+    ];
+    for proxy in proxies {
+        let written = NodeService {
+            kind: "connect-proxy".into(),
+            service: "web-sidecar-proxy".into(),
+            port: 20000,
+            proxy: Some(Box::new(proxy)),
+            ..service("proxy")
+        };
+        let register = async || {
+            let registration = Registration {
+                node: RegisteredNode::Kept {
+                    name: NODE,
+                    address: "10.9.9.9",
+                },
+                service: Some(Cow::Borrowed(&written)),
+                checks: &[],
+            };
+            client.register(&registration).await.unwrap();
+            stored(client, NODE, "proxy").await
+        };
+        let first = register().await;
+        let mut expected = NodeService {
+            create_index: first.create_index,
+            modify_index: first.modify_index,
+            ..written.clone()
+        };
+        let assigned = first.tagged_addresses.get("consul-virtual").unwrap();
+        assert_eq!(assigned.port, 20000);
+        expected
+            .tagged_addresses
+            .insert("consul-virtual".into(), assigned.clone());
+        assert_eq!(first, expected);
+        assert_eq!(register().await, first);
+        let set = TxnOp::ServiceSet {
+            node: NODE,
+            service: Cow::Borrowed(&written),
+        };
+        apply(client, &[set]).await;
+        let in_txn = stored(client, NODE, "proxy").await;
+        assert_eq!(in_txn == first, !written.needs_register());
+    }
 }
 
 pub async fn a_registration_can_create_a_node_by_mistake(client: &Client) {

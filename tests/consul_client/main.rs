@@ -46,6 +46,7 @@ async fn without_acls() -> Result<()> {
     limits::it_takes_no_more_than_its_limits(&client).await;
     catalog::nodes_are_found_by_name_and_by_meta(&client).await;
     catalog::a_registration_keeps_all_fields(&client).await;
+    catalog::a_registration_keeps_all_of_a_proxy(&client).await;
     catalog::a_registration_can_create_a_node_by_mistake(&client).await;
     catalog::what_is_gone_can_be_removed_again(&client).await;
     catalog::keys_are_compared_and_set(&client).await;

@@ -21,6 +21,7 @@ mod gc_entries;
 mod guard;
 mod intentions;
 mod invalid;
+mod mesh;
 mod modes;
 mod nodes;
 mod ownership;

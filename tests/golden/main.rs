@@ -20,6 +20,7 @@ use lictor::desired::claim::Freeze;
 use lictor::desired::index::{Index, Touched};
 use lictor::desired::registration::{Content, Registration};
 use lictor::k8s::trim::{self, Texts, Trim};
+use lictor::model::entry::Mesh;
 use lictor::model::facts::{NodeFacts, PodFacts};
 use lictor::model::key::Key;
 use lictor::model::kind::Kind;
@@ -159,7 +160,9 @@ impl Bed {
                 service[field] = value.clone();
             }
             let service: wire::NodeService = serde_json::from_value(service).unwrap();
-            instance.service = ObservedInstance::of(&service).service;
+            let observed = ObservedInstance::of(&service);
+            instance.service = observed.service;
+            instance.embellished = observed.embellished;
             self.mirror.wrote_instance(&key, Some(instance));
         }
     }
@@ -227,7 +230,7 @@ impl Bed {
                 let mut instance = after.or(before).unwrap();
                 instance.checks = match write.check {
                     Some((check, _)) => {
-                        let check = wire_readiness(key, &write.name, &check);
+                        let check = wire_readiness(key, &write.name, write.check_kind, &check);
                         vec![ObservedCheck::of(&check, Some(&key.id))]
                     }
                     None => checks,
@@ -299,6 +302,7 @@ impl Bed {
             if service.enable_tag_override {
                 writeln!(out, "  enableTagOverride").unwrap();
             }
+            mesh(out, service.mesh.as_deref());
             meta(out, &service.meta);
             checks(out, with);
         } else {
@@ -317,6 +321,39 @@ impl Bed {
                 }
             }
         }
+    }
+}
+
+fn mesh(out: &mut String, mesh: Option<&Mesh>) {
+    let proxy = match mesh {
+        None => return,
+        Some(Mesh::Native) => return writeln!(out, "  connect: native").unwrap(),
+        Some(Mesh::Proxy(proxy)) => proxy,
+    };
+    writeln!(
+        out,
+        "  connect-proxy of {} ({}) at {}:{}",
+        proxy.destination, proxy.destination_id, proxy.local_address, proxy.local_port
+    )
+    .unwrap();
+    for upstream in &proxy.upstreams {
+        write!(
+            out,
+            "  upstream {}: {}",
+            upstream.local_port, upstream.service
+        )
+        .unwrap();
+        for (name, value) in [
+            ("datacenter", &upstream.datacenter),
+            ("peer", &upstream.peer),
+            ("namespace", &upstream.namespace),
+            ("partition", &upstream.partition),
+        ] {
+            if !value.is_empty() {
+                write!(out, " {name}={value}").unwrap();
+            }
+        }
+        writeln!(out).unwrap();
     }
 }
 

@@ -91,7 +91,10 @@ impl Consul {
                     left.push(Left::Service(stored));
                 }
                 if let Some((check, cas)) = &write.check {
-                    left.push(self.check_cas(wire_readiness(key, &write.name, check), *cas)?);
+                    left.push(self.check_cas(
+                        wire_readiness(key, &write.name, write.check_kind, check),
+                        *cas,
+                    )?);
                 }
                 for (id, cas) in &write.surplus {
                     let place = (key.node.to_string(), id.to_string());
@@ -260,17 +263,17 @@ impl Consul {
     }
 
     fn instance(&self, place: &Place, service: &wire::NodeService) -> Instance {
-        let check = (place.0.clone(), format!("{}:ready", place.1));
+        let id = |kind| (place.0.clone(), format!("{}:{kind}", place.1));
+        let mut ids = ["ready", "alias"].map(id).into_iter();
+        let check = ids.find_map(|id| self.checks.get(&id));
         Instance {
             service: service.service.to_string(),
             address: service.address.to_string(),
             port: service.port,
             tags: service.tags.iter().map(ToString::to_string).collect(),
             meta: texts(&service.meta),
-            status: self
-                .checks
-                .get(&check)
-                .map(|check| check.status.to_string()),
+            mesh: mesh(service),
+            status: check.map(|check| check.status.to_string()),
         }
     }
 
@@ -280,7 +283,8 @@ impl Consul {
             node.meta.get("lictor-cluster").is_none_or(|c| **c != *"a") && !erased.contains(name)
         };
         let check = |at: &Place, check: &wire::HealthCheck| {
-            let own = *at.1 == *"lictor-node" || at.1.ends_with(":ready");
+            let own = *at.1 == *"lictor-node"
+                || [":ready", ":alias"].iter().any(|kind| at.1.ends_with(kind));
             let place = (at.0.clone(), check.service_id.to_string());
             let on_ours = self
                 .services
@@ -328,4 +332,18 @@ fn texts(pairs: &Pairs) -> BTreeMap<String, String> {
         .iter()
         .map(|(key, value)| (key.to_string(), value.to_string()))
         .collect()
+}
+
+fn mesh(service: &wire::NodeService) -> String {
+    match &service.proxy {
+        Some(proxy) => format!(
+            "{} {} {} {}",
+            service.kind,
+            proxy.destination_service_id,
+            proxy.local_service_port,
+            proxy.upstreams.len()
+        ),
+        None if service.connect.native => "native".to_owned(),
+        None => String::new(),
+    }
 }

@@ -6,7 +6,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::objects::{
-    APPS, Fault, NODES, Node, PODS, Pod, REGISTRATIONS, Reg, SERVICES, Source, State,
+    APPS, Fault, Mesh, NODES, Node, PODS, Pod, REGISTRATIONS, Reg, SERVICES, Source, State,
 };
 use super::world::{Hand, Op, fate, kind};
 
@@ -83,10 +83,11 @@ pub fn reg(faults: Faults) -> impl Strategy<Value = Reg> {
         option::weighted(0.5, 1..4_u8),
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.2),
+        mesh(),
     );
     (identity, source, look, fault(faults)).prop_map(|(identity, source, look, fault)| {
         let (created, life, service) = identity;
-        let (tag, warning, deregister) = look;
+        let (tag, warning, deregister, mesh) = look;
         Reg {
             created,
             service,
@@ -94,10 +95,19 @@ pub fn reg(faults: Faults) -> impl Strategy<Value = Reg> {
             tag,
             warning,
             deregister,
+            mesh,
             fault,
             life,
         }
     })
+}
+
+fn mesh() -> impl Strategy<Value = Mesh> {
+    prop_oneof![
+        3 => Just(Mesh::None),
+        1 => Just(Mesh::Native),
+        2 => (0..3_u16).prop_map(Mesh::Sidecar),
+    ]
 }
 
 pub fn node() -> impl Strategy<Value = Node> {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lictor::api::mesh::{Connect, Sidecar, Upstream};
 use lictor::api::selector::LabelSelector;
 use lictor::api::service_registration as api;
 use lictor::api::{RegistrationObject, ServiceRegistrationSpec};
@@ -76,8 +77,45 @@ pub struct Reg {
     pub tag: Option<u8>,
     pub warning: bool,
     pub deregister: bool,
+    pub mesh: Mesh,
     pub fault: Fault,
     pub life: u32,
+}
+
+/// How it takes part in the service mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mesh {
+    None,
+    Native,
+    /// With this many upstreams.
+    Sidecar(u16),
+}
+
+impl Mesh {
+    fn connect(self) -> Option<Connect> {
+        match self {
+            Self::None => None,
+            Self::Native => Some(Connect {
+                native: Some(true),
+                sidecar: None,
+            }),
+            Self::Sidecar(upstreams) => {
+                let upstream = |number: u16| Upstream {
+                    service: format!("up{number}"),
+                    local_port: 9000 + number,
+                    ..Upstream::default()
+                };
+                let sidecar = Sidecar {
+                    port: 20000,
+                    upstreams: (0..upstreams).map(upstream).collect(),
+                };
+                Some(Connect {
+                    native: None,
+                    sidecar: Some(sidecar),
+                })
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +256,7 @@ impl Reg {
                 not_ready: self.warning.then_some(api::NotReady::Warning),
                 terminating: self.deregister.then_some(api::Terminating::Deregister),
             }),
+            connect: self.mesh.connect(),
             ..ServiceRegistrationSpec::default()
         };
         let spec = match self.fault {
@@ -264,7 +303,41 @@ pub struct Instance {
     pub port: i64,
     pub tags: Vec<String>,
     pub meta: BTreeMap<String, String>,
+    /// What it is in the mesh, and beside which instance.
+    pub mesh: String,
     pub status: Option<String>,
+}
+
+impl Instance {
+    /// The proxy beside it.
+    fn proxy(&self, id: &str, upstreams: u16) -> Self {
+        Self {
+            service: format!("{}-sidecar-proxy", self.service),
+            port: 20000,
+            mesh: format!("connect-proxy {id} {} {upstreams}", self.port),
+            ..self.clone()
+        }
+    }
+}
+
+/// An instance, and the proxy beside it.
+fn put(
+    wanted: &mut BTreeMap<Place, Instance>,
+    mesh: Mesh,
+    ids: [String; 2],
+    mut instance: Instance,
+) {
+    let [id, beside] = ids;
+    let node = instance.meta["lictor-node"].clone();
+    match mesh {
+        Mesh::None => {}
+        Mesh::Native => "native".clone_into(&mut instance.mesh),
+        Mesh::Sidecar(upstreams) => {
+            let proxy = instance.proxy(&id, upstreams);
+            wanted.insert((node.clone(), beside), proxy);
+        }
+    }
+    wanted.insert((node, id), instance);
 }
 
 /// The place of an instance: node and id.
@@ -352,9 +425,13 @@ impl Objects {
                 port: pod.port.map_or(8080, i64::from),
                 tags,
                 meta,
+                mesh: String::new(),
                 status: Some(status.to_owned()),
             };
-            wanted.insert((node, format!("a.{space}.{service}.{name}")), instance);
+            let mesh = reg.map_or(Mesh::None, |reg| reg.mesh);
+            let ids =
+                ["", "-sidecar-proxy"].map(|more| format!("a.{space}.{service}{more}.{name}"));
+            put(wanted, mesh, ids, instance);
         }
     }
 }
@@ -370,16 +447,17 @@ fn of_endpoints(slot: usize, reg: &Reg, wanted: &mut BTreeMap<Place, Instance>) 
         let kind = "ServiceRegistration";
         let mut meta = marks(EXTERNAL, space, kind, &name, &owner, &reg.uid(slot));
         meta.insert("reg".into(), name.clone());
-        let id = format!("a.{space}.{service}.{name}.e{number}");
+        let id = |more| format!("a.{space}.{service}{more}.{name}.e{number}");
         let instance = Instance {
             service: service.to_owned(),
             address: format!("db{number}.example"),
             port: 5432,
             tags: reg.tag.map(|tag| format!("r{tag}")).into_iter().collect(),
             meta,
+            mesh: String::new(),
             status: None,
         };
-        wanted.insert((EXTERNAL.to_owned(), id), instance);
+        put(wanted, reg.mesh, ["", "-sidecar-proxy"].map(id), instance);
     }
 }
 

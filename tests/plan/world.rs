@@ -804,7 +804,12 @@ impl World {
                 }
             }
             Hand::RemoveInstance(number) => {
-                if let Some(place) = chosen(number) {
+                // On a node without our mark the instances alone may tell that it is ours.
+                let marked = |place: &Place| {
+                    let node = self.consul.nodes.get(&place.0);
+                    node.is_some_and(|node| node.meta.get("lictor-cluster").is_some())
+                };
+                if let Some(place) = chosen(number).filter(marked) {
                     self.consul.remove_service(&place);
                 }
             }

@@ -4,7 +4,8 @@
 //! tried again by `tests/consul_client`:
 //! - Of a service, `Kind`, `Tags`, `Address`, `TaggedAddresses`, `Port`, `Meta`, `Weights` and
 //!   `EnableTagOverride` are stored; `Ports`, `Connect` and `Locality` are dropped without a word.
-//!   Weights outside 1..=65535 become 1 and 1.
+//!   So is most of `Proxy`, `Upstreams` and `Config` among it; what it is the proxy of stays. Weights
+//!   outside 1..=65535 become 1 and 1.
 //! - Results hold what was stored, with its indexes. All objects of one transaction get the same
 //!   `ModifyIndex`; what was equal before keeps its own.
 //! - Writing a service does not touch its checks. Removing a service removes them.

@@ -7,6 +7,7 @@ use super::{Holding, Index, PodRow, Touched};
 use crate::desired::annotations::Annotations;
 use crate::desired::claim::{Absence, Claimant, Held, Target};
 use crate::desired::health;
+use crate::desired::mesh::Sidecar;
 use crate::desired::problems::Problems;
 use crate::desired::registration::{Claims, Registration, Source};
 use crate::desired::spec::InstanceSpec;
@@ -16,7 +17,7 @@ use crate::model::facts::PodFacts;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::names::{InstanceId, NodeName, ServiceName};
-use crate::model::owner::Owner;
+use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 
 impl Index {
@@ -136,12 +137,8 @@ impl Index {
         let forms = forms.iter().flatten();
         self.remark_again(namespace, forms.clone().copied(), touched);
         let claims = forms.clone().filter_map(|form| form.claims());
-        let services: BTreeSet<ServiceName> = claims.map(|claims| claims.service.clone()).collect();
-        let named = |claims: &Claims| services.contains(&claims.service);
-        let namesakes: Vec<&Registration> = self
-            .registrations_in(namespace)
-            .filter(|registration| registration.claims().is_some_and(named))
-            .collect();
+        let services: BTreeSet<ServiceName> = claims.flat_map(Claims::services).cloned().collect();
+        let (services, namesakes) = self.namesakes(namespace, services);
         let selected = |row: &&PodRow| {
             let mut forms = forms.clone();
             forms.any(|form| form.selects(&row.facts.labels).is_some())
@@ -173,6 +170,35 @@ impl Index {
                 // The health of what it holds may follow the registration.
                 touched.holdings.extend(self.pod_holding(&row.facts));
             }
+        }
+    }
+
+    /// The registrations of a namespace that have to do with any of these services, and all services of
+    /// theirs. Who holds a service holds that of its proxies too, so that one leads to the other.
+    fn namesakes(
+        &self,
+        namespace: &Text,
+        mut services: BTreeSet<ServiceName>,
+    ) -> (BTreeSet<ServiceName>, Vec<&Registration>) {
+        loop {
+            let concerned = |claims: &&Claims| {
+                let mut names = claims.services();
+                names.any(|service| services.contains(service))
+            };
+            let with_claims = |registration| {
+                let claims = Registration::claims(registration)?;
+                concerned(&claims).then_some((registration, claims))
+            };
+            let found: Vec<_> = self
+                .registrations_in(namespace)
+                .filter_map(with_claims)
+                .collect();
+            let names = found.iter().flat_map(|(_, claims)| claims.services());
+            let all: BTreeSet<ServiceName> = names.chain(&services).cloned().collect();
+            if all == services {
+                return (all, found.into_iter().map(|(found, _)| found).collect());
+            }
+            services = all;
         }
     }
 
@@ -274,9 +300,8 @@ impl Index {
         if out || self.is_excluded(&pod.namespace) {
             return Vec::new();
         }
-        // Claimants, and whether they have the instance removed because the pod terminates.
-        let mut by_service: BTreeMap<ServiceName, Vec<(Claimant, bool)>> = BTreeMap::new();
-        let mut claim = |owner: Owner, created, uid: &Text, service: &ServiceName, spec| {
+        let mut by_service: BTreeMap<ServiceName, Vec<PodClaim<'a>>> = BTreeMap::new();
+        let mut claim = |owner: Owner, created, uid: &Text, service: &ServiceName, spec, beside| {
             let ends = pod.deleting
                 && health::readiness(pod, &annotations.overlay_health(service, spec)).is_none();
             let claimant = Claimant {
@@ -287,7 +312,11 @@ impl Index {
                 target: Target::Pod(pod.name.clone()),
             };
             let claimants = by_service.entry(service.clone()).or_default();
-            claimants.push((claimant, ends));
+            claimants.push(PodClaim {
+                claimant,
+                ends,
+                beside,
+            });
         };
         let mut selected = BTreeSet::new();
         for registration in registrations {
@@ -304,6 +333,7 @@ impl Index {
                     &registration.uid,
                     &claims.service,
                     spec,
+                    claims.sidecar.as_ref(),
                 );
             }
         }
@@ -315,29 +345,46 @@ impl Index {
                 &pod.uid,
                 service,
                 InstanceSpec::default(),
+                None,
             );
         }
-        let holders = by_service
-            .into_iter()
-            .filter_map(|(service, mut claimants)| {
-                claimants.sort_by(|(a, _), (b, _)| a.seniority().cmp(&b.seniority()));
-                // The holder's word counts: nobody takes over what it removes.
-                if claimants.first().is_none_or(|(_, ends)| *ends) {
-                    return None;
-                }
-                let claimants = claimants.into_iter().map(|(claimant, _)| claimant);
-                Some((self.key_of_pod(pod, &service)?, claimants.collect()))
-            });
-        holders.collect()
+        let mut held = Vec::new();
+        // In the order of their names, so that a service comes before that of its proxies.
+        while let Some((service, mut claims)) = by_service.pop_first() {
+            claims.sort_by(|a, b| a.claimant.seniority().cmp(&b.claimant.seniority()));
+            // The holder's word counts: nobody takes over what it removes.
+            let Some(holder) = claims.first().filter(|holder| !holder.ends) else {
+                continue;
+            };
+            if let Some(sidecar) = holder.beside {
+                let claimant = Claimant {
+                    service: sidecar.service.clone(),
+                    ..holder.claimant.clone()
+                };
+                let others = by_service.entry(sidecar.service.clone()).or_default();
+                // As with any service of a registration, the annotation contests nothing.
+                others.retain(|other| other.claimant.owner.kind != OwnerKind::Pod);
+                others.push(PodClaim {
+                    claimant,
+                    ends: false,
+                    beside: None,
+                });
+            }
+            let claimants = claims.into_iter().map(|claim| claim.claimant).collect();
+            held.extend(self.key_of_pod(pod, &service).map(|key| (key, claimants)));
+        }
+        held
     }
 
-    pub(super) fn endpoint_keys(&self, registration: &Registration) -> Vec<InstanceKey> {
-        let Some(Claims {
-            service,
-            source: Source::Endpoints(endpoints),
-            ..
-        }) = registration.claims()
-        else {
+    /// What a registration claims for its endpoints.
+    pub(super) fn endpoint_claims(
+        &self,
+        registration: &Registration,
+    ) -> Vec<(InstanceKey, Vec<Claimant>)> {
+        let Some(claims) = registration.claims() else {
+            return Vec::new();
+        };
+        let Source::Endpoints(endpoints) = &claims.source else {
             return Vec::new();
         };
         if self.is_excluded(&registration.namespace) {
@@ -347,40 +394,24 @@ impl Index {
             namespace, name, ..
         } = registration;
         let node = NodeName::external(&self.cluster);
-        let id = |endpoint: &Text| {
-            InstanceId::of_endpoint(&self.cluster, namespace, service, name, endpoint)
+        let of = |service: &ServiceName, endpoint: &Text| {
+            let id = InstanceId::of_endpoint(&self.cluster, namespace, service, name, endpoint);
+            let claimant = Claimant {
+                created: registration.created,
+                uid: registration.uid.clone(),
+                owner: registration.owner(),
+                service: service.clone(),
+                target: Target::Endpoint(endpoint.clone()),
+            };
+            let node = node.clone();
+            (InstanceKey { node, id }, vec![claimant])
         };
-        endpoints
-            .iter()
-            .map(|endpoint| InstanceKey {
-                node: node.clone(),
-                id: id(&endpoint.name),
-            })
-            .collect()
-    }
-
-    pub(super) fn endpoint_claims(
-        registration: &Registration,
-        keys: &[InstanceKey],
-    ) -> Vec<(InstanceKey, Vec<Claimant>)> {
-        let Some(Claims {
-            service,
-            source: Source::Endpoints(endpoints),
-            ..
-        }) = registration.claims()
-        else {
-            return Vec::new();
-        };
-        let claimant = |name: &Text| Claimant {
-            created: registration.created,
-            uid: registration.uid.clone(),
-            owner: registration.owner(),
-            service: service.clone(),
-            target: Target::Endpoint(name.clone()),
-        };
-        keys.iter()
-            .zip(endpoints)
-            .map(|(key, endpoint)| (key.clone(), vec![claimant(&endpoint.name)]))
+        let services = claims.services();
+        let all = services.flat_map(|service| {
+            let endpoints = endpoints.iter();
+            endpoints.map(move |endpoint| (service, &endpoint.name))
+        });
+        all.map(|(service, endpoint)| of(service, endpoint))
             .collect()
     }
 
@@ -434,6 +465,15 @@ impl Index {
             touched.registrations.extend(owners);
         }
     }
+}
+
+/// A claim on a service for a pod.
+struct PodClaim<'a> {
+    claimant: Claimant,
+    /// Whether it has the instance removed because the pod terminates.
+    ends: bool,
+    /// The proxy that goes with it.
+    beside: Option<&'a Sidecar>,
 }
 
 /// A pod, and claims that take the place of those that it had.

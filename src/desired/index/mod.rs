@@ -245,8 +245,8 @@ impl Index {
         if registration.claims().is_none() {
             touched.holdings.insert(holding.clone());
         }
-        let keys = self.endpoint_keys(&registration);
-        let claimants = Self::endpoint_claims(&registration, &keys);
+        let claimants = self.endpoint_claims(&registration);
+        let keys = claimants.iter().map(|(key, _)| key.clone()).collect();
         let after = registration.clone();
         let known = self.registrations.get(&name);
         let known = known.filter(|known| known.registration.uid == registration.uid);

@@ -141,27 +141,44 @@ impl Index {
             .pods
             .get(&(holder.owner.namespace.clone(), pod.clone()))?;
         let (pod, annotations) = (&row.facts, &row.annotations);
-        let base = match holder.owner.kind {
-            OwnerKind::Pod => InstanceSpec::default(),
-            _ => self.registration(&holder.owner)?.claims()?.spec.clone(),
+        let claims = match holder.owner.kind {
+            OwnerKind::Pod => None,
+            _ => Some(self.registration(&holder.owner)?.claims()?),
         };
-        let health = annotations.overlay_health(&holder.service, base.clone());
+        let base = claims.map_or_else(InstanceSpec::default, |claims| claims.spec.clone());
+        // What is said about the service holds for the proxy beside it.
+        let service = claims.map_or(&holder.service, |claims| &claims.service);
+        let health = annotations.overlay_health(service, base.clone());
         let live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
+        let context = self.context(key, service, &holder.owner);
         let shape = annotations
-            .overlay(&holder.service, base)
-            .and_then(|spec| shape::of_pod(self.context(key, holder), pod, &spec));
+            .overlay(service, base)
+            .and_then(|spec| shape::of_pod(context, pod, &spec));
+        let sidecar = claims.and_then(|claims| claims.proxy_under(holder.service.as_ref()));
+        let shape = shape.map(|instance| match sidecar {
+            None => instance,
+            Some(sidecar) => {
+                let id = InstanceId::of_pod(&self.cluster, &pod.namespace, service, &pod.name);
+                sidecar.beside(instance, &id)
+            }
+        });
         Some((
             shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid),
             live,
         ))
     }
 
-    fn context<'a>(&'a self, key: &'a InstanceKey, holder: &'a Claimant) -> Context<'a> {
+    fn context<'a>(
+        &'a self,
+        key: &'a InstanceKey,
+        service: &'a ServiceName,
+        owner: &'a Owner,
+    ) -> Context<'a> {
         Context {
             cluster: &self.cluster,
             key,
-            service: &holder.service,
-            owner: &holder.owner,
+            service,
+            owner,
         }
     }
 
@@ -182,9 +199,10 @@ impl Index {
         let Freeze::Invalid(problems) = self.freeze_of_claim(key)? else {
             return None;
         };
-        let spec = &self.registration(owner)?.claims()?.spec;
+        let claims = self.registration(owner)?.claims()?;
         let pod = self.pod(&owner.namespace, name)?;
-        let without = shape::of_pod(self.context(key, holder), pod, spec);
+        let context = self.context(key, &claims.service, owner);
+        let without = shape::of_pod(context, pod, &claims.spec);
         let without = without.err().unwrap_or_default();
         let adds = problems.iter().any(|problem| !without.contains(problem));
         adds.then(|| Owner::pod(&owner.namespace, name))
@@ -192,23 +210,31 @@ impl Index {
 
     fn endpoint_shape(&self, key: &InstanceKey, holder: &Claimant, name: &str) -> Option<Shape> {
         let registration = self.registration(&holder.owner)?;
+        let claims = registration.claims()?;
         let Claims {
             service,
             spec,
             source: Source::Endpoints(endpoints),
             ..
-        } = registration.claims()?
+        } = claims
         else {
             return None;
         };
-        let context = Context {
-            cluster: &self.cluster,
-            key,
-            service,
-            owner: &holder.owner,
-        };
+        let context = self.context(key, service, &holder.owner);
         let endpoint = endpoint(endpoints, name)?;
         let shape = shape::of_endpoint(context, &registration.uid, endpoint, spec);
+        let sidecar = claims.proxy_under(holder.service.as_ref());
+        let shape = shape.map(|instance| match sidecar {
+            None => instance,
+            Some(sidecar) => {
+                let Owner {
+                    namespace, name, ..
+                } = &holder.owner;
+                let cluster = &self.cluster;
+                let id = InstanceId::of_endpoint(cluster, namespace, service, name, &endpoint.name);
+                sidecar.beside(instance, &id)
+            }
+        });
         Some(shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid))
     }
 
@@ -271,8 +297,11 @@ impl Index {
         let freeze = owner_freeze
             .or_else(|| pod_freeze(annotations, held, claimed))
             .or_else(|| self.renamed(key, held, row))?;
-        let service: ServiceName = held.service.parse().ok()?;
         let known = registration.and_then(RegistrationRow::last_good);
+        let service: ServiceName = match known {
+            Some(claims) if claims.proxy_under(held.service).is_some() => claims.service.clone(),
+            _ => held.service.parse().ok()?,
+        };
         let base = known.map_or_else(|| health_of(held), |claims| claims.spec.clone());
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;

@@ -51,6 +51,7 @@ fn registration(name: &str, service: &str) -> Registration {
             adopt: false,
             protocol: None,
             queries: Vec::new(),
+            sidecar: None,
         }),
     }
 }
@@ -778,6 +779,7 @@ fn an_endpoint_is_claimed_on_the_external_node() {
             adopt: false,
             protocol: None,
             queries: Vec::new(),
+            sidecar: None,
         };
         with_content(Content::Valid(claims), registration("r", "db"))
     };

@@ -28,6 +28,7 @@ fn valid() -> Registration {
         adopt: false,
         protocol: None,
         queries: Vec::new(),
+        sidecar: None,
     }))
 }
 
@@ -125,6 +126,7 @@ fn why_there_is_nothing_to_register_is_told() {
         adopt: false,
         protocol: None,
         queries: Vec::new(),
+        sidecar: None,
     }));
     assert!(message(&pods).contains("no pod is selected that runs and is not paused"));
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::consul::{TxnOutcome, TxnResult};
 use crate::desired::index::Touched;
 use crate::k8s::{Broken, BrokenKind};
-use crate::model::entry::{Node, readiness_check_id};
+use crate::model::entry::{CheckKind, Node};
 use crate::model::key::{InstanceKey, Key, Place, Table, source_key};
 use crate::model::kind::Kind;
 use crate::model::names::{Destination, InstanceId, NodeName};
@@ -182,7 +182,7 @@ async fn a_check_that_was_removed_is_known_to_be_gone() {
     };
     let (service, (check, _)) = (write.service.unwrap().0, write.check.unwrap());
     let mut there = ObservedInstance::of(&wire_service(&instance("p"), &service));
-    for id in [readiness_check_id(&instance("p").id), surplus_id()] {
+    for id in [CheckKind::Readiness.id(&instance("p").id), surplus_id()] {
         there.checks.push(ObservedCheck {
             id: id.into(),
             check: check.clone(),

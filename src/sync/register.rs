@@ -1,0 +1,194 @@
+//! The writes of instances of which a transaction would leave something out: one call each.
+//!
+//! Such a call has neither compare-and-set nor a fence. What stands there is read directly before it, and
+//! the epoch after that: between those reads and the write, a few milliseconds, another process may take
+//! the epoch, or another hand change the entry.
+
+use std::borrow::Cow;
+
+use tokio::time::Instant;
+
+use super::apply::Done;
+use super::carry::{self, Carried};
+use super::dirty::Due;
+use crate::consul::wire::{HealthCheck, Node, NodeService};
+use crate::consul::{
+    Client, Consistency, ConsulError, Fence, RegisteredNode, Registration, Txn, TxnError,
+    TxnFailure, TxnOp, TxnOutcome, TxnResult,
+};
+use crate::model::key::{InstanceKey, Key};
+use crate::model::marks;
+use crate::model::names::{ClusterName, InstanceId};
+use crate::model::text::Text;
+use crate::observed::entry::{wire_readiness, wire_service};
+use crate::plan::batch::BatchedStep;
+use crate::plan::{InstanceWrite, Step};
+
+/// Carries out the write of an instance behind the epoch with this index, and answers like a
+/// transaction would.
+pub async fn write(
+    client: Client,
+    cluster: ClusterName,
+    id: u64,
+    (fence_key, epoch): (Text, u64),
+    (key, step, tag): (Key, Step, Due),
+) -> Done {
+    let fence = Fence {
+        key: &fence_key,
+        index: epoch,
+    };
+    let outcome = match (&key, &step) {
+        (Key::Instance(key), Step::Put(write)) => {
+            registered(&client, &cluster, fence, key, write).await
+        }
+        _ => Ok(outdated("it is no write of an instance")),
+    };
+    let ops = match &outcome {
+        Ok(TxnOutcome::Applied(results)) => 0..results.len(),
+        _ => 0..1,
+    };
+    let step = BatchedStep {
+        key,
+        step,
+        ops,
+        tag,
+    };
+    Done::Wrote {
+        id,
+        epoch,
+        steps: vec![step],
+        outcome,
+        at: Instant::now(),
+    }
+}
+
+async fn registered(
+    client: &Client,
+    cluster: &ClusterName,
+    fence: Fence<'_>,
+    key: &InstanceKey,
+    write: &InstanceWrite,
+) -> Result<TxnOutcome, ConsulError> {
+    let Some((service, index)) = &write.service else {
+        return Ok(outdated("it writes no service"));
+    };
+    let node = match still(client, cluster, key, *index).await? {
+        Ok(node) => node,
+        Err(why) => return Ok(outdated(why)),
+    };
+    match carry::check_epoch(client, fence).await? {
+        None => {}
+        Some(Carried::Fenced { what, reason }) => {
+            let what = what.into();
+            return Ok(TxnOutcome::Fenced { what, reason });
+        }
+        Some(Carried::NoEpoch(what) | Carried::Denied(what)) => {
+            return Ok(TxnOutcome::Fenced {
+                what: what.into(),
+                reason: TxnFailure::PermissionDenied,
+            });
+        }
+        Some(Carried::Done(..) | Carried::Unseen(_) | Carried::Outdated) => return Ok(outdated("the epoch")),
+    }
+    let check = write.check.as_ref();
+    let check = check.map(|(check, _)| wire_readiness(key, &write.name, write.check_kind, check));
+    let checks: Vec<HealthCheck> = check.into_iter().collect();
+    let registration = Registration {
+        // With an address, since Consul creates a node that went meanwhile.
+        node: RegisteredNode::Kept {
+            name: &node.name,
+            address: &node.address,
+        },
+        service: Some(Cow::Owned(wire_service(key, service))),
+        checks: &checks,
+    };
+    client.register(&registration).await?;
+    remove_surplus(client, fence, key, write).await?;
+    stored(client, key, write).await
+}
+
+/// The node, if it is ours and the instance there has this index; else why not.
+async fn still(
+    client: &Client,
+    cluster: &ClusterName,
+    key: &InstanceKey,
+    index: u64,
+) -> Result<Result<Node, &'static str>, ConsulError> {
+    let read = client.node_services(key.node.as_ref(), Consistency::Consistent);
+    let Some(Some((node, services))) = read.await?.authoritative() else {
+        return Ok(Err("the node is not there, or not known to be"));
+    };
+    let mark = node.meta.get(marks::CLUSTER);
+    if mark.is_none_or(|mark| **mark != *cluster.as_ref()) {
+        return Ok(Err("the node is not marked as ours"));
+    }
+    if of(key, services).map_or(0, |there| there.modify_index) != index {
+        return Ok(Err("the instance has another index"));
+    }
+    Ok(Ok(node))
+}
+
+fn of(key: &InstanceKey, services: Vec<NodeService>) -> Option<NodeService> {
+    let is_it = |there: &NodeService| {
+        there.peer_name.is_empty() && InstanceId::observed(&there.id) == key.id
+    };
+    services.into_iter().find(is_it)
+}
+
+async fn remove_surplus(
+    client: &Client,
+    fence: Fence<'_>,
+    key: &InstanceKey,
+    write: &InstanceWrite,
+) -> Result<(), ConsulError> {
+    let mut txn = Txn::new();
+    for (check_id, index) in &write.surplus {
+        let op = TxnOp::CheckDeleteCas {
+            node: key.node.as_ref(),
+            check_id,
+            service_id: key.id.as_ref(),
+            service: &write.name,
+            index: *index,
+        };
+        if txn.push(&op).is_err() {
+            break;
+        }
+    }
+    if !txn.is_empty() {
+        // What is left is found with the next read, and planned again.
+        client.apply_fenced(fence, &txn).await?;
+    }
+    Ok(())
+}
+
+/// What stands there now: the answer to the write does not say.
+async fn stored(
+    client: &Client,
+    key: &InstanceKey,
+    write: &InstanceWrite,
+) -> Result<TxnOutcome, ConsulError> {
+    let (services, checks) = tokio::try_join!(
+        client.node_services(key.node.as_ref(), Consistency::Consistent),
+        client.node_checks(key.node.as_ref(), Consistency::Consistent),
+    )?;
+    let services = services.value.map(|(_, services)| services);
+    let Some(service) = of(key, services.unwrap_or_default()) else {
+        return Ok(outdated("the instance went at once"));
+    };
+    let check_id = write.check_kind.id(&key.id);
+    let check = checks.value.into_iter();
+    let check = check.filter(|check| *check.check_id == *check_id);
+    let check = check.map(|check| TxnResult::Check(Box::new(check)));
+    let service = TxnResult::Service(Box::new(service));
+    Ok(TxnOutcome::Applied(
+        std::iter::once(service).chain(check).collect(),
+    ))
+}
+
+fn outdated(what: &str) -> TxnOutcome {
+    TxnOutcome::RolledBack(vec![TxnError {
+        op_index: 0,
+        what: what.into(),
+        reason: TxnFailure::StaleIndex,
+    }])
+}
