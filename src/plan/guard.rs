@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::gate::Hold;
 use crate::model::key::Key;
+use crate::model::kind::Kind;
 
 /// The time over which found absences are counted.
 const WINDOW: Duration = Duration::from_mins(10);
@@ -50,17 +51,20 @@ enum Verdict {
     Hold { would_go: usize, of: usize },
 }
 
+/// How many lists there were of each kind, in the order of [`Kind::ALL`].
+type Lists = [u32; Kind::ALL.len()];
+
 /// Judges found absences.
 #[derive(Debug)]
 pub struct Guard {
     limits: Limits,
     removed: VecDeque<(Instant, usize)>,
-    /// The found absences that wait, with the number of rounds of lists before they were found.
-    waiting: BTreeMap<Key, u32>,
+    /// The found absences that wait, with the number of lists before they were found.
+    waiting: BTreeMap<Key, Lists>,
     /// Those that may go.
     released: BTreeSet<Key>,
-    /// Rounds of lists that were asked for and are complete.
-    rounds: u32,
+    /// Lists that were asked for and are complete.
+    lists: Lists,
     verdict: Verdict,
     /// Whether something changed since the last verdict.
     open: bool,
@@ -79,7 +83,7 @@ impl Guard {
             removed: VecDeque::new(),
             waiting: BTreeMap::new(),
             released: BTreeSet::new(),
-            rounds: 0,
+            lists: Lists::default(),
             verdict: Verdict::Pass,
             open: false,
             shrunk: false,
@@ -99,7 +103,7 @@ impl Guard {
             _ if self.open => Hold::Unjudged,
             Verdict::Hold { would_go, of } => Hold::TooMany { would_go, of },
             Verdict::Pass | Verdict::Confirm => Hold::Unconfirmed {
-                lists: self.rounds - since + 1,
+                lists: self.agreed(key, since),
                 needed: self.needed(key),
             },
         })
@@ -108,7 +112,7 @@ impl Guard {
     /// A key is found to be claimed by nothing.
     pub fn found(&mut self, key: &Key) {
         if !self.released.contains(key) && !self.waiting.contains_key(key) {
-            self.waiting.insert(key.clone(), self.rounds);
+            self.waiting.insert(key.clone(), self.lists);
             self.open = true;
         }
     }
@@ -143,9 +147,9 @@ impl Guard {
         }
     }
 
-    /// A round of lists that was asked for is complete.
-    pub fn listed(&mut self) {
-        self.rounds += 1;
+    /// A list of a kind that was asked for is complete.
+    pub fn listed(&mut self, kind: Kind) {
+        self.lists[kind as usize] += 1;
         self.open = true;
     }
 
@@ -155,14 +159,27 @@ impl Guard {
         self.open
     }
 
-    /// Whether more lists are needed to judge.
+    /// Of which kinds more lists are needed to judge: of those that can claim what waits, and of no
+    /// other, which may be missing for long.
     #[must_use]
-    pub fn wants_lists(&self) -> bool {
-        !matches!(self.verdict, Verdict::Hold { .. })
-            && self
-                .waiting
-                .iter()
-                .any(|waiting| !self.is_confirmed(waiting))
+    pub fn wants_lists(&self) -> BTreeSet<Kind> {
+        if matches!(self.verdict, Verdict::Hold { .. }) {
+            return BTreeSet::new();
+        }
+        let unconfirmed = self
+            .waiting
+            .iter()
+            .filter(|waiting| !self.is_confirmed(*waiting));
+        let kinds = unconfirmed.flat_map(|(key, _)| key.claimed_by());
+        kinds.copied().collect()
+    }
+
+    /// How many lists showed the absence, that in which it was found included: of the kind of which
+    /// there were the fewest.
+    fn agreed(&self, key: &Key, since: &Lists) -> u32 {
+        let kinds = key.claimed_by().iter().map(|kind| *kind as usize);
+        let further = kinds.map(|kind| self.lists[kind] - since[kind]).min();
+        further.unwrap_or_default() + 1
     }
 
     /// Lists that must show the absence.
@@ -175,8 +192,8 @@ impl Guard {
         }
     }
 
-    fn is_confirmed(&self, (key, since): (&Key, &u32)) -> bool {
-        self.rounds - since + 1 >= self.needed(key)
+    fn is_confirmed(&self, (key, since): (&Key, &Lists)) -> bool {
+        self.agreed(key, since) >= self.needed(key)
     }
 
     /// Judges what waits, if something changed, with `owned` entries in Consul. Returns the keys that
@@ -206,8 +223,8 @@ impl Guard {
         if self.recovering {
             self.verdict = Verdict::Confirm;
             if shrunk {
-                let rounds = self.rounds;
-                self.waiting.values_mut().for_each(|since| *since = rounds);
+                let lists = self.lists;
+                self.waiting.values_mut().for_each(|since| *since = lists);
             }
         }
         let agreed: Vec<Key> = self

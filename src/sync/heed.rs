@@ -1,5 +1,6 @@
 //! What the engine makes of events of Kubernetes and signals of Consul.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +11,7 @@ use super::feed::feed;
 use super::signals::Signal;
 use crate::api::object::Object;
 use crate::desired::index::{Holding, Touched};
+use crate::desired::watches::Watch;
 use crate::k8s::{BrokenKind, Change, KubeEvent, ObjectStatus, WatchEvent};
 use crate::metrics::KindLabel;
 use crate::model::key::Key;
@@ -26,7 +28,7 @@ impl Engine {
     pub(super) fn take(&mut self, event: KubeEvent) {
         let at = event.at;
         let mut touched = Touched::default();
-        let complete = self.index.watches.all_complete();
+        let complete = self.complete_kinds();
         let news = self.news_of_nodes(&event.change);
         match &event.change {
             Change::Pod(event) => self.watched(Kind::Pod, event),
@@ -52,8 +54,34 @@ impl Engine {
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);
         self.touch(touched, at);
-        if !complete && self.index.watches.all_complete() {
+        let now_complete = self.complete_kinds();
+        if now_complete == complete {
+            return;
+        }
+        let again = now_complete.difference(&complete).copied();
+        self.known_again(&again.collect(), at);
+        if now_complete.len() == Kind::ALL.len() {
             self.complete_again(at);
+        }
+    }
+
+    fn complete_kinds(&self) -> BTreeSet<Kind> {
+        let is_complete = |kind: &Kind| *self.index.watches.state(*kind) == Watch::Complete;
+        Kind::ALL.into_iter().filter(is_complete).collect()
+    }
+
+    /// These kinds are known completely, for the first time or once more: what could not be removed for
+    /// want of that is looked at, however long another kind is missing.
+    fn known_again(&mut self, kinds: &BTreeSet<Kind>, now: Instant) {
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        let is_concerned = |key: &&Key| key.claimed_by().iter().any(|kind| kinds.contains(kind));
+        let held: Vec<Key> = self.held.iter().filter(is_concerned).cloned().collect();
+        for key in held {
+            self.held.remove(&key);
+            self.dirty.touch(key, due);
         }
     }
 
@@ -81,10 +109,11 @@ impl Engine {
             WatchEvent::Listed { .. } => {
                 self.missing.remove(&kind);
                 if self.rounds.listed(kind) {
-                    self.rules.guard.listed();
+                    self.rules.guard.listed(kind);
                 }
             }
             WatchEvent::Broken(broken) => {
+                self.rounds.broken(kind);
                 if broken.kind == BrokenKind::Missing {
                     self.missing.insert(kind);
                 }
@@ -100,15 +129,6 @@ impl Engine {
 
     /// All kinds are known completely, for the first time or once more.
     fn complete_again(&mut self, now: Instant) {
-        for key in std::mem::take(&mut self.held) {
-            self.dirty.touch(
-                key,
-                Due {
-                    cause: Cause::Read,
-                    since: now,
-                },
-            );
-        }
         // Which nodes are gone could not be told.
         let due = Due {
             cause: Cause::Read,

@@ -458,7 +458,7 @@ fn a_source_that_is_only_found_missing_waits_and_one_that_was_seen_going_does_no
         assert_eq!(after.sources("payment"), ["web allow"], "list {list}");
         after.rules.guard.judge(100, Instant::now());
         after.settle(&payment());
-        after.rules.guard.listed();
+        after.rules.guard.listed(Kind::Intention);
     }
     assert!(after.consul.intentions.is_empty());
 }

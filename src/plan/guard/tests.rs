@@ -1,5 +1,7 @@
 use super::*;
-use crate::model::names::NodeName;
+use crate::model::key::source_key;
+use crate::model::names::{Destination, NodeName};
+use crate::model::source::SourceName;
 
 fn key(number: usize) -> Key {
     let cluster = "a".parse().unwrap();
@@ -16,6 +18,13 @@ fn passed(guard: &mut Guard, found: std::ops::Range<usize>, owned: usize, now: I
         guard.found(&key(number));
     }
     guard.judge(owned, now).len()
+}
+
+/// All kinds were listed.
+fn listed(guard: &mut Guard) {
+    for kind in Kind::ALL {
+        guard.listed(kind);
+    }
 }
 
 fn begin() -> Instant {
@@ -47,10 +56,10 @@ fn neither_time_nor_lists_release_what_is_held() {
     let (mut guard, now) = (guard(), begin());
     assert_eq!(passed(&mut guard, 0..20, 40, now), 0);
     for round in 1..20 {
-        guard.listed();
+        listed(&mut guard);
         let later = now + WINDOW * round;
         assert_eq!(guard.judge(4000, later), []);
-        assert!(!guard.wants_lists());
+        assert!(guard.wants_lists().is_empty());
     }
     assert_eq!(guard.release().len(), 20);
     assert_eq!(guard.admits(&key(3)), Ok(()));
@@ -65,12 +74,12 @@ fn what_comes_back_releases_the_few_that_do_not_after_three_lists() {
     for number in 5..20 {
         guard.returned(&key(number));
         assert_eq!(guard.judge(40, now), [], "while more come back");
-        guard.listed();
+        listed(&mut guard);
         assert_eq!(guard.judge(40, now), [], "while more come back");
     }
     assert_eq!(guard.held(), None);
-    assert!(guard.wants_lists());
-    guard.listed();
+    assert!(!guard.wants_lists().is_empty());
+    listed(&mut guard);
     assert_eq!(guard.judge(40, now).len(), 5);
     // What is found later has nothing to do with it.
     assert_eq!(passed(&mut guard, 30..31, 40, now), 1);
@@ -83,13 +92,13 @@ fn the_last_few_go_when_three_lists_agree() {
     for lists in 1..3 {
         let why = Hold::Unconfirmed { lists, needed: 3 };
         assert_eq!(guard.admits(&key(1)), Err(why));
-        assert!(guard.wants_lists());
+        assert!(!guard.wants_lists().is_empty());
         assert_eq!(guard.held(), None);
-        guard.listed();
+        listed(&mut guard);
         let passed = guard.judge(10, now).len();
         assert_eq!(passed, if lists == 2 { 10 } else { 0 });
     }
-    assert!(!guard.wants_lists());
+    assert!(guard.wants_lists().is_empty());
 }
 
 #[test]
@@ -100,12 +109,12 @@ fn as_many_lists_as_asked_for_must_agree() {
     });
     let now = begin();
     assert_eq!(passed(&mut guard, 0..1, 10, now), 0);
-    guard.listed();
+    listed(&mut guard);
     // What is found later needs lists of its own.
     guard.found(&key(1));
     assert_eq!(guard.judge(10, now), [key(0)]);
-    assert!(guard.wants_lists());
-    guard.listed();
+    assert!(!guard.wants_lists().is_empty());
+    listed(&mut guard);
     assert_eq!(guard.judge(10, now), [key(1)]);
 }
 
@@ -151,8 +160,8 @@ fn what_goes_by_another_hand_releases_nothing_of_the_rest() {
     guard.lapsed(&key(1));
     for _ in 0..5 {
         assert_eq!(guard.judge(12, now), []);
-        assert!(!guard.wants_lists());
-        guard.listed();
+        assert!(guard.wants_lists().is_empty());
+        listed(&mut guard);
     }
     assert!(guard.admits(&key(2)).is_err());
     for number in 2..12 {
@@ -191,10 +200,45 @@ fn what_is_released_by_name_is_no_more_than_that() {
     for number in 0..19 {
         guard.removed(&key(number), now);
     }
-    guard.listed();
+    listed(&mut guard);
     assert_eq!(guard.judge(21, now + WINDOW), [], "what is held stays held");
     assert_eq!(guard.release_these(&shown), []);
     assert!(guard.held().is_some());
     assert_eq!(guard.release_these(&(20..22).map(key).collect()).len(), 2);
     assert_eq!(guard.held(), None);
+}
+
+/// The lists of a kind that cannot claim it, such as one whose CRD is missing, are not waited for.
+#[test]
+fn only_the_lists_of_kinds_that_can_claim_it_count() {
+    let (mut guard, now) = (guard(), begin());
+    let destination = Destination::new("payment");
+    let source = source_key(&destination, SourceName::new("web", [""; 4]));
+    guard.found(&source);
+    assert_eq!(guard.judge(10, now), []);
+    assert_eq!(guard.wants_lists(), [Kind::Intention].into());
+    for kind in [
+        Kind::Pod,
+        Kind::Node,
+        Kind::Registration,
+        Kind::PreparedQuery,
+    ] {
+        for _ in 0..3 {
+            guard.listed(kind);
+        }
+    }
+    assert_eq!(guard.judge(10, now), []);
+    assert_eq!(passed(&mut guard, 0..2, 2, now), 0, "all that we own");
+    assert_eq!(guard.wants_lists().len(), 4);
+    for _ in 0..2 {
+        for kind in [Kind::Pod, Kind::Node, Kind::Registration] {
+            guard.listed(kind);
+        }
+    }
+    assert_eq!(guard.judge(2, now), [key(0), key(1)]);
+    assert_eq!(guard.wants_lists(), [Kind::Intention].into());
+    guard.listed(Kind::Intention);
+    assert_eq!(guard.judge(10, now), []);
+    guard.listed(Kind::Intention);
+    assert_eq!(guard.judge(10, now), [source]);
 }
