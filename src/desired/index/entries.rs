@@ -244,7 +244,7 @@ impl Index {
             }
         }
         touched.keys.insert(Key::Intentions(destination.clone()));
-        if absence == Absence::Found || frozen {
+        if absence == Absence::Found || frozen || self.is_excluded(&before.namespace) {
             return;
         }
         let is_kept = |name: &_| {
@@ -252,8 +252,10 @@ impl Index {
                 after.destination == *destination && after.names().any(|kept| kept == *name)
             })
         };
-        let lost: Vec<_> = claims.names().filter(|name| !is_kept(name)).collect();
-        let lost = lost.into_iter().map(|name| source_key(destination, name));
+        let lost = claims.names().filter(|name| !is_kept(name));
+        let lost = lost.map(|name| source_key(destination, name));
+        // What another claims as well did not lose its last claim.
+        let lost: Vec<Key> = lost.filter(|key| self.owners_of(key).is_empty()).collect();
         self.entries.withdrawn.extend(lost);
     }
 

@@ -93,10 +93,22 @@ pub struct EntryWrite {
     pub owner: Owner,
     /// What is done.
     pub change: Change,
+    /// For which objects the entry holds other sources afterwards than before, the oldest first: only
+    /// where several objects share an entry.
+    pub puts: Vec<Put>,
     /// What of ours goes with it.
     pub removed: Vec<Gone>,
     /// What differs, for logs.
     pub fields: Vec<&'static str>,
+}
+
+/// An object of which something is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// The object.
+    pub owner: Owner,
+    /// Whether nothing of it was there.
+    pub is_new: bool,
 }
 
 /// Something of ours that is removed.
@@ -138,6 +150,7 @@ impl EntryWrite {
         Box::new(Self {
             owner: owner.clone(),
             change,
+            puts: Vec::new(),
             removed: Vec::new(),
             fields: Vec::new(),
         })
@@ -157,6 +170,27 @@ impl EntryWrite {
                 "update"
             }
             Change::PutLedger(..) | Change::DeleteLedger(_) => "ledger",
+        }
+    }
+
+    /// The objects of which something is written, the oldest first.
+    pub fn owners(&self) -> impl Iterator<Item = &Owner> {
+        self.puts.iter().map(|put| &put.owner)
+    }
+
+    /// The `ModifyIndex` of what is replaced or removed; 0 where nothing is.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        match &self.change {
+            Change::PutDefaults(_, index)
+            | Change::DeleteDefaults(index)
+            | Change::PutIntentions(_, index)
+            | Change::DeleteIntentions(index)
+            | Change::PutLedger(_, index)
+            | Change::DeleteLedger(index)
+            | Change::UpdateQuery(_, index)
+            | Change::DeleteQuery(_, index) => *index,
+            Change::CreateQuery(_) => 0,
         }
     }
 
