@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 
 pub use consul::{Instance, condition, user_meta};
 pub use lictor::{Lictor, json_lines, run, run_within};
-pub use objects::Kind;
+pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;
 pub use scene::Scene;
 
