@@ -8,7 +8,7 @@ use crate::api::{IntentionObject, IntentionSpec};
 use crate::consul::wire;
 use crate::model::names::Destination;
 use crate::model::owner::OwnerKind;
-use crate::model::source::SourceName;
+use crate::model::source::{SourceName, without_default};
 use crate::model::text::Text;
 
 /// What kind of source it is; Consul fills it in where it is not given, and knows no other.
@@ -136,6 +136,7 @@ fn source_of(source: &api::IntentionSource) -> Result<(SourceName, wire::SourceI
     }
     let key = SourceName::new(name, parts);
     let [namespace, partition, peer, sameness_group] = parts.map(Text::from);
+    let [namespace, partition] = [namespace, partition].map(without_default);
     let source = wire::SourceIntention {
         name: name.as_str().into(),
         namespace,
@@ -278,6 +279,24 @@ mod tests {
                 }],
             })
         );
+    }
+
+    /// Consul names neither: what it returns is to be the same.
+    #[test]
+    fn the_default_namespace_and_partition_are_none() {
+        let spec = |source: serde_json::Value| {
+            let source = json!({"name": "web", "action": "allow"})
+                .as_object()
+                .unwrap()
+                .clone()
+                .into_iter()
+                .chain(source.as_object().unwrap().clone())
+                .collect::<serde_json::Map<_, _>>();
+            read(json!({"destination": {"name": "payment"}, "sources": [source]})).unwrap()
+        };
+        for field in ["namespace", "partition"] {
+            assert_eq!(spec(json!({field: "default"})), spec(json!({})), "{field}");
+        }
     }
 
     #[test]

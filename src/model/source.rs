@@ -67,6 +67,16 @@ impl Part {
     }
 }
 
+/// The name of a namespace or a partition of Enterprise, of which `default` is the same as none: the
+/// Community Edition knows no other and takes none.
+#[must_use]
+pub fn without_default(name: Text) -> Text {
+    if *name == *"default" {
+        return Text::default();
+    }
+    name
+}
+
 impl SourceName {
     /// The source of this name, with its parts in the order namespace, partition, peer, sameness
     /// group; empty ones do not count.

@@ -11,7 +11,7 @@ use crate::model::ledger::{self, Ledger};
 use crate::model::marks;
 use crate::model::names::{ClusterName, Destination, QueryName, ServiceName};
 use crate::model::owner::{Owner, OwnerKind};
-use crate::model::source::{self, Owners, SourceName};
+use crate::model::source::{self, Owners, SourceName, without_default};
 use crate::model::text::{Pairs, Text};
 
 /// Whose a config entry is, as its Meta says.
@@ -55,6 +55,8 @@ pub struct ObservedIntentions {
     pub jwt: Option<wire::IntentionJwt>,
     /// Whose each of them is; what is missing here is another's.
     pub owners: Owners,
+    /// Whose those were whose mark another hand took away.
+    pub lost: Owners,
     /// Metadata.
     pub meta: Pairs,
     /// What is not known here, kept.
@@ -79,10 +81,7 @@ impl ObservedIntentions {
             Holder::Nobody | Holder::Another(_) => Owners::new(),
         };
         // A mark of what is not there any more says nothing.
-        owners.retain(|name, _| match name {
-            SourceName::Jwt => entry.jwt.is_some(),
-            SourceName::Source { .. } => sources.contains_key(name),
-        });
+        owners.retain(|name, _| is_among(name, &sources, entry.jwt.as_ref()));
         Self {
             name: entry.name,
             was_ours: holder == Holder::Ours,
@@ -90,6 +89,7 @@ impl ObservedIntentions {
             sources,
             jwt: entry.jwt,
             owners,
+            lost: Owners::new(),
             meta: entry.meta,
             other: entry.other,
             create_index: entry.create_index,
@@ -97,10 +97,50 @@ impl ObservedIntentions {
         }
     }
 
+    /// What is known of the entry as it was: one of ours stays ours when another hand strips its marks,
+    /// all or some, since it has the same `CreateIndex` then.
+    pub fn recognise(&mut self, known: &Self) {
+        let is_anothers = matches!(self.holder, Holder::Another(_));
+        if is_anothers || !known.was_ours || known.create_index != self.create_index {
+            return;
+        }
+        self.was_ours = true;
+        let lost = known.lost.iter().chain(&known.owners);
+        let lost = lost.filter(|(name, _)| {
+            !self.owners.contains_key(name) && is_among(name, &self.sources, self.jwt.as_ref())
+        });
+        self.lost = lost
+            .map(|(name, owner)| (name.clone(), owner.clone()))
+            .collect();
+    }
+
+    /// This was written a moment ago in the place of what was there before, whatever stands there now.
+    pub fn was_written(
+        &mut self,
+        cluster: &ClusterName,
+        entry: &wire::ServiceIntentions,
+        before: Option<&Self>,
+    ) {
+        let mut entry = entry.clone();
+        entry.create_index = before.map_or(0, |before| before.create_index);
+        self.recognise(&Self::of(cluster, entry));
+    }
+
     /// All that it has, of ours or not.
     pub fn names(&self) -> impl Iterator<Item = SourceName> {
         let jwt = self.jwt.iter().map(|_| SourceName::Jwt);
         self.sources.keys().cloned().chain(jwt)
+    }
+}
+
+fn is_among(
+    name: &SourceName,
+    sources: &BTreeMap<SourceName, wire::SourceIntention>,
+    jwt: Option<&wire::IntentionJwt>,
+) -> bool {
+    match name {
+        SourceName::Jwt => jwt.is_some(),
+        SourceName::Source { .. } => sources.contains_key(name),
     }
 }
 
@@ -129,9 +169,7 @@ pub fn source_name(source: &wire::SourceIntention) -> SourceName {
 pub fn canonical(mut source: wire::SourceIntention) -> wire::SourceIntention {
     source.precedence = 0;
     for part in [&mut source.namespace, &mut source.partition] {
-        if **part == *"default" {
-            *part = Text::default();
-        }
+        *part = without_default(std::mem::take(part));
     }
     source
 }
@@ -165,6 +203,29 @@ impl ObservedDefaults {
             entry,
         };
         Some((service, there))
+    }
+}
+
+impl ObservedDefaults {
+    /// What is known of the entry as it was: one of ours stays ours when another hand strips its
+    /// marks, since it has the same `CreateIndex` then.
+    pub fn recognise(&mut self, known: &Self) {
+        let same = known.entry.create_index == self.entry.create_index;
+        self.was_ours |= self.holder == Holder::Nobody && same && known.was_ours;
+    }
+
+    /// This was written a moment ago in the place of what was there before, whatever stands there now.
+    pub fn was_written(
+        &mut self,
+        cluster: &ClusterName,
+        entry: &wire::ServiceDefaults,
+        before: Option<&Self>,
+    ) {
+        let mut entry = entry.clone();
+        entry.create_index = before.map_or(0, |before| before.entry.create_index);
+        if let Some((_, wrote)) = Self::of(cluster, entry) {
+            self.recognise(&wrote);
+        }
     }
 }
 

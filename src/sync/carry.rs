@@ -141,7 +141,10 @@ fn name_of(key: &Key) -> Text {
 }
 
 /// Why nothing is to be written, if the epoch is not ours or may not be read.
-pub(super) async fn check_epoch(client: &Client, fence: Fence<'_>) -> Result<Option<Carried>, ConsulError> {
+pub(super) async fn check_epoch(
+    client: &Client,
+    fence: Fence<'_>,
+) -> Result<Option<Carried>, ConsulError> {
     let epoch = match client.kv_get(fence.key, Consistency::Consistent).await {
         Ok(epoch) => epoch,
         Err(error) if error.class() == ErrorClass::AccessDenied => {

@@ -58,13 +58,17 @@ impl Engine {
         let label = KindLabel { kind: key.kind() };
         self.report.metrics.drift.get_or_create(&label).inc();
         tracing::warn!(key = %key, "changed in Consul by another hand, and left so: --drift is report");
-        let Some(owner) = self.index.owners_of(key).into_iter().next() else {
-            return;
-        };
+        let mut owners = self.index.owners_of(key);
+        // Others than those of intentions ask for a whole key: the first one holds it.
+        if !matches!(key, Key::Intentions(_)) {
+            owners.truncate(1);
+        }
         let note =
             format!("{key} was changed or removed in Consul by another hand, and is left so");
-        let uid = self.index.uid(&owner);
-        self.report
-            .event(&owner, uid, EventReason::DriftRepaired, note);
+        for owner in owners {
+            let uid = self.index.uid(&owner);
+            self.report
+                .event(&owner, uid, EventReason::DriftRepaired, note.clone());
+        }
     }
 }

@@ -23,7 +23,6 @@ use crate::model::key::{Key, Place, Table, source_key};
 use crate::model::names::{ClusterName, Destination};
 use crate::model::owner::Owner;
 use crate::model::text::Text;
-use crate::observed::entries::{Holder, ObservedDefaults, ObservedIntentions};
 use crate::observed::table::{Knowledge, TableTicket};
 use crate::plan;
 use crate::plan::entries::{Change, EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
@@ -72,6 +71,15 @@ impl TableState {
 pub(super) fn states(interval: Duration) -> BTreeMap<Table, TableState> {
     let state = |table| (table, TableState::new(table, interval));
     Table::ALL.into_iter().map(state).collect()
+}
+
+/// The tables of which a signal may have the index of a write to this one: Consul counts config entries
+/// of all kinds together. Writes are noted for all of them at once, under one number.
+fn with_one_index(table: Table) -> &'static [Table] {
+    match table {
+        Table::Defaults | Table::Intentions => &[Table::Defaults, Table::Intentions],
+        Table::Queries => &[Table::Queries],
+    }
 }
 
 /// A write that was answered, or not.
@@ -240,7 +248,9 @@ impl Engine {
         let changed: Vec<Key> = match rows {
             Rows::Defaults(mut rows) => {
                 for (name, row) in &mut rows {
-                    recognise_defaults(self.mirror.defaults.get(name), row);
+                    if let Some(known) = self.mirror.defaults.get(name) {
+                        row.recognise(known);
+                    }
                 }
                 let is_busy = |name: &_| busy.contains(&Key::Defaults(Clone::clone(name)));
                 let found = self
@@ -251,7 +261,9 @@ impl Engine {
             }
             Rows::Intentions(mut rows) => {
                 for (name, row) in &mut rows {
-                    recognise_intentions(self.mirror.intentions.get(name), row);
+                    if let Some(known) = self.mirror.intentions.get(name) {
+                        row.recognise(known);
+                    }
                 }
                 let is_busy = |name: &_| busy.contains(&Key::Intentions(Clone::clone(name)));
                 let found = self
@@ -350,7 +362,9 @@ impl Engine {
                 if let Ok(service) = destination.as_ref().parse()
                     && self.mirror.defaults.get(&service).is_some()
                 {
-                    self.dirty.touch(Key::Defaults(service), due);
+                    let key = Key::Defaults(service);
+                    self.dirty.absolve(&key);
+                    self.dirty.touch(key, due);
                 }
             }
             _ => {}
@@ -407,7 +421,10 @@ impl Engine {
         let Place::Table(table) = key.place() else {
             return;
         };
-        let id = self.table(table).own.start();
+        let mut id = 0;
+        for table in with_one_index(table) {
+            id = self.table(*table).own.start();
+        }
         self.dirty.start(key.clone());
         self.entry_writes += 1;
         self.pace.begun(1, now);
@@ -518,7 +535,9 @@ impl Engine {
                 self.entry_failed(&key, &write, due, &error);
             }
         }
-        self.table(table).own.finish(id);
+        for table in with_one_index(table) {
+            self.table(*table).own.finish(id);
+        }
     }
 
     fn carried(
@@ -533,20 +552,34 @@ impl Engine {
         let Place::Table(table) = key.place() else {
             return;
         };
-        let state = self.table(table);
-        state.sweeper.wrote(at);
-        if index > 0 {
-            state.own.wrote(index);
-        } else {
-            state.own.removed(at);
+        self.table(table).sweeper.wrote(at);
+        for table in with_one_index(table) {
+            let own = &mut self.table(*table).own;
+            if index > 0 {
+                own.wrote(index);
+            } else {
+                own.removed(at);
+            }
         }
         self.allowed(key, at);
         match (key, row) {
+            // Another hand may have changed it between the write and the read after it.
             (Key::Defaults(service), Row::Defaults(row)) => {
-                self.mirror.defaults.set(service, row);
+                let mut found = row;
+                if let (Some(found), Change::PutDefaults(wrote, _)) = (&mut found, &write.change) {
+                    let before = self.mirror.defaults.get(service);
+                    found.was_written(self.index.cluster(), wrote, before);
+                }
+                self.mirror.defaults.set(service, found);
             }
             (Key::Intentions(destination), Row::Intentions(row)) => {
-                self.mirror.intentions.set(destination, row);
+                let mut found = row;
+                if let (Some(found), Change::PutIntentions(wrote, _)) = (&mut found, &write.change)
+                {
+                    let before = self.mirror.intentions.get(destination);
+                    found.was_written(self.index.cluster(), wrote, before);
+                }
+                self.mirror.intentions.set(destination, found);
                 if self.rules.refusals.accepted(destination) {
                     self.dirty.touch(key.clone(), due);
                 }
@@ -667,27 +700,10 @@ impl Engine {
     /// Finds the Intention that is to blame for a refusal, by leaving one out. Returns whether there
     /// is something else to try.
     fn blame(&mut self, key: &Key, write: &EntryWrite, message: &str) -> bool {
-        let (Key::Intentions(destination), Change::PutIntentions(entry, _)) = (key, &write.change)
-        else {
+        let Key::Intentions(destination) = key else {
             return false;
         };
-        let there = self.mirror.intentions.get(destination);
-        let changing: Vec<Owner> = self
-            .index
-            .intentions_of(destination)
-            .filter(|(intention, claims)| {
-                let owner = intention.owner();
-                let is_in = self.rules.refusals.of(destination, &owner).is_none();
-                let differs = claims.sources.iter().any(|(name, source)| {
-                    there.and_then(|there| there.sources.get(name)) != Some(source)
-                });
-                let jwt = claims.jwt.is_some()
-                    && entry.jwt == claims.jwt
-                    && there.is_none_or(|there| there.jwt != claims.jwt);
-                is_in && (differs || jwt)
-            })
-            .map(|(intention, _)| intention.owner())
-            .collect();
+        let changing: Vec<Owner> = write.owners().cloned().collect();
         let now = Instant::now();
         self.rules
             .refusals
@@ -858,20 +874,33 @@ impl Engine {
         self.report.wrote(owner, index);
         let fields = write.fields.join(", ");
         tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{write}");
-        if drift && !write.is_note() {
-            let fields = match &*fields {
-                "" => String::new(),
-                fields => format!(" ({fields})"),
-            };
-            let note =
-                format!("{key} was changed in Consul by another hand and is repaired{fields}");
-            let uid = self.index.uid(owner);
-            self.report
-                .event(owner, uid, EventReason::DriftRepaired, note);
-        } else if write.verb() == "create" {
-            let note = format!("{key} is written to Consul");
-            let uid = self.index.uid(owner);
-            self.report.event(owner, uid, EventReason::Registered, note);
+        let reason = if drift && !write.is_note() {
+            EventReason::DriftRepaired
+        } else {
+            EventReason::Registered
+        };
+        let note = match reason {
+            EventReason::DriftRepaired if fields.is_empty() => {
+                format!("{key} was removed in Consul by another hand and is written again")
+            }
+            EventReason::DriftRepaired => {
+                format!("{key} was changed in Consul by another hand and is repaired ({fields})")
+            }
+            _ => format!("{key} is written to Consul"),
+        };
+        let told: Vec<Owner> = match (reason, write.puts.is_empty()) {
+            (EventReason::DriftRepaired, false) => write.owners().cloned().collect(),
+            (EventReason::DriftRepaired, true) => vec![owner.clone()],
+            (_, false) => {
+                let new = write.puts.iter().filter(|put| put.is_new);
+                new.map(|put| put.owner.clone()).collect()
+            }
+            (_, true) if write.verb() == "create" => vec![owner.clone()],
+            (_, true) => Vec::new(),
+        };
+        for owner in told {
+            let uid = self.index.uid(&owner);
+            self.report.event(&owner, uid, reason, note.clone());
         }
     }
 }
@@ -929,15 +958,4 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
             ),
         ),
     }
-}
-
-/// An entry of ours stays ours when a hand edit strips its marks: it has the same `CreateIndex` then.
-fn recognise_intentions(known: Option<&ObservedIntentions>, row: &mut ObservedIntentions) {
-    let same = known.filter(|known| known.create_index == row.create_index);
-    row.was_ours |= row.holder == Holder::Nobody && same.is_some_and(|known| known.was_ours);
-}
-
-fn recognise_defaults(known: Option<&ObservedDefaults>, row: &mut ObservedDefaults) {
-    let same = known.filter(|known| known.entry.create_index == row.entry.create_index);
-    row.was_ours |= row.holder == Holder::Nobody && same.is_some_and(|known| known.was_ours);
 }

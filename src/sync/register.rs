@@ -88,7 +88,9 @@ async fn registered(
                 reason: TxnFailure::PermissionDenied,
             });
         }
-        Some(Carried::Done(..) | Carried::Unseen(_) | Carried::Outdated) => return Ok(outdated("the epoch")),
+        Some(Carried::Done(..) | Carried::Unseen(_) | Carried::Outdated) => {
+            return Ok(outdated("the epoch"));
+        }
     }
     let check = write.check.as_ref();
     let check = check.map(|(check, _)| wire_readiness(key, &write.name, write.check_kind, check));

@@ -120,11 +120,24 @@ impl Engine {
         );
         let mut owners = BTreeSet::new();
         for key in self.rules.guard.waiting() {
-            if let Key::Instance(instance) = key
-                && let Some(there) = self.mirror.instance(instance)
-                && let Mark::Ours(owner) = self.mirror.standing(instance, there)
-            {
-                owners.insert(owner);
+            match key {
+                Key::Instance(instance) => {
+                    if let Some(there) = self.mirror.instance(instance)
+                        && let Mark::Ours(owner) = self.mirror.standing(instance, there)
+                    {
+                        owners.insert(owner);
+                    }
+                }
+                Key::Source(source) => {
+                    let there = self.mirror.intentions.get(&source.destination);
+                    owners
+                        .extend(there.and_then(|there| there.owners.get(&source.source).cloned()));
+                }
+                Key::Defaults(service) => {
+                    let there = self.mirror.defaults.get(service);
+                    owners.extend(there.and_then(|there| there.owner.clone()));
+                }
+                Key::Node(_) | Key::Intentions(_) | Key::Query(_) => {}
             }
         }
         for owner in owners {

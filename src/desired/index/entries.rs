@@ -244,7 +244,7 @@ impl Index {
             }
         }
         touched.keys.insert(Key::Intentions(destination.clone()));
-        if absence == Absence::Found || frozen {
+        if absence == Absence::Found || frozen || self.is_excluded(&before.namespace) {
             return;
         }
         let is_kept = |name: &_| {

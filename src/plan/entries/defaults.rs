@@ -2,6 +2,7 @@
 
 use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Stand, State, losers};
 use crate::consul::wire;
+use crate::desired::claim::Freeze;
 use crate::desired::index::entries::DefaultsClaimant;
 use crate::model::key::{Key, Table};
 use crate::model::marks;
@@ -15,10 +16,45 @@ pub(super) fn decide(service: &ServiceName, context: Context<'_>) -> EntryFindin
     let key = Key::Defaults(service.clone());
     let there = context.observed.defaults.get(service);
     let claimants: Vec<&DefaultsClaimant> = context.desired.defaults_of(service).collect();
+    if let Some(there) = there
+        && let Some(owner) = &there.owner
+        && let Some(freeze) = context.desired.freeze_of(owner)
+    {
+        return frozen(&key, owner, &freeze, &claimants, there);
+    }
     match claimants.first() {
         Some(holder) => claimed(&key, service, holder, &claimants, there, context),
         None => unclaimed(&key, service, there, context),
     }
+}
+
+/// What a paused or invalid object wrote stays as it is, and serves those that ask for the same.
+fn frozen(
+    key: &Key,
+    owner: &Owner,
+    freeze: &Freeze,
+    claimants: &[&DefaultsClaimant],
+    there: &ObservedDefaults,
+) -> EntryFinding {
+    let keeps = Stand {
+        owner: owner.clone(),
+        claimed: true,
+        there: true,
+        state: State::Frozen(freeze.clone()),
+    };
+    let (agree, differ): (Vec<&DefaultsClaimant>, Vec<&DefaultsClaimant>) = claimants
+        .iter()
+        .partition(|claimant| claimant.protocol == there.entry.protocol);
+    let agreeing = agree.into_iter().map(|claimant| Stand {
+        owner: claimant.owner.clone(),
+        claimed: true,
+        there: true,
+        state: State::Fine,
+    });
+    let others = differ.into_iter().map(|claimant| claimant.owner.clone());
+    let stands = std::iter::once(keeps).chain(agreeing);
+    let stands = stands.chain(losers(owner, others)).collect();
+    EntryFinding::of(key, stands, EntryStep::Settled)
 }
 
 fn claimed(
@@ -112,15 +148,12 @@ fn unclaimed(
     let finding = |state: State, step: EntryStep| {
         let stand = Stand {
             owner: owner.clone(),
-            claimed: matches!(state, State::Frozen(_)),
+            claimed: false,
             there: true,
             state,
         };
         EntryFinding::of(key, vec![stand], step)
     };
-    if let Some(freeze) = context.desired.freeze_of(owner) {
-        return finding(State::Frozen(freeze), EntryStep::Settled);
-    }
     let why = match context.may_remove(key, Table::Defaults) {
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Part, Stand, State};
+use super::refusals::Refused;
+use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Part, Put, Stand, State};
 use crate::consul::wire;
 use crate::desired::intention::IntentionClaims;
 use crate::model::key::{Table, source_key};
@@ -25,8 +26,8 @@ enum Content {
 struct Claimant<'a> {
     owner: Owner,
     claims: &'a IntentionClaims,
-    /// Consul refuses it, and says this.
-    refused: Option<String>,
+    /// Why it is left out, if it is.
+    refused: Option<Refused>,
 }
 
 pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFinding {
@@ -36,9 +37,9 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
             let owner = intention.owner();
             let refused = context.rules.refusals.of(destination, &owner);
             Claimant {
-                refused: refused.map(str::to_owned),
                 owner,
                 claims,
+                refused,
             }
         })
         .collect();
@@ -98,6 +99,13 @@ fn of_another(
         parts: parts_of(destination, parts),
         foreign: count(there.sources.len()),
         step: EntryStep::Settled,
+    }
+}
+
+fn state_of(refused: &Refused) -> State {
+    match refused {
+        Refused::Blamed(message) => State::Refused(message.clone()),
+        Refused::Suspected => State::Pending,
     }
 }
 
@@ -163,17 +171,15 @@ impl Merge<'_> {
 
     /// What paused, invalid and refused objects hold stays as it is.
     fn keep(&mut self, claimants: &[Claimant<'_>], context: Context<'_>) {
-        let owners = self
-            .there
-            .map(|there| there.owners.clone())
-            .unwrap_or_default();
-        for (name, owner) in &owners {
+        let marked = self.there.map(|there| there.owners.clone());
+        let lost = self.there.map(|there| there.lost.clone());
+        for (name, owner) in marked.iter().flatten().chain(lost.iter().flatten()) {
             let refused = claimants.iter().find(|it| it.owner == *owner);
             let refused = refused.and_then(|it| it.refused.clone());
             if let Some(freeze) = context.desired.freeze_of(owner) {
                 self.keep_one(name, owner, true, State::Frozen(freeze));
-            } else if let Some(message) = refused {
-                self.keep_one(name, owner, true, State::Refused(message));
+            } else if let Some(refused) = refused {
+                self.keep_one(name, owner, true, state_of(&refused));
             }
         }
     }
@@ -201,16 +207,16 @@ impl Merge<'_> {
                 }
                 continue;
             }
-            if let Some(message) = &claimant.refused {
-                self.stand(&name, owner, true, false, State::Refused(message.clone()));
+            if let Some(refused) = &claimant.refused {
+                self.stand(&name, owner, true, false, state_of(refused));
                 continue;
             }
             let found = self.found(&name);
-            let lost_marks = self
-                .there
-                .is_some_and(|there| there.holder == Holder::Nobody && there.was_ours);
             let is_foreign = found.is_some() && self.owner(&name).is_none();
-            if is_foreign && !*adopt && !lost_marks {
+            let lost_mark = self
+                .there
+                .is_some_and(|there| there.lost.contains_key(&name));
+            if is_foreign && !*adopt && !lost_mark {
                 let other = "another, who wrote it into the entry".into();
                 self.stand(&name, owner, true, false, State::OwnedByAnother(other));
                 continue;
@@ -269,7 +275,7 @@ impl Merge<'_> {
                 Content::Jwt(required) => jwt = Some(required.clone()),
             }
         }
-        let step = self.step(sources, jwt, meta);
+        let step = self.step(sources, jwt, meta, self.puts(claimants));
         EntryFinding {
             parts: parts_of(self.destination, self.parts),
             foreign: count(foreign_count),
@@ -348,9 +354,10 @@ impl Merge<'_> {
         sources: BTreeMap<SourceName, wire::SourceIntention>,
         jwt: Option<wire::IntentionJwt>,
         meta: Pairs,
+        puts: Vec<Put>,
     ) -> EntryStep {
         let index = self.there.map_or(0, |there| there.modify_index);
-        let Some(owner) = self.concerned() else {
+        let Some(owner) = self.concerned(&puts) else {
             return EntryStep::Settled;
         };
         if sources.is_empty() {
@@ -388,19 +395,41 @@ impl Merge<'_> {
         };
         let mut write = EntryWrite::new(owner, Change::PutIntentions(entry, index));
         write.fields = fields;
+        write.puts = puts;
         write.removed.clone_from(&self.removed);
         EntryStep::Write(write)
     }
 
-    /// The object that a write is for: one whose source changes, else one whose source is there.
-    fn concerned(&self) -> Option<&Owner> {
-        let is_new = |name: &SourceName, owner: &Owner| self.owner(name) != Some(owner);
-        let assigned = || self.assigned.iter().map(|(name, (_, owner))| (name, owner));
-        let changed = assigned().find(|(name, owner)| is_new(name, owner));
-        let removed = self.removed.first().map(|gone| &gone.owner);
+    /// The objects of which something is other than it stands there, the oldest first.
+    fn puts(&self, claimants: &[Claimant<'_>]) -> Vec<Put> {
+        let differs = |owner: &Owner| {
+            let mut of = self.assigned.iter().filter(|(_, (_, of))| of == owner);
+            of.any(|(name, (content, _))| self.found(name).as_ref() != Some(content))
+        };
+        let had = |owner: &Owner| {
+            let owners = self.there.map(|there| there.owners.values());
+            owners.into_iter().flatten().any(|of| of == owner)
+        };
+        let changed = claimants.iter().filter(|it| differs(&it.owner));
         changed
-            .map(|(_, owner)| owner)
+            .map(|it| Put {
+                owner: it.owner.clone(),
+                is_new: !had(&it.owner),
+            })
+            .collect()
+    }
+
+    /// The object that a write is for: one whose source changes, or goes, else one whose source is
+    /// there.
+    fn concerned<'a>(&'a self, puts: &'a [Put]) -> Option<&'a Owner> {
+        let mut assigned = self.assigned.iter();
+        let taken = assigned.find(|(name, (_, owner))| self.owner(name) != Some(owner));
+        let changed = puts.first().map(|put| &put.owner);
+        let removed = self.removed.first().map(|gone| &gone.owner);
+        let any = self.assigned.values().next();
+        changed
+            .or(taken.map(|(_, (_, owner))| owner))
             .or(removed)
-            .or_else(|| assigned().next().map(|(_, owner)| owner))
+            .or(any.map(|(_, owner)| owner))
     }
 }

@@ -8,7 +8,6 @@ mod intentions;
 mod query;
 pub mod refusals;
 
-
 use super::Rules;
 use super::gate::{self, Hold, Why};
 use crate::consul::wire;
@@ -94,10 +93,22 @@ pub struct EntryWrite {
     pub owner: Owner,
     /// What is done.
     pub change: Change,
+    /// For which objects the entry holds other sources afterwards than before, the oldest first: only
+    /// where several objects share an entry.
+    pub puts: Vec<Put>,
     /// What of ours goes with it.
     pub removed: Vec<Gone>,
     /// What differs, for logs.
     pub fields: Vec<&'static str>,
+}
+
+/// An object of which something is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// The object.
+    pub owner: Owner,
+    /// Whether nothing of it was there.
+    pub is_new: bool,
 }
 
 /// Something of ours that is removed.
@@ -157,6 +168,7 @@ impl EntryWrite {
         Box::new(Self {
             owner: owner.clone(),
             change,
+            puts: Vec::new(),
             removed: Vec::new(),
             fields: Vec::new(),
         })
@@ -177,6 +189,11 @@ impl EntryWrite {
             }
             Change::PutLedger(..) | Change::DeleteLedger(_) => "ledger",
         }
+    }
+
+    /// The objects of which something is written, the oldest first.
+    pub fn owners(&self) -> impl Iterator<Item = &Owner> {
+        self.puts.iter().map(|put| &put.owner)
     }
 
     /// The `ModifyIndex` of what stands there, if anything does.

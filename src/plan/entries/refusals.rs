@@ -44,14 +44,27 @@ struct LeftOut {
     blamed: bool,
 }
 
+/// Why an Intention is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Consul refuses it, and says this.
+    Blamed(String),
+    /// It or another is to blame: that is being found out.
+    Suspected,
+}
+
 impl Refusals {
-    /// What Consul said to the Intention, where it is left out.
+    /// Why the Intention is left out, where it is.
     #[must_use]
-    pub fn of(&self, destination: &Destination, owner: &Owner) -> Option<&str> {
+    pub fn of(&self, destination: &Destination, owner: &Owner) -> Option<Refused> {
         let judged = self.destinations.get(destination)?;
         let mut left_out = judged.left_out.iter();
         let found = left_out.find(|left_out| left_out.owner == *owner)?;
-        Some(&found.message)
+        Some(if found.blamed {
+            Refused::Blamed(found.message.clone())
+        } else {
+            Refused::Suspected
+        })
     }
 
     /// Consul refused the entry. `changing` are the Intentions in it that change something, the oldest
@@ -82,22 +95,22 @@ impl Refusals {
     }
 
     /// Consul took the entry without those that are left out, or there is nothing to write without
-    /// them. Returns whether one of them is to be tried again.
+    /// them. Returns whether that says something of one of them: it is to blame, or to be tried again.
     pub fn accepted(&mut self, destination: &Destination) -> bool {
         let Some(judged) = self.destinations.get_mut(destination) else {
             return false;
         };
         let left_out = &mut judged.left_out;
-        if let Some(last) = left_out.last_mut() {
-            last.blamed = true;
-        }
+        let found = left_out
+            .last_mut()
+            .is_some_and(|last| !std::mem::replace(&mut last.blamed, true));
         let suspect = left_out.iter().rposition(|left_out| !left_out.blamed);
         let again = suspect.map(|at| left_out.remove(at)).is_some();
         if left_out.is_empty() {
             // They were taken: what was refused is over.
             self.destinations.remove(destination);
         }
-        again
+        found || again
     }
 
     /// An Intention changed, or is gone: it is judged anew.
@@ -213,9 +226,25 @@ mod tests {
             settle(&mut refusals, &["a", "b", "c"], &["c"], &mut applied),
             2
         );
-        assert!(refusals.of(&destination(), &owner("c")).is_some());
+        let blamed = Refused::Blamed("no".to_owned());
+        assert_eq!(refusals.of(&destination(), &owner("c")), Some(blamed));
         refusals.forget(&owner("c"));
         assert!(!refusals.knows(&destination()));
+    }
+
+    /// Nobody is told of a refusal before it is known to be theirs.
+    #[test]
+    fn who_is_only_left_out_to_find_out_is_suspected() {
+        let mut refusals = Refusals::default();
+        let (a, b) = (owner("a"), owner("b"));
+        let now = Instant::now();
+        assert!(refusals.refused(&destination(), &[a.clone(), b.clone()], "no", now));
+        assert_eq!(refusals.of(&destination(), &b), Some(Refused::Suspected));
+        assert!(refusals.refused(&destination(), std::slice::from_ref(&a), "no", now));
+        assert!(refusals.accepted(&destination()), "b is tried again");
+        let blamed = Refused::Blamed("no".to_owned());
+        assert_eq!(refusals.of(&destination(), &a), Some(blamed));
+        assert_eq!(refusals.of(&destination(), &b), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::model::ledger::Ledger;
 use crate::model::names::{ClusterName, Destination, QueryName};
 use crate::model::source::SourceName;
 use crate::model::text::Pairs;
-use crate::observed::entries::{self, Holder, ObservedDefaults, ObservedIntentions};
+use crate::observed::entries::{self, ObservedDefaults, ObservedIntentions};
 use crate::plan::Mode;
 
 fn cluster() -> ClusterName {
@@ -135,25 +135,29 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let mut index = Index::new(cluster(), GlobSet::empty());
-        for kind in Kind::ALL {
-            index.begin_list(kind);
-            index.end_list(kind, &mut Touched::default());
-        }
         let consul = Consul {
             others: Some(Vec::new()),
             ..Consul::default()
         };
         let mut bed = Self {
-            index,
+            index: Index::new(cluster(), GlobSet::empty()),
             mirror: Mirror::new(cluster()),
             rules: Rules::default(),
             consul,
             knowledge: Knowledge::Whole,
             writes: 0,
         };
+        bed.list_nothing();
         bed.read();
         bed
+    }
+
+    /// All kinds are known completely: there is nothing of them.
+    fn list_nothing(&mut self) {
+        for kind in Kind::ALL {
+            self.index.begin_list(kind);
+            self.index.end_list(kind, &mut Touched::default());
+        }
     }
 
     /// A new process, which knows what stands and nothing of what was seen.
@@ -171,9 +175,9 @@ impl Bed {
         };
         let mut rows: BTreeMap<_, _> = self.consul.intentions.values().map(of).collect();
         for (name, row) in &mut rows {
-            let known = self.mirror.intentions.get(name);
-            let same = known.filter(|known| known.create_index == row.create_index);
-            row.was_ours |= row.holder == Holder::Nobody && same.is_some_and(|it| it.was_ours);
+            if let Some(known) = self.mirror.intentions.get(name) {
+                row.recognise(known);
+            }
         }
         let ticket = self.mirror.intentions.start_read();
         self.mirror
@@ -292,6 +296,12 @@ fn object<S: serde::de::DeserializeOwned, T>(
             .map_err(|error| error.to_string().into()),
         status: None,
     }
+}
+
+fn globs(glob: &str) -> GlobSet {
+    let mut globs = globset::GlobSetBuilder::new();
+    globs.add(globset::Glob::new(glob).unwrap());
+    globs.build().unwrap()
 }
 
 fn payment() -> Key {
@@ -541,6 +551,114 @@ fn paused_and_invalid_ones_keep_what_they_hold() {
     }
 }
 
+/// Without its last claim is only what nobody else claims.
+#[test]
+fn a_claim_in_vain_that_is_seen_going_says_nothing_of_the_source() {
+    for excluded in [false, true] {
+        let mut bed = Bed::new();
+        if excluded {
+            bed.index = Index::new(cluster(), globs("elsewhere"));
+            bed.list_nothing();
+        }
+        bed.intention("one", 1, to_payment(&[("web", "allow")]));
+        bed.settle(&payment());
+        let mut vain = object("vain", 2, &[], to_payment(&[("web", "deny")]));
+        if excluded {
+            vain.namespace = "elsewhere".into();
+        }
+        let touched = &mut Touched::default();
+        bed.index.apply_intention(Intention::of(&vain), touched);
+        bed.index
+            .remove_intention(&vain.namespace, &vain.name, true, touched);
+        // A list without the object that has it, as another API server has it.
+        bed.index.begin_list(Kind::Intention);
+        bed.index.end_list(Kind::Intention, touched);
+        let finding = bed.settle(&payment());
+        assert_eq!(bed.sources("payment"), ["web allow"]);
+        assert_eq!(finding.held().count(), 1, "{excluded}: {finding:?}");
+    }
+}
+
+/// Another hand takes some marks away, or all: whose the sources are is known nevertheless.
+#[test]
+fn sources_whose_marks_were_taken_away_stay_whose_they_are() {
+    for all in [false, true] {
+        let mut bed = Bed::new();
+        bed.intention("one", 1, to_payment(&[("web", "allow")]));
+        bed.intention("two", 2, to_payment(&[("api", "allow")]));
+        bed.settle(&payment());
+        let pause = |annotation: &str, actions: &[(&str, &str)]| {
+            let annotations = [("lictor.io/paused", annotation)];
+            Intention::of(&object("two", 2, &annotations, to_payment(actions)))
+        };
+        let paused = pause("true", &[("api", "deny")]);
+        bed.index.apply_intention(paused, &mut Touched::default());
+        let entry = bed.consul.intentions.get_mut("payment").unwrap();
+        entry.sources.push(wire::SourceIntention {
+            name: "theirs".into(),
+            action: "deny".into(),
+            source_type: "consul".into(),
+            ..wire::SourceIntention::default()
+        });
+        let marks = entry.meta.iter();
+        let marks = marks.filter(|(key, _)| !all && !key.starts_with("lictor-src"));
+        entry.meta = marks.map(|(k, v)| (k.clone(), v.clone())).collect();
+        entry.modify_index = 99;
+        bed.read();
+        // What was never ours is not taken for it, though an Intention asks for it.
+        bed.intention(
+            "one",
+            1,
+            to_payment(&[("web", "allow"), ("theirs", "allow")]),
+        );
+        let finding = bed.settle(&payment());
+        let theirs = state(&finding, "theirs", &intention("one"));
+        assert!(matches!(theirs, State::OwnedByAnother(_)), "{theirs:?}");
+        assert_eq!(
+            bed.sources("payment"),
+            ["api allow", "theirs deny", "web allow"]
+        );
+        let marked = |bed: &Bed| {
+            bed.mirror
+                .intentions
+                .get(&Destination::new("payment"))
+                .unwrap()
+                .owners
+                .len()
+        };
+        assert_eq!(marked(&bed), 2);
+        let resumed = pause("false", &[("api", "deny")]);
+        bed.index.apply_intention(resumed, &mut Touched::default());
+        bed.settle(&payment());
+        assert_eq!(
+            bed.sources("payment"),
+            ["api deny", "theirs deny", "web allow"]
+        );
+    }
+}
+
+#[test]
+fn a_write_names_the_objects_that_change_something_and_no_others() {
+    let mut bed = Bed::new();
+    bed.intention("one", 1, to_payment(&[("web", "allow")]));
+    bed.settle(&payment());
+    // One asks in vain, one is as it was.
+    bed.intention("vain", 2, to_payment(&[("web", "deny")]));
+    bed.intention("new", 3, to_payment(&[("api", "allow")]));
+    let EntryStep::Write(write) = bed.decide(&payment()).step else {
+        panic!("nothing to write");
+    };
+    let owner = intention("new");
+    assert_eq!(write.owner, owner);
+    assert_eq!(
+        write.puts,
+        [Put {
+            owner,
+            is_new: true
+        }]
+    );
+}
+
 #[test]
 fn a_policy_without_removals_takes_no_source_out() {
     let mut bed = Bed::new();
@@ -633,6 +751,30 @@ fn equal_protocols_are_shared_and_of_two_different_ones_the_older_counts() {
     bed.registration("three", 3, json!({"service": "payment", "endpoints": []}));
     bed.settle(&defaults());
     assert!(bed.consul.defaults.is_empty());
+}
+
+/// What a paused registration wrote is not another's to change.
+#[test]
+fn a_protocol_that_is_frozen_stays() {
+    let mut bed = Bed::new();
+    bed.registration("one", 1, speaks("http"));
+    bed.settle(&defaults());
+    let paused = object("one", 1, &[("lictor.io/paused", "true")], speaks("tcp"));
+    let paused = Registration::of(&paused);
+    bed.index
+        .apply_registration(paused, &mut Touched::default());
+    bed.registration("same", 2, speaks("http"));
+    bed.registration("other", 3, speaks("grpc"));
+    let finding = bed.settle(&defaults());
+    assert_eq!(
+        (&*bed.consul.defaults["payment"].protocol, bed.writes),
+        ("http", 1)
+    );
+    let one = Owner::registration(&"shop".into(), &"one".into());
+    let states = finding.parts[0].stands.iter().map(|stand| &stand.state);
+    let states: Vec<&State> = states.collect();
+    let paused = State::Frozen(Freeze::Paused);
+    assert_eq!(states, [&paused, &State::Fine, &State::Conflict(one)]);
 }
 
 #[test]

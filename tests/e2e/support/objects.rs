@@ -29,7 +29,12 @@ impl Kind {
 impl Scene {
     /// The objects of a kind in its namespace.
     pub fn objects(&self, kind: Kind) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), &self.namespace, &kind.resource())
+        self.objects_in(kind, &self.namespace)
+    }
+
+    /// The objects of a kind in a namespace.
+    pub fn objects_in(&self, kind: Kind, namespace: &str) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), namespace, &kind.resource())
     }
 
     /// Creates an object.
