@@ -93,8 +93,5 @@ impl Engine {
         owned("intention", self.mirror.intentions.owned());
         owned("service-defaults", self.mirror.defaults.owned());
         owned("query", self.mirror.queries.owned());
-        owned("intention", self.mirror.intentions.owned());
-        owned("service-defaults", self.mirror.defaults.owned());
-        owned("query", self.mirror.queries.owned());
     }
 }

@@ -180,12 +180,12 @@ async fn change(scene: &Scene, number: usize) -> Result<f64> {
     let text = format!("changed at {:?}", Instant::now());
     let sources = json!([{"name": "web", "action": "deny", "description": text}]);
     let patch = Patch::Merge(json!({"spec": {"sources": sources}}));
-    let api = api(scene, &resource);
+    let all = api(scene, &resource);
     let began = Instant::now();
-    api.patch(&name, &PatchParams::default(), &patch).await?;
-    let path = format!("/v1/config/service-intentions/{name}");
+    all.patch(&name, &PatchParams::default(), &patch).await?;
+    let at = format!("/v1/config/service-intentions/{name}");
     loop {
-        let entry = scene.consul.get(&path).await?;
+        let entry = scene.consul.get(&at).await?;
         if shows(&entry, &text) {
             return Ok(began.elapsed().as_secs_f64() * 1e3);
         }

@@ -80,7 +80,7 @@ enum Row {
     Drift,
     /// 200 of 1,000 pods were deleted while lictor was dead.
     Restart,
-    /// 2,000 Intentions and 500 PreparedQueries.
+    /// 2,000 `Intention`s and 500 `PreparedQuery`s.
     Entries,
     /// Resident memory.
     Memory,
