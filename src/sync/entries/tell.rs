@@ -1,0 +1,252 @@
+//! What people hear of what is on no node.
+
+use std::collections::BTreeSet;
+
+use crate::audit::{self, Removed};
+use crate::desired::claim::Freeze;
+use crate::k8s::EventReason;
+use crate::model::entry::Health;
+use crate::model::key::{Key, source_key};
+use crate::model::owner::Owner;
+use crate::model::text::Text;
+use crate::plan::entries::{EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
+use crate::plan::gate::Why;
+use crate::status::board::{Reason, Standing, Trouble};
+use crate::sync::engine::Engine;
+
+impl Engine {
+    /// Notes what was found, for status and Events, and for the guard.
+    pub(super) fn note_entry(&mut self, key: &Key, finding: &EntryFinding) {
+        let known = self.judge_parts(key, finding);
+        if finding.step == EntryStep::Settled {
+            self.dirty.absolve(key);
+            self.drifted.remove(key);
+        }
+        self.tell_entry_stands(key, finding, known);
+    }
+
+    /// Tells the guard what is missing and what is not. Returns all things that are, or were, under
+    /// the key.
+    pub(super) fn judge_parts(&mut self, key: &Key, finding: &EntryFinding) -> BTreeSet<Key> {
+        let mut missing: BTreeSet<Key> = BTreeSet::new();
+        for (key, hold) in finding.held() {
+            missing.insert(key.clone());
+            self.held.insert(key.clone());
+            if hold.is_guards() {
+                self.rules.guard.found(key);
+            }
+        }
+        let leaving: BTreeSet<&Key> = match &finding.step {
+            EntryStep::Write(write) => write.removed.iter().map(|gone| &gone.key).collect(),
+            _ => BTreeSet::new(),
+        };
+        let known = self.parts_of(key, finding);
+        for part in &known {
+            if missing.contains(part) {
+                continue;
+            }
+            self.held.remove(part);
+            if leaving.contains(part) {
+                continue;
+            }
+            let stands = finding.parts.iter().find(|found| found.key == *part);
+            // It may go, and waits for something else to go first.
+            let goes =
+                |stand: &Stand| !stand.claimed && stand.there && stand.state == State::Pending;
+            if stands.is_some_and(|part| part.stands.iter().any(goes)) {
+                continue;
+            }
+            let claimed = stands.is_some_and(|part| part.stands.iter().any(|stand| stand.claimed));
+            if claimed {
+                self.rules.guard.returned(part);
+            } else {
+                self.rules.guard.lapsed(part);
+            }
+        }
+        known
+    }
+
+    /// The things under a key: those that are found now, and those that were known before.
+    pub(super) fn parts_of(&mut self, key: &Key, finding: &EntryFinding) -> BTreeSet<Key> {
+        let now: BTreeSet<Key> = finding.parts.iter().map(|part| part.key.clone()).collect();
+        let before = if now.is_empty() {
+            self.parts.remove(key)
+        } else {
+            self.parts.insert(key.clone(), now.clone())
+        };
+        now.into_iter().chain(before.unwrap_or_default()).collect()
+    }
+
+    /// A key was touched by Kubernetes: until it is planned, nobody is told that all is well.
+    pub(in crate::sync) fn expect_entry(&mut self, key: &Key) {
+        let key = key.clone().planned();
+        let mut parts = self.parts.get(&key).cloned().unwrap_or_default();
+        match &key {
+            Key::Intentions(destination) => {
+                let claims = self.index.intentions_of(destination);
+                let names = claims.flat_map(|(_, claims)| claims.names().collect::<Vec<_>>());
+                parts.extend(names.map(|name| source_key(destination, name)));
+            }
+            key => drop(parts.insert(key.clone())),
+        }
+        for part in &parts {
+            self.report.expect(part, &self.index);
+        }
+        self.parts.insert(key, parts);
+    }
+
+    /// Tells how everything under a key stands.
+    pub(super) fn tell_entry_stands(
+        &mut self,
+        key: &Key,
+        finding: &EntryFinding,
+        known: BTreeSet<Key>,
+    ) {
+        for part in known {
+            let found = finding.parts.iter().find(|found| found.key == part);
+            let stands = found.map_or(&[][..], |found| &found.stands);
+            let standing = |stand: &Stand| {
+                let standing = Standing {
+                    claimed: stand.claimed,
+                    registered: stand.there.then_some(Health::Passing),
+                    trouble: trouble_of(&part, stand),
+                };
+                (stand.owner.clone(), standing)
+            };
+            let standings = stands.iter().map(standing).collect();
+            self.report.stand(&part, standings, &self.index);
+        }
+        match key {
+            Key::Intentions(destination) => {
+                let owners = self.index.intentions_of(destination);
+                let owners: Vec<Owner> = owners.map(|(it, _)| it.owner()).collect();
+                for owner in owners {
+                    self.report.note_foreign(&owner, finding.foreign);
+                }
+            }
+            Key::Query(name) => {
+                let there = self.mirror.queries.get(name);
+                let ledger = there.and_then(|there| there.ledger.as_ref());
+                let stands = finding.parts.iter().flat_map(|part| &part.stands);
+                for stand in stands {
+                    let id = ledger.map(|(ledger, _)| Text::from(ledger.id.as_str()));
+                    let id = id.filter(|id| stand.there && !id.is_empty());
+                    self.report
+                        .note_query(&stand.owner, name.text(), id.as_ref());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells of a removal.
+    pub(super) fn tell_gone(&mut self, Gone { key, owner, why }: &Gone, index: u64, epoch: u64) {
+        let (why, seen) = match why {
+            Why::Seen => ("its claim was seen going", true),
+            Why::Found => ("no object claims it", false),
+        };
+        audit::removed(&Removed {
+            kind: key.kind(),
+            key: &key.to_string(),
+            owner: &owner.to_string(),
+            why,
+            seen,
+            epoch,
+            index,
+        });
+        let note = format!("{key} is removed from Consul: {why}");
+        let uid = self.index.uid(owner);
+        self.report
+            .event(owner, uid, EventReason::Deregistered, note);
+    }
+
+    pub(super) fn tell_entry(&mut self, key: &Key, write: &EntryWrite, drift: bool, index: u64) {
+        let owner = &write.owner;
+        self.report.wrote(owner, index);
+        let fields = write.fields.join(", ");
+        tracing::info!(key = %key, owner = %owner, index, fields = &*fields, drift, "{write}");
+        let reason = if drift && !write.is_note() {
+            EventReason::DriftRepaired
+        } else {
+            EventReason::Registered
+        };
+        let note = match reason {
+            EventReason::DriftRepaired if fields.is_empty() => {
+                format!("{key} was removed in Consul by another hand and is written again")
+            }
+            EventReason::DriftRepaired => {
+                format!("{key} was changed in Consul by another hand and is repaired ({fields})")
+            }
+            _ => format!("{key} is written to Consul"),
+        };
+        let told: Vec<Owner> = match (reason, write.puts.is_empty()) {
+            (EventReason::DriftRepaired, false) => write.owners().cloned().collect(),
+            (EventReason::DriftRepaired, true) => vec![owner.clone()],
+            (_, false) => {
+                let new = write.puts.iter().filter(|put| put.is_new);
+                new.map(|put| put.owner.clone()).collect()
+            }
+            (_, true) if write.verb() == "create" => vec![owner.clone()],
+            (_, true) => Vec::new(),
+        };
+        for owner in told {
+            let uid = self.index.uid(&owner);
+            self.report.event(&owner, uid, reason, note.clone());
+        }
+    }
+}
+
+/// What is not as it should be, for people.
+fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
+    let trouble = |reason, message| Some(Trouble { reason, message });
+    match &stand.state {
+        State::Fine => None,
+        State::Pending if !stand.claimed => trouble(
+            Reason::Writing,
+            format!("{key} is being removed from Consul"),
+        ),
+        State::Pending => trouble(Reason::Writing, format!("{key} is being written to Consul")),
+        State::Conflict(holder) => trouble(
+            Reason::Conflict,
+            format!(
+                "{holder}, which is older or keeps what it has, holds {key}: let one of the two go"
+            ),
+        ),
+        State::OwnedByAnother(holder) => trouble(
+            Reason::OwnedByAnother,
+            format!(
+                "{key} is not written: it is held by {holder}; remove what is there, choose another \
+                 name, or take over with spec.adopt what nobody owns"
+            ),
+        ),
+        State::Frozen(Freeze::Paused) => trouble(
+            Reason::Paused,
+            format!("{key} is held as it is by the annotation lictor.io/paused"),
+        ),
+        State::Frozen(Freeze::Invalid(problems)) => {
+            let problems = problems.join("; ");
+            trouble(
+                Reason::Invalid,
+                format!("{key} is kept as it was: {problems}"),
+            )
+        }
+        State::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
+        State::Refused(message) => {
+            let state = if stand.there {
+                "is kept as it was"
+            } else {
+                "is not written"
+            };
+            let message = format!("{key} {state}: Consul refuses it: {message}");
+            trouble(Reason::ConsulRefused, message)
+        }
+        State::TooManySources => trouble(
+            Reason::TooManySources,
+            format!(
+                "{key} is not written: an entry of Consul's has room for the owners of some {} \
+                 sources; give this destination fewer, or shorter names",
+                300
+            ),
+        ),
+    }
+}
