@@ -966,18 +966,26 @@ impl World {
     /// Consul is what objects without a fault ask for, but where others hold a key or a node.
     pub fn judge_consul(&self) {
         let mut wanted = self.objects.wanted();
+        // What was under way when another cluster took the node came onto it all the same, and is then
+        // left alone there for as long as something asks for it.
+        let mut stranded = BTreeSet::new();
         wanted.retain(|place, _| {
             let stranger = self.consul.services.get(place);
             let squatted = stranger.is_some_and(|service| !is_ours(place, service));
             let node = self.consul.nodes.get(&place.0);
             let mark = node.and_then(|node| node.meta.get("lictor-cluster"));
-            !squatted && mark.is_none_or(|mark| **mark == *"a")
+            let is_our_node = mark.is_none_or(|mark| **mark == *"a");
+            if !is_our_node {
+                stranded.insert(place.clone());
+            }
+            !squatted && is_our_node
         });
         let ours = self.consul.ours();
         for (place, instance) in &wanted {
             assert_eq!(ours.get(place), Some(instance), "{place:?}");
         }
-        let surplus: Vec<_> = ours.keys().filter(|at| !wanted.contains_key(*at)).collect();
+        let is_surplus = |at: &&Place| !wanted.contains_key(*at) && !stranded.contains(*at);
+        let surplus: Vec<_> = ours.keys().filter(is_surplus).collect();
         assert!(surplus.is_empty(), "left over: {surplus:?}");
         self.judge_nodes(wanted.keys());
     }
