@@ -89,8 +89,8 @@ impl Stage {
             NAMESPACE,
             counted,
             "--timeout=15s",
-            "sreg",
-            "--all",
+            "sreg/payment",
+            "sreg/ledger-db",
         ];
         self.bed.kubectl(&wait).await?;
         self.kubectl(&["get", "pods", "-L", "version,track"])
