@@ -123,8 +123,9 @@ pub struct World {
     lists: VecDeque<(Ticket, BTreeSet<NodeName>)>,
     /// Our nodes whose meta another hand erased.
     erased: BTreeSet<String>,
-    /// Since which step the objects ask for a place without a break.
-    wanted_since: BTreeMap<Place, usize>,
+    /// Since which step the objects ask for a place without a break, and which one does. Each kind is
+    /// watched on its own, so that the end of one claim may arrive before another that is older.
+    wanted_since: BTreeMap<Place, (Option<String>, usize)>,
     /// When all that happened in Kubernetes had arrived last.
     arrived_at: usize,
     step: usize,
@@ -255,10 +256,17 @@ impl World {
     /// The objects changed: what they ask for without a break is kept in mind.
     fn changed(&mut self) {
         let wanted = self.objects.wanted();
+        let owner = |place: &Place| {
+            wanted
+                .get(place)
+                .map(|it| it.meta.get("lictor-owner").cloned())
+        };
         self.wanted_since
-            .retain(|place, _| wanted.contains_key(place));
-        for place in wanted.into_keys() {
-            self.wanted_since.entry(place).or_insert(self.step);
+            .retain(|place, (by, _)| owner(place).as_ref() == Some(by));
+        for (place, instance) in &wanted {
+            let by = instance.meta.get("lictor-owner").cloned();
+            let since = (by, self.step);
+            self.wanted_since.entry(place.clone()).or_insert(since);
         }
     }
 
@@ -501,7 +509,7 @@ impl World {
             panic!("a node is removed: {key}");
         };
         let place = (key.node.to_string(), key.id.to_string());
-        if let Some(since) = self.wanted_since.get(&place) {
+        if let Some((_, since)) = self.wanted_since.get(&place) {
             assert!(
                 *since > self.arrived_at,
                 "{place:?} is removed and was wanted all the time"
@@ -777,8 +785,12 @@ impl World {
                 }
             }
             Hand::SquatNode(node) => {
-                let node = node_name(node).to_string();
-                if !self.consul.nodes.contains_key(&node) {
+                let name = node_name(node);
+                // Nothing binds a write to the node that it is on: one that was planned before another
+                // cluster took a node that went a moment before comes onto it (docs/reliability.md).
+                let is_known = self.mirror.node(&name).is_some();
+                let node = name.to_string();
+                if !is_known && !self.consul.nodes.contains_key(&node) {
                     self.consul.put_node(&node, &[("lictor-cluster", "b")]);
                 }
             }
