@@ -280,14 +280,26 @@ impl Mirror {
             Place::Node(node) => {
                 self.completeness == Completeness::Unknown || self.unsure.contains_key(node)
             }
-            Place::Table(table) => {
-                let knowledge = match table {
-                    Table::Defaults => self.defaults.knowledge(),
-                    Table::Intentions => self.intentions.knowledge(),
-                    Table::Queries => self.queries.knowledge(),
-                };
-                *knowledge == Knowledge::Unknown
-            }
+            Place::Table(table) => *self.knowledge(*table) == Knowledge::Unknown,
+        }
+    }
+
+    /// How far it is known what a table holds.
+    #[must_use]
+    pub fn knowledge(&self, table: Table) -> &Knowledge {
+        match table {
+            Table::Defaults => self.defaults.knowledge(),
+            Table::Intentions => self.intentions.knowledge(),
+            Table::Queries => self.queries.knowledge(),
+        }
+    }
+
+    /// It is not known any more what a table holds, until a read that begins from now on.
+    pub fn doubt_table(&mut self, table: Table) {
+        match table {
+            Table::Defaults => self.defaults.doubt(),
+            Table::Intentions => self.intentions.doubt(),
+            Table::Queries => self.queries.doubt(),
         }
     }
 

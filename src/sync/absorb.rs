@@ -10,7 +10,7 @@ use super::claim::{Before, ClaimError, Claimed};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use crate::consul::ErrorClass;
-use crate::model::key::{Key, Place, Table};
+use crate::model::key::{Key, Place};
 use crate::model::names::NodeName;
 use crate::observed::content::NodeContent;
 use crate::observed::mirror::{Completeness, Ticket};
@@ -91,11 +91,7 @@ impl Engine {
         }
         for (table, state) in &mut self.tables {
             state.own.forget();
-            match table {
-                Table::Defaults => self.mirror.defaults.doubt(),
-                Table::Intentions => self.mirror.intentions.doubt(),
-                Table::Queries => self.mirror.queries.doubt(),
-            }
+            self.mirror.doubt_table(*table);
         }
         self.own.forget();
         // Nodes may have come, or gone.

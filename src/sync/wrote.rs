@@ -7,7 +7,7 @@ use super::dirty::{Cause, Due};
 use super::engine::{Engine, LostRemoval, Written};
 use crate::consul::{ConsulError, ErrorClass, TxnError, TxnFailure, TxnOutcome, TxnResult};
 use crate::metrics::KindLabel;
-use crate::model::key::{InstanceKey, Key, Place, Table};
+use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
@@ -344,9 +344,7 @@ impl Engine {
                 self.mirror.doubt(&node);
                 self.unread.insert(node);
             }
-            Place::Table(Table::Defaults) => self.mirror.defaults.doubt(),
-            Place::Table(Table::Intentions) => self.mirror.intentions.doubt(),
-            Place::Table(Table::Queries) => self.mirror.queries.doubt(),
+            Place::Table(table) => self.mirror.doubt_table(table),
         }
     }
 

@@ -196,22 +196,6 @@ impl EntryWrite {
         self.puts.iter().map(|put| &put.owner)
     }
 
-    /// The `ModifyIndex` of what stands there, if anything does.
-    #[must_use]
-    pub fn planned_with(&self) -> u64 {
-        match &self.change {
-            Change::PutDefaults(_, index)
-            | Change::DeleteDefaults(index)
-            | Change::PutIntentions(_, index)
-            | Change::DeleteIntentions(index)
-            | Change::PutLedger(_, index)
-            | Change::DeleteLedger(index)
-            | Change::UpdateQuery(_, index)
-            | Change::DeleteQuery(_, index) => *index,
-            Change::CreateQuery(_) => 0,
-        }
-    }
-
     /// Whether more is to be written when this is: the ledger comes before and after its query.
     #[must_use]
     pub fn is_half(&self) -> bool {
@@ -325,12 +309,7 @@ struct Context<'a> {
 impl Context<'_> {
     /// Whether a table was read whole, so that what is missing in it is not there.
     fn is_whole(&self, table: Table) -> Result<(), Hold> {
-        let knowledge = match table {
-            Table::Defaults => self.observed.defaults.knowledge(),
-            Table::Intentions => self.observed.intentions.knowledge(),
-            Table::Queries => self.observed.queries.knowledge(),
-        };
-        match knowledge {
+        match self.observed.knowledge(table) {
             Knowledge::Partial(reason) => Err(Hold::Incomplete {
                 resource: table.as_str(),
                 reason: reason.clone(),
