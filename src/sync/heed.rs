@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::feed::feed;
 use super::signals::Signal;
 use crate::api::object::Object;
+use crate::desired::claim::Absence;
 use crate::desired::index::{Holding, Touched};
 use crate::desired::watches::Watch;
 use crate::k8s::{BrokenKind, Change, KubeEvent, ObjectStatus, WatchEvent};
@@ -22,6 +23,9 @@ use crate::model::text::Text;
 use crate::observed::mirror::Completeness;
 use crate::plan;
 
+/// How long what was seen losing its claim stays where an object of another kind may claim it by now.
+/// Each kind is watched on its own, and the API server is some milliseconds behind with one or the other.
+const HAND_OVER: Duration = Duration::from_millis(250);
 /// How often all keys are planned, to find what incremental passes missed.
 const AUDIT_INTERVAL: Duration = Duration::from_mins(10);
 
@@ -190,7 +194,13 @@ impl Engine {
                 Key::Node(_) => self.go_on(&key.place()),
                 _ => self.expect_entry(&key),
             }
-            self.dirty.touch(key, due);
+            if self.may_be_handed_over(&key) {
+                let due = due.merged(self.dirty.take_key(&key));
+                // A claim that comes meanwhile ends the wait.
+                self.dirty.park(&key, due, now + HAND_OVER);
+            } else {
+                self.dirty.touch(key, due);
+            }
         }
         for owner in registrations {
             if owner.kind == OwnerKind::Intention {
@@ -199,6 +209,17 @@ impl Engine {
             self.report.touch(owner);
         }
         self.report.tell_problems(problems, &self.index);
+    }
+
+    /// Whether nothing claims the key any more, and an object of another kind may do so by now.
+    fn may_be_handed_over(&self, key: &Key) -> bool {
+        match key {
+            Key::Instance(instance) => plan::held_under(instance, &self.mirror)
+                .is_some_and(|held| self.index.may_be_handed_over(instance, &held)),
+            Key::Query(_) => self.index.absence_of_entry(key) == Absence::Seen,
+            // Only one kind can claim these.
+            Key::Node(_) | Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) => false,
+        }
     }
 
     /// What may not be removed and has one of these addresses, which are others' now.

@@ -346,6 +346,13 @@ impl Index {
         Absence::Seen
     }
 
+    /// Whether an entry was seen losing its claim while its pod lives on: a registration or an annotation
+    /// that takes the place of the other may be on its way.
+    #[must_use]
+    pub fn may_be_handed_over(&self, key: &InstanceKey, held: &Held<'_>) -> bool {
+        self.withdrawn.contains(key) && !self.claims.contains_key(key) && self.lives_on(key, held)
+    }
+
     /// Whether the pod that an entry stands for still runs where the entry is, and is to stay.
     pub(super) fn lives_on(&self, key: &InstanceKey, held: &Held<'_>) -> bool {
         let pod = held

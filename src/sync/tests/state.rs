@@ -28,7 +28,7 @@ fn n1() -> NodeName {
     NodeName::for_kubernetes(&"a".parse().unwrap(), "n1")
 }
 
-fn instance(pod: &str) -> InstanceKey {
+pub(super) fn instance(pod: &str) -> InstanceKey {
     let (cluster, service) = ("a".parse().unwrap(), "web".parse().unwrap());
     InstanceKey {
         node: n1(),
@@ -44,7 +44,7 @@ fn due() -> Due {
 }
 
 /// An engine that may write, with the pod `p` on the node `n1`, which Consul has and which is empty.
-fn ready() -> Engine {
+pub(super) fn ready() -> Engine {
     let mut engine = engine(client("127.0.0.1:1".to_owned()));
     let mut touched = Touched::default();
     for kind in Kind::ALL {
