@@ -94,6 +94,8 @@ impl Plan<'_> {
                 "grpc_tls": -1,
             },
             "performance": { "raft_multiplier": 1 },
+            // Every test and each of its controllers is the same client to it.
+            "limits": { "http_max_conns_per_client": 2000 },
             "disable_update_check": true,
             "log_level": "warn",
         });
