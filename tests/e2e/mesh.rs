@@ -369,11 +369,28 @@ async fn endpoints_have_proxies_too() -> Result<()> {
     } = scene;
     let sidecar = mesh.sidecar();
     let id = format!("{cluster}.{namespace}.{sidecar}.ledger.one");
-    scene.instance_id(&sidecar, &id, |_| true).await?;
+    let alias = format!("{id}:alias");
+    let passes = |seen: &Instance| seen.check(&alias)["Status"] == "passing";
+    let proxy = scene.instance_id(&sidecar, &id, passes).await?;
+    assert_eq!(proxy.raw["Checks"].as_array().map(Vec::len), Some(1));
     mesh.flows().await?;
     scene
         .registration("ledger", |status| status["instances"]["summary"] == "2/2")
         .await?;
+    // The instance itself has no check, and that of the proxy is drift like any other.
+    let instance = format!("{cluster}.{namespace}.{}.ledger.one", mesh.service);
+    let instance = scene.instance_id(&mesh.service, &instance, |_| true);
+    assert_eq!(instance.await?.raw["Checks"], json!([]));
+    let mut check = proxy.check(&alias).clone();
+    let fields = check.as_object_mut().context("no check")?;
+    fields.retain(|name, _| ["CheckID", "Name", "ServiceID", "Type"].contains(&name.as_str()));
+    check["Status"] = json!("critical");
+    let entry = json!({"Node": proxy.node, "Address": "127.0.0.1", "SkipNodeUpdate": true,
+                       "Check": check});
+    scene.by_hand(&entry).await?;
+    scene.instance_id(&sidecar, &id, passes).await?;
+    scene.event("DriftRepaired", "ledger", "check").await?;
+    mesh.flows().await?;
     lictor.idle().await?;
     lictor.stop().await?;
     let _lictor = a_restart_writes_nothing(&mesh).await?;
