@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::faults::three;
 use crate::support::{Instance, Kind, Lictor, Scene, until};
 
 /// A service with a proxy that listens for it, and another service whose proxy calls it.
@@ -28,7 +29,11 @@ struct Mesh {
 
 impl Mesh {
     async fn new() -> Result<Self> {
-        let scene = Scene::new().await?;
+        Self::on(Scene::new().await?, "").await
+    }
+
+    /// With this token for the proxies, which are no part of Lictor.
+    async fn on(scene: Scene, token: &str) -> Result<Self> {
         let (service, caller) = (scene.named("ledger"), scene.named("web"));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let application = listener.local_addr()?;
@@ -45,11 +50,13 @@ impl Mesh {
         let inbound = MeshProxyOptions {
             service: service.clone(),
             application: Some(application),
+            token: token.to_owned(),
             ..MeshProxyOptions::default()
         };
         let outbound = MeshProxyOptions {
             service: caller.clone(),
             upstreams: vec![service.clone()],
+            token: token.to_owned(),
             ..MeshProxyOptions::default()
         };
         Ok(Self {
@@ -397,4 +404,64 @@ async fn endpoints_have_proxies_too() -> Result<()> {
     scene.unregister("ledger").await?;
     scene.gone_id(&sidecar, &id).await?;
     mesh.refused().await
+}
+
+/// The rights that the docs say Lictor needs in Consul, for this cluster.
+fn rights_of_the_docs(cluster: &str) -> Result<String> {
+    let docs = include_str!("../../docs/operations.md");
+    let (_, section) = docs
+        .split_once("## Rights in Consul")
+        .context("no section")?;
+    let (_, block) = section.split_once("```hcl\n").context("no rights")?;
+    let (rights, _) = block.split_once("```").context("no end")?;
+    Ok(rights.replace("NAME", cluster))
+}
+
+/// With ACLs nobody may call whom no intention lets call.
+#[tokio::test]
+async fn with_acls_the_rights_of_the_docs_are_enough_for_the_mesh() -> Result<()> {
+    let (_guard, installed) = three().await?;
+    let scene = Scene::on(installed).await?;
+    let rights = rights_of_the_docs(&scene.cluster)?;
+    let token = scene.consul.create_token(&rights).await?;
+    let of_proxies = r#"service_prefix "" { policy = "write" } node_prefix "" { policy = "read" }"#;
+    let of_proxies = scene.consul.create_token(of_proxies).await?;
+    let mesh = Mesh::on(scene, &of_proxies.secret).await?;
+    let scene = &mesh.scene;
+    let token = format!("--consul-http-token={}", token.secret);
+    let lictor = scene.lictor_with(&[&token]).await?;
+    mesh.pod().create_ready(&scene.client).await?;
+    let upstreams = json!([{"service": mesh.caller, "localPort": 9191}]);
+    let port = mesh.inbound.port()?;
+    let connect = json!({"sidecar": {"port": port, "upstreams": upstreams}});
+    mesh.register(mesh.application, &connect).await?;
+    let alias = format!("{}:alias", scene.id(&mesh.sidecar(), "ledger-0"));
+    let proxy = mesh
+        .proxy(|seen| seen.check(&alias)["Status"] == "passing")
+        .await?;
+    assert_eq!(
+        proxy.raw["Service"]["Proxy"]["Upstreams"][0]["DestinationName"],
+        mesh.caller
+    );
+    mesh.refused().await?;
+    let intention = mesh.intention("allow");
+    scene.create(Kind::Intention, "ledger", intention).await?;
+    mesh.flows().await?;
+    mesh.pod().not_ready(&scene.client, "app").await?;
+    mesh.refused().await?;
+    mesh.pod().running_ready(&scene.client).await?;
+    mesh.flows().await?;
+    scene.delete(Kind::Intention, "ledger").await?;
+    mesh.refused().await?;
+    scene
+        .edit("ledger", json!({"spec": {"connect": null}}))
+        .await?;
+    scene.gone(&mesh.sidecar(), "ledger-0").await?;
+    lictor.idle().await?;
+    for outcome in ["denied", "access_denied"] {
+        let with = [&*format!("outcome=\"{outcome}\"")];
+        let denied = lictor.metric("lictor_operations_total", &with).await?;
+        ensure!(denied == 0.0, "{denied} writes were denied");
+    }
+    Ok(())
 }
