@@ -310,6 +310,51 @@ async fn a_restart_writes_nothing(mesh: &Mesh) -> Result<Lictor> {
     Ok(lictor)
 }
 
+/// More pods than a transaction has room for, each with a check of its own and one of its proxy.
+const MANY: usize = 80;
+
+#[tokio::test]
+async fn however_many_change_at_once_each_does_in_one_write_with_its_proxy() -> Result<()> {
+    let scene = Scene::new().await?;
+    let _lictor = scene.lictor().await?;
+    let service = scene.named("many");
+    let spec = json!({
+        "service": service, "port": 80, "connect": {"sidecar": {"port": 20000}},
+        "selector": {"matchLabels": {"app": "many"}},
+    });
+    scene.register("many", spec).await?;
+    let pods: Vec<String> = (0..MANY)
+        .map(|number| format!("many-{number:02}"))
+        .collect();
+    for name in &pods {
+        let pod = scene.pod(name).label("app", "many");
+        pod.create(&scene.client).await?;
+        pod.not_ready(&scene.client, "app").await?;
+    }
+    let sidecar = format!("{service}-sidecar-proxy");
+    let all = async |status: &str| {
+        let mut writes = Vec::new();
+        for name in &pods {
+            let instance = scene.status(&service, name, status).await?;
+            let alias = format!("{}:alias", scene.id(&sidecar, name));
+            let follows = |seen: &Instance| seen.check(&alias)["Status"] == status;
+            let proxy = scene.instance(&sidecar, name, follows).await?;
+            let ready = instance.check(&format!("{}:ready", instance.id));
+            let index = |check: &Value| check["ModifyIndex"].clone();
+            writes.push((index(ready), index(proxy.check(&alias))));
+        }
+        anyhow::Ok(writes)
+    };
+    all("critical").await?;
+    scene
+        .edit("many", json!({"spec": {"health": {"notReady": "Warning"}}}))
+        .await?;
+    for (instance, proxy) in all("warning").await? {
+        assert_eq!(instance, proxy);
+    }
+    Ok(())
+}
+
 /// Here the proxy is the program that speaks TLS itself.
 #[tokio::test]
 async fn a_native_instance_is_found_without_a_proxy() -> Result<()> {
