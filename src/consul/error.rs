@@ -187,7 +187,7 @@ pub(super) fn classify(status: u16, text: &str) -> ErrorClass {
 
 /// A text without what Consul puts before it on the way to and through the leader, and without the
 /// number of errors that it lists.
-fn unwrapped(text: &str) -> &str {
+pub(super) fn unwrapped(text: &str) -> &str {
     let mut rest = text;
     while let Some(inner) = WRAPPERS.iter().find_map(|outer| rest.strip_prefix(outer)) {
         rest = inner;

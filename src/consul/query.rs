@@ -9,6 +9,7 @@
 use serde::Deserialize;
 
 use super::catalog::signal;
+use super::error::unwrapped;
 use super::wire::PreparedQuery;
 use super::{
     Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Request, Response, Watch,
@@ -57,7 +58,7 @@ impl Client {
                 None => Err(answer.malformed("a success without a query")),
             };
         }
-        if answer.quality == Quality::Unidentified || answer.body != NONE.as_bytes() {
+        if answer.quality == Quality::Unidentified || !says_none(&answer.body) {
             return Err(answer.malformed("a 404 that is not Consul's"));
         }
         Ok(answer.observed(None))
@@ -109,6 +110,12 @@ fn queries(answer: &Response) -> Result<Observed<Vec<PreparedQuery>>, ConsulErro
     Ok(answer.observed(queries))
 }
 
+/// Whether a text is Consul's way to say that there is none: as the leader says it, or as an agent or a
+/// follower passes it on.
+fn says_none(body: &[u8]) -> bool {
+    str::from_utf8(body).is_ok_and(|text| unwrapped(text) == NONE)
+}
+
 /// Adds an id to the path, where anything else could mean another request: `<name>/execute`.
 fn of_id<'a>(request: Request<'a>, id: &'a str) -> Result<Request<'a>, ConsulError> {
     let is_of_id = |c: char| c.is_ascii_hexdigit() || c == '-';
@@ -121,6 +128,22 @@ fn of_id<'a>(request: Request<'a>, id: &'a str) -> Result<Request<'a>, ConsulErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_there_is_none_is_understood_from_any_server() {
+        for text in ["", "rpc error making call: "] {
+            assert!(says_none(format!("{text}Query not found").as_bytes()));
+        }
+        for text in [
+            "",
+            "<html>Query not found</html>",
+            "Query not found: /",
+            "page: Query not found",
+        ] {
+            assert!(!says_none(text.as_bytes()), "{text}");
+        }
+        assert!(!says_none(b"\xff"));
+    }
 
     #[test]
     fn what_is_no_id_never_gets_into_a_path() {

@@ -1,5 +1,7 @@
 //! What an object claims under a key.
 
+use super::mesh;
+use super::registration::Claims;
 use super::shape::{self, Endpoint};
 use super::spec::AddressChoice;
 use crate::model::entry::{Check, Health, Node, Service, TaggedAddress};
@@ -82,7 +84,7 @@ pub struct Live {
     pub other_address: Option<Text>,
     /// The addresses of a dual-stack pod; their ports are those of the shape.
     pub tagged_addresses: Box<[TaggedAddress]>,
-    /// The readiness check; `None` for an endpoint, which has none.
+    /// The check that carries the readiness; `None` for an endpoint, of which the proxy alone has one.
     pub readiness: Option<Check>,
 }
 
@@ -95,6 +97,16 @@ impl Live {
             other_address: shape::address_of(pod, choice.other()).ok(),
             tagged_addresses: shape::tagged_addresses(pod, choice, 0),
             readiness: Some(readiness),
+        }
+    }
+
+    /// Of an endpoint, or of the proxy beside it where that is what this service is.
+    #[must_use]
+    pub fn of_endpoint(claims: &Claims, service: &str) -> Self {
+        let proxy = claims.proxy_under(service);
+        Self {
+            readiness: proxy.map(|_| mesh::alias_of_endpoint()),
+            ..Self::default()
         }
     }
 

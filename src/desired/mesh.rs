@@ -1,7 +1,7 @@
 //! How the instances of a `ServiceRegistration` take part in the service mesh.
 
 use crate::api::mesh as api;
-use crate::model::entry::{Mesh, Proxy, Service, Upstream};
+use crate::model::entry::{Check, Health, Mesh, Proxy, Service, Upstream};
 use crate::model::limits::MAX_NAME_WITH_SIDECAR;
 use crate::model::names::{InstanceId, ServiceName};
 use crate::model::text::Text;
@@ -42,6 +42,15 @@ impl Sidecar {
             mesh: Some(Box::new(Mesh::Proxy(proxy))),
             ..instance
         }
+    }
+}
+
+/// The check of the proxy of an endpoint, which follows the checks of its instance: there are none.
+#[must_use]
+pub fn alias_of_endpoint() -> Check {
+    Check {
+        status: Health::Passing,
+        output: "the endpoint has no check".into(),
     }
 }
 

@@ -212,14 +212,23 @@ impl Estate {
     fn add_entries(&mut self, mirror: &mut Mirror) {
         let mut kept = BTreeSet::new();
         for (name, there) in mirror.queries.iter() {
-            if let (Some((ledger, _)), Some(query)) = (&there.ledger, there.ours())
-                && hash(&definition(query)) != ledger.hash
-            {
-                kept.insert(name.clone());
-                self.of_queries.insert(ledger::key(&self.cluster, name));
-                let why = "it is not as the cluster's ledger says: it was changed by another hand";
-                self.kept.push((format!("query/{name}"), why.to_owned()));
-            }
+            let Some((ledger, _)) = &there.ledger else {
+                continue;
+            };
+            let why = match there.ours() {
+                // What has its id would be nobody's without it.
+                _ if ledger.owner().is_none() => {
+                    "its entry in the cluster's ledger is not understood, a newer release may: remove \
+                     both by hand"
+                }
+                Some(query) if hash(&definition(query)) != ledger.hash => {
+                    "it is not as the cluster's ledger says: it was changed by another hand"
+                }
+                _ => continue,
+            };
+            kept.insert(name.clone());
+            self.of_queries.insert(ledger::key(&self.cluster, name));
+            self.kept.push((format!("query/{name}"), why.to_owned()));
         }
         let mut nothing = Index::new(self.cluster.clone(), GlobSet::empty());
         for kind in Kind::ALL {

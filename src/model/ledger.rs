@@ -69,11 +69,10 @@ impl Ledger {
     /// The object that the query is for; `None` where the entry names none.
     #[must_use]
     pub fn owner(&self) -> Option<Owner> {
-        let kind = match self.kind.as_str() {
-            "PreparedQuery" => OwnerKind::PreparedQuery,
-            "ServiceRegistration" => OwnerKind::ServiceRegistration,
-            _ => return None,
-        };
+        let kinds = [OwnerKind::PreparedQuery, OwnerKind::ServiceRegistration];
+        let kind = kinds
+            .into_iter()
+            .find(|kind| *kind.as_str() == *self.kind)?;
         let whole = is_object_name(&self.namespace) && is_object_name(&self.name);
         whole.then(|| Owner {
             kind,

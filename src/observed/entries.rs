@@ -270,7 +270,10 @@ impl ObservedQuery {
             return named.filter(|_| self.was_ours && !others);
         };
         if ledger.id.is_empty() {
-            let noted = |named: &&wire::PreparedQuery| hash(&definition(named)) == ledger.hash;
+            // A hash knows of no token, and what is created here has none.
+            let noted = |named: &&wire::PreparedQuery| {
+                !named.token && hash(&definition(named)) == ledger.hash
+            };
             return named.filter(|named| self.was_ours || (noted(named) && !others));
         }
         let is_it = |query: &&wire::PreparedQuery| *query.id == *ledger.id;

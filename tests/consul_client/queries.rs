@@ -3,12 +3,13 @@
 use lictor::consul::wire::{
     PreparedQuery, QueryDns, QueryFailover, QueryService, QueryTarget, QueryTemplate,
 };
-use lictor::consul::{Cause, Client, Consistency, ErrorClass, Quality, Request};
+use lictor::consul::{Cause, Client, Consistency, ConsulSettings, ErrorClass, Quality, Request};
+use lictor_testbed::{Bed, BedOptions};
 use serde_json::{Value, json};
 
-use super::pairs;
 use super::refusals::refused;
 use super::watches::{is_quiet, next, quick};
+use super::{client, pairs};
 
 /// A UUID that no query has.
 const NOBODY: &str = "adf4238a-882b-9ddc-4a9d-5b6758e4159e";
@@ -344,4 +345,22 @@ pub async fn refusals_of_queries_have_their_class(client: &Client) {
     for id in [&*taken, &any_id, &*other] {
         client.delete_query(id).await.unwrap();
     }
+}
+
+/// Whoever passes a request on to the leader puts words of its own before the leader's.
+#[tokio::test]
+async fn what_a_follower_says_of_queries_is_understood() {
+    let options = BedOptions {
+        consul_servers: 3,
+        ..BedOptions::default()
+    };
+    let bed = Bed::start(options).await.unwrap();
+    let follower = bed.consul_followers().await.unwrap()[0].addr();
+    let client = client(ConsulSettings {
+        addresses: follower.to_owned(),
+        ..ConsulSettings::default()
+    });
+    client.check_token().await.unwrap();
+    a_query_is_found_by_its_id_alone(&client).await;
+    refusals_of_queries_have_their_class(&client).await;
 }

@@ -1,6 +1,6 @@
 //! `lictor gc` and what is on no node: intentions, prepared queries, the protocol of a service.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::gc::gc;
@@ -158,11 +158,13 @@ async fn of_a_dead_cluster_entries_go_and_what_others_added_stays() -> Result<()
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
     let names = settle(&scene).await?;
-    let changed = scene.named("changed");
-    let spec = json!({"name": changed, "service": "ledger"});
-    scene.create(Kind::PreparedQuery, "changed", spec).await?;
-    let is = |status: &Value| condition(status, "Ready").0 == "True";
-    scene.shown(Kind::PreparedQuery, "changed", is).await?;
+    let (changed, newer) = (scene.named("changed"), scene.named("newer"));
+    for (object, name) in [("changed", &changed), ("newer", &newer)] {
+        let spec = json!({"name": name, "service": "ledger"});
+        scene.create(Kind::PreparedQuery, object, spec).await?;
+        let is = |status: &Value| condition(status, "Ready").0 == "True";
+        scene.shown(Kind::PreparedQuery, object, is).await?;
+    }
     lictor.kill();
 
     // Others add a source, change a query, and have an entry and a query of their own.
@@ -185,6 +187,12 @@ async fn of_a_dead_cluster_entries_go_and_what_others_added_stays() -> Result<()
     scene.consul.put("/v1/config", &hand).await?;
     let hand_query = json!({"Name": scene.named("hand"), "Service": {"Service": "web"}});
     scene.consul.post("/v1/query", &hand_query).await?;
+    // What a newer release would note.
+    let mut noted = ledger(&scene, &newer).await?.context("not noted")?;
+    noted["kind"] = json!("Newer");
+    let newer_at = format!("/v1/kv/lictor/v1/{}/query/{newer}", scene.cluster);
+    scene.consul.put(&newer_at, &noted).await?;
+    let newer_query = scene.query_named(&newer).await?;
     let foreign = async || {
         let hand = scene.named("hand");
         let entry = scene.config_entry("service-intentions", &hand);
@@ -202,8 +210,10 @@ async fn of_a_dead_cluster_entries_go_and_what_others_added_stays() -> Result<()
     assert!(shown.out.contains(&web), "{}", shown.out);
     let kept = format!("query/{changed}  stays: it is not as the cluster's ledger says");
     assert!(shown.out.contains(&kept), "{}", shown.out);
+    let kept = format!("query/{newer}  stays: ");
+    assert!(shown.out.contains(&kept), "{}", shown.out);
     let buried = bury(&["--yes"]).await?;
-    assert_eq!(buried.code, Some(1), "a query stays: {}", buried.out);
+    assert_eq!(buried.code, Some(1), "queries stay: {}", buried.out);
     let counts = "removed: 1 instances, 13 intentions, 1 queries, 1 service-defaults, ";
     assert!(buried.out.contains(counts), "{}", buried.out);
     let entry = scene
@@ -218,9 +228,17 @@ async fn of_a_dead_cluster_entries_go_and_what_others_added_stays() -> Result<()
     assert_eq!(scene.query_named(&names.nearest).await?, Value::Null);
     assert_eq!(scene.query_named(&changed).await?["ID"], id);
     ensure!(ledger(&scene, &changed).await?.is_some());
+    ensure!(ledger(&scene, &newer).await? == Some(noted));
+    assert_eq!(scene.query_named(&newer).await?, newer_query);
     ensure!(ledger(&scene, &names.nearest).await?.is_none());
 
     scene.consul.delete(&at).await?;
+    scene.consul.delete(&newer_at).await?;
+    let newer_id = newer_query["ID"].as_str().unwrap_or_default();
+    scene
+        .consul
+        .delete(&format!("/v1/query/{newer_id}"))
+        .await?;
     let buried = bury(&["--yes"]).await?;
     assert_eq!(buried.code, Some(0), "{}{}", buried.out, buried.err);
     let keys = format!("/v1/kv/lictor/v1/{}/?keys&consistent", scene.cluster);

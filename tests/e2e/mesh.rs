@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::faults::three;
 use crate::support::{Instance, Kind, Lictor, Scene, until};
 
 /// A service with a proxy that listens for it, and another service whose proxy calls it.
@@ -28,7 +29,11 @@ struct Mesh {
 
 impl Mesh {
     async fn new() -> Result<Self> {
-        let scene = Scene::new().await?;
+        Self::on(Scene::new().await?, "").await
+    }
+
+    /// With this token for the proxies, which are no part of Lictor.
+    async fn on(scene: Scene, token: &str) -> Result<Self> {
         let (service, caller) = (scene.named("ledger"), scene.named("web"));
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let application = listener.local_addr()?;
@@ -45,11 +50,13 @@ impl Mesh {
         let inbound = MeshProxyOptions {
             service: service.clone(),
             application: Some(application),
+            token: token.to_owned(),
             ..MeshProxyOptions::default()
         };
         let outbound = MeshProxyOptions {
             service: caller.clone(),
             upstreams: vec![service.clone()],
+            token: token.to_owned(),
             ..MeshProxyOptions::default()
         };
         Ok(Self {
@@ -303,6 +310,51 @@ async fn a_restart_writes_nothing(mesh: &Mesh) -> Result<Lictor> {
     Ok(lictor)
 }
 
+/// More pods than a transaction has room for, each with a check of its own and one of its proxy.
+const MANY: usize = 80;
+
+#[tokio::test]
+async fn however_many_change_at_once_each_does_in_one_write_with_its_proxy() -> Result<()> {
+    let scene = Scene::new().await?;
+    let _lictor = scene.lictor().await?;
+    let service = scene.named("many");
+    let spec = json!({
+        "service": service, "port": 80, "connect": {"sidecar": {"port": 20000}},
+        "selector": {"matchLabels": {"app": "many"}},
+    });
+    scene.register("many", spec).await?;
+    let pods: Vec<String> = (0..MANY)
+        .map(|number| format!("many-{number:02}"))
+        .collect();
+    for name in &pods {
+        let pod = scene.pod(name).label("app", "many");
+        pod.create(&scene.client).await?;
+        pod.not_ready(&scene.client, "app").await?;
+    }
+    let sidecar = format!("{service}-sidecar-proxy");
+    let all = async |status: &str| {
+        let mut writes = Vec::new();
+        for name in &pods {
+            let instance = scene.status(&service, name, status).await?;
+            let alias = format!("{}:alias", scene.id(&sidecar, name));
+            let follows = |seen: &Instance| seen.check(&alias)["Status"] == status;
+            let proxy = scene.instance(&sidecar, name, follows).await?;
+            let ready = instance.check(&format!("{}:ready", instance.id));
+            let index = |check: &Value| check["ModifyIndex"].clone();
+            writes.push((index(ready), index(proxy.check(&alias))));
+        }
+        anyhow::Ok(writes)
+    };
+    all("critical").await?;
+    scene
+        .edit("many", json!({"spec": {"health": {"notReady": "Warning"}}}))
+        .await?;
+    for (instance, proxy) in all("warning").await? {
+        assert_eq!(instance, proxy);
+    }
+    Ok(())
+}
+
 /// Here the proxy is the program that speaks TLS itself.
 #[tokio::test]
 async fn a_native_instance_is_found_without_a_proxy() -> Result<()> {
@@ -369,15 +421,92 @@ async fn endpoints_have_proxies_too() -> Result<()> {
     } = scene;
     let sidecar = mesh.sidecar();
     let id = format!("{cluster}.{namespace}.{sidecar}.ledger.one");
-    scene.instance_id(&sidecar, &id, |_| true).await?;
+    let alias = format!("{id}:alias");
+    let passes = |seen: &Instance| seen.check(&alias)["Status"] == "passing";
+    let proxy = scene.instance_id(&sidecar, &id, passes).await?;
+    assert_eq!(proxy.raw["Checks"].as_array().map(Vec::len), Some(1));
     mesh.flows().await?;
     scene
         .registration("ledger", |status| status["instances"]["summary"] == "2/2")
         .await?;
+    // The instance itself has no check, and that of the proxy is drift like any other.
+    let instance = format!("{cluster}.{namespace}.{}.ledger.one", mesh.service);
+    let instance = scene.instance_id(&mesh.service, &instance, |_| true);
+    assert_eq!(instance.await?.raw["Checks"], json!([]));
+    let mut check = proxy.check(&alias).clone();
+    let fields = check.as_object_mut().context("no check")?;
+    fields.retain(|name, _| ["CheckID", "Name", "ServiceID", "Type"].contains(&name.as_str()));
+    check["Status"] = json!("critical");
+    let entry = json!({"Node": proxy.node, "Address": "127.0.0.1", "SkipNodeUpdate": true,
+                       "Check": check});
+    scene.by_hand(&entry).await?;
+    scene.instance_id(&sidecar, &id, passes).await?;
+    scene.event("DriftRepaired", "ledger", "check").await?;
+    mesh.flows().await?;
     lictor.idle().await?;
     lictor.stop().await?;
     let _lictor = a_restart_writes_nothing(&mesh).await?;
     scene.unregister("ledger").await?;
     scene.gone_id(&sidecar, &id).await?;
     mesh.refused().await
+}
+
+/// The rights that the docs say Lictor needs in Consul, for this cluster.
+fn rights_of_the_docs(cluster: &str) -> Result<String> {
+    let docs = include_str!("../../docs/operations.md");
+    let (_, section) = docs
+        .split_once("## Rights in Consul")
+        .context("no section")?;
+    let (_, block) = section.split_once("```hcl\n").context("no rights")?;
+    let (rights, _) = block.split_once("```").context("no end")?;
+    Ok(rights.replace("NAME", cluster))
+}
+
+/// With ACLs nobody may call whom no intention lets call.
+#[tokio::test]
+async fn with_acls_the_rights_of_the_docs_are_enough_for_the_mesh() -> Result<()> {
+    let (_guard, installed) = three().await?;
+    let scene = Scene::on(installed).await?;
+    let rights = rights_of_the_docs(&scene.cluster)?;
+    let token = scene.consul.create_token(&rights).await?;
+    let of_proxies = r#"service_prefix "" { policy = "write" } node_prefix "" { policy = "read" }"#;
+    let of_proxies = scene.consul.create_token(of_proxies).await?;
+    let mesh = Mesh::on(scene, &of_proxies.secret).await?;
+    let scene = &mesh.scene;
+    let token = format!("--consul-http-token={}", token.secret);
+    let lictor = scene.lictor_with(&[&token]).await?;
+    mesh.pod().create_ready(&scene.client).await?;
+    let upstreams = json!([{"service": mesh.caller, "localPort": 9191}]);
+    let port = mesh.inbound.port()?;
+    let connect = json!({"sidecar": {"port": port, "upstreams": upstreams}});
+    mesh.register(mesh.application, &connect).await?;
+    let alias = format!("{}:alias", scene.id(&mesh.sidecar(), "ledger-0"));
+    let proxy = mesh
+        .proxy(|seen| seen.check(&alias)["Status"] == "passing")
+        .await?;
+    assert_eq!(
+        proxy.raw["Service"]["Proxy"]["Upstreams"][0]["DestinationName"],
+        mesh.caller
+    );
+    mesh.refused().await?;
+    let intention = mesh.intention("allow");
+    scene.create(Kind::Intention, "ledger", intention).await?;
+    mesh.flows().await?;
+    mesh.pod().not_ready(&scene.client, "app").await?;
+    mesh.refused().await?;
+    mesh.pod().running_ready(&scene.client).await?;
+    mesh.flows().await?;
+    scene.delete(Kind::Intention, "ledger").await?;
+    mesh.refused().await?;
+    scene
+        .edit("ledger", json!({"spec": {"connect": null}}))
+        .await?;
+    scene.gone(&mesh.sidecar(), "ledger-0").await?;
+    lictor.idle().await?;
+    for outcome in ["denied", "access_denied"] {
+        let with = [&*format!("outcome=\"{outcome}\"")];
+        let denied = lictor.metric("lictor_operations_total", &with).await?;
+        ensure!(denied == 0.0, "{denied} writes were denied");
+    }
+    Ok(())
 }

@@ -118,7 +118,11 @@ impl Index {
     fn claim(&self, key: &InstanceKey, holder: &Claimant, others: &[Claimant]) -> Option<Claim> {
         let (shape, live) = match &holder.target {
             Target::Pod(pod) => self.pod_claim(key, holder, pod)?,
-            Target::Endpoint(name) => (self.endpoint_shape(key, holder, name)?, Live::default()),
+            Target::Endpoint(name) => {
+                let claims = self.registration(&holder.owner)?.claims()?;
+                let live = Live::of_endpoint(claims, holder.service.as_ref());
+                (self.endpoint_shape(key, holder, name)?, live)
+            }
         };
         let losers = others
             .iter()
@@ -282,7 +286,9 @@ impl Index {
             Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
         });
         if held.pod.is_none() {
-            return owner_freeze.map(|freeze| (freeze, Live::default()));
+            let known = registration.and_then(RegistrationRow::last_good);
+            let live = known.map(|claims| Live::of_endpoint(claims, held.service));
+            return owner_freeze.map(|freeze| (freeze, live.unwrap_or_default()));
         }
         let row = keepers.pod?;
         let (pod, annotations) = (&row.facts, &row.annotations);

@@ -369,6 +369,16 @@ impl Engine {
                 self.doubt(key.place());
                 let chance = rand::rng().random::<f64>();
                 self.dirty.stumble(key, due, Instant::now(), chance);
+                // A second look did not show who has the name: it is hidden, or is like this one in
+                // another way, as the id of a query is.
+                if class == ErrorClass::Conflict && self.dirty.is_parked(key) {
+                    let message = format!(
+                        "{key} is not written: Consul gave its name to something that is not shown \
+                         here: {}",
+                        error.text()
+                    );
+                    self.trouble(key, Reason::OwnedByAnother, message);
+                }
             }
             _ => {
                 self.write_failed_for(&format!("cannot write to Consul: {error}"));

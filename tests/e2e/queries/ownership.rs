@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{writes, wrote_once};
+use super::{writes, written, wrote_once};
 use crate::support::{Kind, Lictor, Scene, until};
 
 #[tokio::test]
@@ -39,6 +39,33 @@ async fn a_query_made_by_hand_is_left_and_taken_over_only_if_asked() -> Result<(
     wrote_once(&lictor);
     scene.delete(Kind::PreparedQuery, "nearest").await?;
     scene.query_is(&name, Value::is_null).await?;
+    Ok(())
+}
+
+/// A name may be taken by what has another one: Consul lets none be the id of a query.
+#[tokio::test]
+async fn a_name_that_consul_gave_to_another_in_other_words_is_said_to_be_taken() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let query = json!({"Name": scene.named("theirs"), "Service": {"Service": "theirs"}});
+    let id = scene.query_by_hand(&query).await?;
+    let there = scene.query_named(&scene.named("theirs")).await?;
+    let spec = json!({"name": id, "service": "payment"});
+    scene.create(Kind::PreparedQuery, "alike", spec).await?;
+    let message = scene.refused("alike", "OwnedByAnother").await?;
+    ensure!(message.contains("existing query ID"), "{message}");
+    scene.event("OwnedByAnother", "alike", &id).await?;
+    scene.barrier().await?;
+    let tried = written(&lictor, "create", "conflict").await?;
+    ensure!((2.0..=6.0).contains(&tried), "{tried} times");
+    assert_eq!(scene.query_named(&scene.named("theirs")).await?, there);
+
+    // It is tried again, and may be there then.
+    scene.consul.delete(&format!("/v1/query/{id}")).await?;
+    scene.whole("alike", &id, |_| true).await?;
+    scene.delete(Kind::PreparedQuery, "alike").await?;
+    scene.query_is(&id, Value::is_null).await?;
+    scene.ledger_is(&id, Value::is_null).await?;
     Ok(())
 }
 
