@@ -316,6 +316,13 @@ fn to_payment(sources: &[(&str, &str)]) -> Value {
     json!({"destination": {"name": "payment"}, "sources": sources.iter().map(source).collect::<Vec<_>>()})
 }
 
+/// So many sources with long names.
+fn many(prefix: &str, count: usize) -> Value {
+    let sources =
+        (0..count).map(|n| json!({"name": format!("{prefix}-{n:090}"), "action": "allow"}));
+    json!({"destination": {"name": "payment"}, "sources": sources.collect::<Vec<_>>()})
+}
+
 fn intention(name: &str) -> Owner {
     Owner::intention(&"shop".into(), &name.into())
 }

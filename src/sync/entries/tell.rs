@@ -243,9 +243,9 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
         State::TooManySources => trouble(
             Reason::TooManySources,
             format!(
-                "{key} is not written: an entry of Consul's has room for the owners of some {} \
-                 sources; give this destination fewer, or shorter names",
-                300
+                "{key} is not written: the marks of its source have no room in the entry, which has 60 \
+                 pairs of meta of 512 bytes, of which each Intention takes one at least; give this \
+                 destination fewer Intentions or sources, or shorter names"
             ),
         ),
     }

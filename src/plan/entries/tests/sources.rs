@@ -191,11 +191,6 @@ fn a_write_names_the_objects_that_change_something_and_no_others() {
 
 #[test]
 fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
-    let many = |prefix: &str, count: usize| {
-        let sources =
-            (0..count).map(|n| json!({"name": format!("{prefix}-{n:090}"), "action": "allow"}));
-        json!({"destination": {"name": "payment"}, "sources": sources.collect::<Vec<_>>()})
-    };
     let mut bed = Bed::new();
     bed.intention("one", 1, many("a", 200));
     bed.intention("two", 2, many("b", 200));
@@ -206,4 +201,73 @@ fn too_many_sources_are_told_of_the_youngest_and_the_rest_is_written() {
         .filter(|stand| stand.state == State::TooManySources)
         .collect();
     assert!(left.len() == 200 && left.iter().all(|stand| stand.owner == intention("two")));
+}
+
+/// Whoever finds no room for its marks takes nothing over, and nothing away.
+#[test]
+fn what_was_to_be_taken_over_stays_where_the_marks_have_no_room() {
+    let mut bed = Bed::new();
+    bed.intention("one", 1, many("a", 200));
+    bed.intention("two", 2, to_payment(&[("db", "allow")]));
+    bed.settle(&payment());
+    let entry = bed.consul.intentions.get_mut("payment").unwrap();
+    entry.sources.push(wire::SourceIntention {
+        name: "theirs".into(),
+        action: "deny".into(),
+        source_type: "consul".into(),
+        ..wire::SourceIntention::default()
+    });
+    // Another hand takes the mark of the one of them away, too.
+    let marks = entry.meta.iter();
+    let marks = marks.filter(|(_, value)| ***value != *"shop/two=db");
+    entry.meta = marks.map(|(k, v)| (k.clone(), v.clone())).collect();
+    entry.modify_index = 99;
+    bed.read();
+    let mut spec = many("b", 200);
+    let more = to_payment(&[("db", "allow"), ("theirs", "allow")]);
+    let sources = spec["sources"].as_array_mut().unwrap();
+    sources.extend(more["sources"].as_array().unwrap().clone());
+    spec["adopt"] = true.into();
+    bed.intention("two", 2, spec);
+    let finding = bed.settle(&payment());
+    let left = bed.sources("payment");
+    assert_eq!(left.len(), 202);
+    for kept in ["db allow", "theirs deny"] {
+        assert!(left.contains(&kept.to_owned()), "{kept} is gone");
+    }
+    assert_eq!(finding.foreign, 2);
+}
+
+/// Names may be so long that the mark of one source alone has no room.
+#[test]
+fn a_source_that_no_mark_has_room_for_holds_nobody_up() {
+    let mut bed = Bed::new();
+    let long = json!({"name": "x".repeat(250), "peer": "y".repeat(250), "action": "allow"});
+    let web = json!({"name": "web", "action": "allow"});
+    let spec = json!({"destination": {"name": "payment"}, "sources": [long, web]});
+    bed.intention("old", 1, spec);
+    bed.intention("young", 2, to_payment(&[("api", "allow")]));
+    let finding = bed.settle(&payment());
+    assert_eq!(bed.sources("payment"), ["api allow", "web allow"]);
+    let name = format!("{}|peer:{}", "x".repeat(250), "y".repeat(250));
+    let told = state(&finding, &name, &intention("old"));
+    assert_eq!(*told, State::TooManySources);
+    assert_eq!(*state(&finding, "api", &intention("young")), State::Fine);
+}
+
+/// Each Intention takes a pair of meta at least.
+#[test]
+fn of_more_intentions_than_an_entry_has_pairs_the_oldest_are_written() {
+    let mut bed = Bed::new();
+    for n in 0..1000 {
+        let name = format!("n{n:04}");
+        bed.intention(&name, n, to_payment(&[(&name, "allow")]));
+    }
+    let finding = bed.settle(&payment());
+    let expected: Vec<String> = (0..60).map(|n| format!("n{n:04} allow")).collect();
+    assert_eq!(bed.sources("payment"), expected);
+    assert_eq!(bed.writes, 1);
+    let told = finding.parts.iter().flat_map(|part| &part.stands);
+    let told = told.filter(|stand| stand.state == State::TooManySources);
+    assert_eq!(told.count(), 940);
 }
