@@ -25,6 +25,7 @@ enum Content {
 /// An Intention that claims something of the destination.
 struct Claimant<'a> {
     owner: Owner,
+    generation: i64,
     claims: &'a IntentionClaims,
     /// Why it is left out, if it is.
     refused: Option<Refused>,
@@ -38,6 +39,7 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
             let refused = context.rules.refusals.of(destination, &owner);
             Claimant {
                 owner,
+                generation: intention.generation,
                 claims,
                 refused,
             }
@@ -54,6 +56,7 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
         there,
         parts: BTreeMap::new(),
         assigned: BTreeMap::new(),
+        open: BTreeSet::new(),
         removed: Vec::new(),
     };
     merge.keep(&claimants, context);
@@ -127,6 +130,8 @@ struct Merge<'a> {
     parts: BTreeMap<SourceName, Vec<Stand>>,
     /// What the entry is to hold of ours.
     assigned: BTreeMap<SourceName, (Content, Owner)>,
+    /// What an Intention asks for that is left out while it is found out whether it is to blame.
+    open: BTreeSet<SourceName>,
     removed: Vec<Gone>,
 }
 
@@ -209,6 +214,14 @@ impl Merge<'_> {
             }
             if let Some(refused) = &claimant.refused {
                 self.stand(&name, owner, true, false, state_of(refused));
+                if *refused == Refused::Suspected {
+                    self.open.insert(name);
+                }
+                continue;
+            }
+            // An older one may get it yet.
+            if self.open.contains(&name) && self.owner(&name) != Some(owner) {
+                self.stand(&name, owner, true, false, State::Pending);
                 continue;
             }
             if !source::has_room(owner, &name) {
@@ -430,6 +443,7 @@ impl Merge<'_> {
         changed
             .map(|it| Put {
                 owner: it.owner.clone(),
+                generation: it.generation,
                 is_new: !had(&it.owner),
             })
             .collect()

@@ -107,6 +107,8 @@ pub struct EntryWrite {
 pub struct Put {
     /// The object.
     pub owner: Owner,
+    /// Its `metadata.generation` when this was planned.
+    pub generation: i64,
     /// Whether nothing of it was there.
     pub is_new: bool,
 }

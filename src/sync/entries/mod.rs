@@ -21,7 +21,7 @@ use crate::model::names::ClusterName;
 use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::plan;
-use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone};
+use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
 use crate::plan::gate::Why;
 use crate::status::board::Reason;
 
@@ -392,10 +392,15 @@ impl Engine {
             return false;
         };
         let changing: Vec<Owner> = write.owners().cloned().collect();
+        let is_outdated = |put: &Put| {
+            let now = self.index.intention(&put.owner);
+            now.is_none_or(|now| now.generation != put.generation)
+        };
+        let outdated = write.puts.iter().any(is_outdated);
         let now = Instant::now();
         self.rules
             .refusals
-            .refused(destination, &changing, message, now)
+            .refused(destination, &changing, outdated, message, now)
     }
 
     fn give_up_entry(&mut self, key: &Key, due: Due, reason: Reason, message: String) {

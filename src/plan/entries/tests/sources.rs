@@ -184,6 +184,7 @@ fn a_write_names_the_objects_that_change_something_and_no_others() {
         write.puts,
         [Put {
             owner,
+            generation: 1,
             is_new: true
         }]
     );
@@ -270,4 +271,32 @@ fn of_more_intentions_than_an_entry_has_pairs_the_oldest_are_written() {
     let told = finding.parts.iter().flat_map(|part| &part.stands);
     let told = told.filter(|stand| stand.state == State::TooManySources);
     assert_eq!(told.count(), 940);
+}
+
+/// While it is found out who is to blame for a refusal, an older one may still turn out not to be.
+#[test]
+fn what_a_suspect_asks_for_is_given_to_no_younger_one() {
+    let mut bed = Bed::new();
+    bed.intention("bad", 1, to_payment(&[("db", "allow")]));
+    bed.intention("old", 2, to_payment(&[("web", "deny")]));
+    bed.intention(
+        "young",
+        3,
+        to_payment(&[("web", "allow"), ("api", "allow")]),
+    );
+    let changing = [intention("bad"), intention("old")];
+    let destination = Destination::new("payment");
+    let refusals = &mut bed.rules.refusals;
+    refusals.refused(&destination, &changing, false, "no", Instant::now());
+    let finding = bed.settle(&payment());
+    assert_eq!(bed.sources("payment"), ["api allow", "db allow"]);
+    let waits = state(&finding, "web", &intention("young"));
+    assert_eq!(*waits, State::Pending);
+    // It is to blame after all: then nobody older asks for it.
+    bed.rules.refusals.accepted(&destination);
+    bed.settle(&payment());
+    assert_eq!(
+        bed.sources("payment"),
+        ["api allow", "db allow", "web allow"]
+    );
 }
