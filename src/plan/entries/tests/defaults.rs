@@ -84,7 +84,7 @@ fn defaults_of_others_serve_where_they_say_the_same_and_are_never_written() {
 }
 
 #[test]
-fn the_protocol_stays_for_as_long_as_intentions_need_it() {
+fn the_protocol_goes_after_the_rules_that_go_with_it() {
     let mut bed = Bed::new();
     bed.registration("one", 1, speaks("http"));
     bed.settle(&defaults());
@@ -98,9 +98,9 @@ fn the_protocol_stays_for_as_long_as_intentions_need_it() {
     bed.settle(&payment());
     bed.index
         .remove_registration(&"shop".into(), &"one".into(), true, &mut Touched::default());
+    bed.remove_intention("one");
     bed.settle(&defaults());
     assert_eq!(bed.consul.defaults.len(), 1);
-    bed.remove_intention("one");
     bed.settle(&payment());
     bed.settle(&defaults());
     assert!(bed.consul.defaults.is_empty());
@@ -122,4 +122,25 @@ fn what_somebody_added_to_our_defaults_stays_when_we_go() {
     bed.settle(&defaults());
     let left = &bed.consul.defaults["payment"];
     assert!(left.meta.is_empty() && !left.other.is_empty());
+}
+
+/// `proxy-defaults` may give rules the protocol that they need: whether it does, Consul knows.
+#[test]
+fn a_protocol_waits_only_for_rules_that_go_as_well() {
+    let mut bed = Bed::new();
+    bed.registration("one", 1, speaks("http"));
+    bed.settle(&defaults());
+    let rules = json!([{"name": "web", "permissions": [
+        {"action": "allow", "http": {"pathExact": "/"}}]}]);
+    let spec = json!({"destination": {"name": "payment"}, "sources": rules});
+    bed.intention("stays", 1, spec);
+    bed.settle(&payment());
+    bed.index
+        .remove_registration(&"shop".into(), &"one".into(), true, &mut Touched::default());
+    let EntryStep::Write(write) = bed.decide(&defaults()).step else {
+        panic!("it is not tried");
+    };
+    assert!(matches!(write.change, Change::DeleteDefaults(_)));
+    bed.remove_intention("stays");
+    assert_eq!(bed.decide(&defaults()).step, EntryStep::Settled);
 }
