@@ -134,7 +134,6 @@ fn source_of(source: &api::IntentionSource) -> Result<(SourceName, wire::SourceI
             "spec.sources: {name:?} must have exactly one of action and permissions"
         ));
     }
-    let key = SourceName::new(name, parts);
     let [namespace, partition, peer, sameness_group] = parts.map(Text::from);
     let [namespace, partition] = [namespace, partition].map(without_default);
     let source = wire::SourceIntention {
@@ -143,6 +142,7 @@ fn source_of(source: &api::IntentionSource) -> Result<(SourceName, wire::SourceI
         partition,
         peer,
         sameness_group,
+    let key = SourceName::new(name, [&namespace, &partition, &peer, &sameness_group]);
         action: action.map(action_of).unwrap_or_default(),
         permissions: permissions.iter().map(permission_of).collect(),
         description: text(description.as_deref()),

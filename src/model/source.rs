@@ -36,7 +36,7 @@ pub enum SourceName {
     Jwt,
 }
 
-/// What a source is told by beside its name. The default of Enterprise, `default`, is the same as none.
+/// What a source is told by beside its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// A namespace of Consul.
@@ -82,11 +82,7 @@ impl SourceName {
     /// group; empty ones do not count.
     #[must_use]
     pub fn new(name: &str, parts: [&str; 4]) -> Self {
-        let is_set = |(part, value): &(Part, &str)| {
-            let is_default =
-                matches!(part, Part::Namespace | Part::Partition) && *value == "default";
-            !value.is_empty() && !is_default
-        };
+        let is_set = |(_, value): &(Part, &str)| !value.is_empty();
         let parts = Part::ALL.into_iter().zip(parts).filter(is_set);
         Self::Source {
             name: name.into(),
@@ -286,15 +282,6 @@ mod tests {
             meta.get("lictor-jwt").map(|value| &**value),
             Some("shop/two")
         );
-    }
-
-    #[test]
-    fn a_default_namespace_is_none() {
-        assert_eq!(
-            SourceName::new("web", ["default", "default", "", ""]),
-            name("web")
-        );
-        assert_ne!(SourceName::new("web", ["team", "", "", ""]), name("web"));
     }
 
     #[test]
