@@ -250,6 +250,14 @@ impl EntryFinding {
         }
     }
 
+    /// How the thing of this key stands, which is under the key that was planned.
+    #[must_use]
+    pub fn part(&self, key: &Key) -> Option<&Part> {
+        // Sources are in the order of their keys.
+        let at = self.parts.binary_search_by(|part| part.key.cmp(key));
+        self.parts.get(at.ok()?)
+    }
+
     /// What may not be removed, and why.
     pub fn held(&self) -> impl Iterator<Item = (&Key, &Hold)> {
         self.parts.iter().flat_map(|part| {

@@ -16,7 +16,7 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use crate::consul::{Client, ConsulError, ErrorClass, Fence, TxnFailure};
 use crate::metrics::{KindLabel, OperationLabels};
-use crate::model::key::{Key, Place};
+use crate::model::key::{Key, Place, Table};
 use crate::model::names::ClusterName;
 use crate::model::owner::Owner;
 use crate::model::text::Text;
@@ -99,6 +99,10 @@ impl Engine {
         if self.leaves_drift(&key, due) {
             return;
         }
+        if self.protocol_comes_first(&key, &planned, now) {
+            self.wait(key, due);
+            return;
+        }
         if due.cause == Cause::Audit {
             tracing::warn!(key = %key, "found by the total pass, missed before: {planned}");
             self.report.metrics.audit_findings.inc();
@@ -126,6 +130,24 @@ impl Engine {
             *planned,
         );
         self.jobs.spawn(job);
+    }
+
+    /// Whether the defaults of the destination are being written, or are to be: without the protocol
+    /// Consul would refuse rules for requests, and with the old one may take them.
+    fn protocol_comes_first(&mut self, key: &Key, write: &EntryWrite, now: Instant) -> bool {
+        let (Key::Intentions(destination), Change::PutIntentions(entry, _)) = (key, &write.change)
+        else {
+            return false;
+        };
+        let has_rules = entry.sources.iter().any(|it| !it.permissions.is_empty());
+        let Some(service) = destination.as_ref().parse().ok().filter(|_| has_rules) else {
+            return false;
+        };
+        let defaults = Key::Defaults(service);
+        if let Some(due) = self.dirty.take_key(&defaults) {
+            self.plan_entry(defaults.clone(), due, now);
+        }
+        self.dirty.busy().contains(&defaults)
     }
 
     /// Tells what would be written (`--policy dry-run`).
@@ -225,6 +247,10 @@ impl Engine {
         }
         for table in with_one_index(table) {
             self.table(*table).own.finish(id);
+        }
+        if table == Table::Defaults {
+            // Rules that waited for the protocol, whatever became of it.
+            self.go_on(&Place::Table(Table::Intentions));
         }
     }
 

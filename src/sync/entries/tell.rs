@@ -49,7 +49,11 @@ impl Engine {
             if leaving.contains(part) {
                 continue;
             }
-            let stands = finding.parts.iter().find(|found| found.key == *part);
+            let stands = finding.part(part);
+            if stands.is_none() && matches!(part, Key::Source(_)) {
+                // How its claim went is of no use any more: nothing of it is there, of ours or not.
+                self.index.forget_entry(part);
+            }
             // It may go, and waits for something else to go first.
             let goes =
                 |stand: &Stand| !stand.claimed && stand.there && stand.state == State::Pending;
@@ -103,8 +107,7 @@ impl Engine {
         known: BTreeSet<Key>,
     ) {
         for part in known {
-            let found = finding.parts.iter().find(|found| found.key == part);
-            let stands = found.map_or(&[][..], |found| &found.stands);
+            let stands = finding.part(&part).map_or(&[][..], |part| &part.stands);
             let standing = |stand: &Stand| {
                 let standing = Standing {
                     claimed: stand.claimed,
