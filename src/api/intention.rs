@@ -97,7 +97,12 @@ pub struct IntentionDestination {
     /// Name of the Consul service, which need not be registered; `*` is every service that has no
     /// intentions of its own.
     #[schemars(length(min = 1, max = 256))]
-    #[x_kube(validation = schema::name_or_wildcard("a destination's name"))]
+    #[x_kube(
+        validation = schema::name_or_wildcard("a destination's name"),
+        validation = Rule::new("!(self in ['.', '..'])").message(
+            "a destination's name is not . or .., which no URL can ask for"
+        )
+    )]
     pub name: String,
     /// Its Consul namespace (Consul Enterprise), or `*` with the name `*`.
     #[schemars(length(max = 256))]

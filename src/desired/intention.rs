@@ -73,6 +73,12 @@ fn claims(spec: &IntentionSpec) -> Result<IntentionClaims, String> {
         }
     }
     is_name("spec.destination.name", name)?;
+    if matches!(&**name, "." | "..") {
+        return Err(format!(
+            "spec.destination.name: {name:?} cannot be asked for by a URL, so that the entry could never \
+             be removed"
+        ));
+    }
     let mut named = BTreeMap::new();
     for source in sources {
         let (name, source) = source_of(source)?;
@@ -93,7 +99,7 @@ fn claims(spec: &IntentionSpec) -> Result<IntentionClaims, String> {
     Ok(IntentionClaims {
         destination: Destination::new(name),
         sources: named,
-        jwt: jwt.as_ref().map(jwt_of),
+        jwt: jwt.as_ref().map(|jwt| jwt_of("spec.", jwt)).transpose()?,
         adopt: adopt.unwrap_or_default(),
     })
 }
@@ -134,9 +140,9 @@ fn source_of(source: &api::IntentionSource) -> Result<(SourceName, wire::SourceI
             "spec.sources: {name:?} must have exactly one of action and permissions"
         ));
     }
-    let key = SourceName::new(name, parts);
     let [namespace, partition, peer, sameness_group] = parts.map(Text::from);
     let [namespace, partition] = [namespace, partition].map(without_default);
+    let key = SourceName::new(name, [&namespace, &partition, &peer, &sameness_group]);
     let source = wire::SourceIntention {
         name: name.as_str().into(),
         namespace,
@@ -144,7 +150,10 @@ fn source_of(source: &api::IntentionSource) -> Result<(SourceName, wire::SourceI
         peer,
         sameness_group,
         action: action.map(action_of).unwrap_or_default(),
-        permissions: permissions.iter().map(permission_of).collect(),
+        permissions: permissions
+            .iter()
+            .map(permission_of)
+            .collect::<Result<_, _>>()?,
         description: text(description.as_deref()),
         source_type: SOURCE_TYPE.into(),
         ..wire::SourceIntention::default()
@@ -159,7 +168,9 @@ fn action_of(action: api::IntentionAction) -> Text {
     }
 }
 
-fn permission_of(permission: &api::IntentionPermission) -> wire::IntentionPermission {
+fn permission_of(
+    permission: &api::IntentionPermission,
+) -> Result<wire::IntentionPermission, String> {
     let api::IntentionPermission { action, http, jwt } = permission;
     let api::HttpPermission {
         path_exact,
@@ -179,12 +190,13 @@ fn permission_of(permission: &api::IntentionPermission) -> wire::IntentionPermis
             .collect(),
         ..wire::IntentionHttpPermission::default()
     };
-    wire::IntentionPermission {
+    let jwt = jwt.as_ref().map(|jwt| jwt_of("spec.sources: ", jwt));
+    Ok(wire::IntentionPermission {
         action: action_of(*action),
         http: Some(http),
-        jwt: jwt.as_ref().map(jwt_of),
+        jwt: jwt.transpose()?,
         ..wire::IntentionPermission::default()
-    }
+    })
 }
 
 fn header_of(header: &api::HeaderPermission) -> wire::IntentionHeader {
@@ -213,7 +225,19 @@ fn header_of(header: &api::HeaderPermission) -> wire::IntentionHeader {
     }
 }
 
-fn jwt_of(jwt: &api::IntentionJwt) -> wire::IntentionJwt {
+/// Consul takes a requirement that nothing is asked of, and every request meets it.
+fn jwt_of(at: &str, jwt: &api::IntentionJwt) -> Result<wire::IntentionJwt, String> {
+    if jwt.providers.is_empty() {
+        return Err(format!(
+            "{at}jwt.providers: give at least one, since without any no token is asked for"
+        ));
+    }
+    let mut claims = jwt.providers.iter().flat_map(|it| &it.verify_claims);
+    if claims.any(|claim| claim.path.is_empty()) {
+        return Err(format!(
+            "{at}jwt.providers: verifyClaims: a claim without a path is none"
+        ));
+    }
     let claim = |claim: &api::JwtClaim| wire::IntentionJwtClaim {
         path: claim.path.iter().map(|part| part.as_str().into()).collect(),
         value: text(claim.value.as_deref()),
@@ -224,10 +248,10 @@ fn jwt_of(jwt: &api::IntentionJwt) -> wire::IntentionJwt {
         verify_claims: provider.verify_claims.iter().map(claim).collect(),
         ..wire::IntentionJwtProvider::default()
     };
-    wire::IntentionJwt {
+    Ok(wire::IntentionJwt {
         providers: jwt.providers.iter().map(provider).collect(),
         ..wire::IntentionJwt::default()
-    }
+    })
 }
 
 fn text(text: Option<&str>) -> Text {
@@ -306,6 +330,28 @@ mod tests {
         for (spec, part) in [
             (
                 json!({"destination": to("a,b"), "sources": [source]}),
+                "spec.destination.name",
+            ),
+            (
+                json!({"destination": to("a"), "sources": [source], "jwt": {"providers": []}}),
+                "spec.jwt.providers",
+            ),
+            (
+                json!({"destination": to("a"), "sources": [{"name": "web", "permissions": [
+                {"action": "allow", "http": {"pathExact": "/"}, "jwt": {"providers": []}}]}]}),
+                "spec.sources: jwt.providers",
+            ),
+            (
+                json!({"destination": to("a"), "sources": [source], "jwt": {"providers": [
+                {"name": "okta", "verifyClaims": [{"path": [], "value": "shop"}]}]}}),
+                "verifyClaims",
+            ),
+            (
+                json!({"destination": to("."), "sources": [source]}),
+                "spec.destination.name",
+            ),
+            (
+                json!({"destination": to(".."), "sources": [source]}),
                 "spec.destination.name",
             ),
             (

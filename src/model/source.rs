@@ -36,7 +36,7 @@ pub enum SourceName {
     Jwt,
 }
 
-/// What a source is told by beside its name. The default of Enterprise, `default`, is the same as none.
+/// What a source is told by beside its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// A namespace of Consul.
@@ -82,11 +82,7 @@ impl SourceName {
     /// group; empty ones do not count.
     #[must_use]
     pub fn new(name: &str, parts: [&str; 4]) -> Self {
-        let is_set = |(part, value): &(Part, &str)| {
-            let is_default =
-                matches!(part, Part::Namespace | Part::Partition) && *value == "default";
-            !value.is_empty() && !is_default
-        };
+        let is_set = |(_, value): &(Part, &str)| !value.is_empty();
         let parts = Part::ALL.into_iter().zip(parts).filter(is_set);
         Self::Source {
             name: name.into(),
@@ -136,8 +132,13 @@ impl fmt::Display for SourceName {
 pub type Owners = BTreeMap<SourceName, Owner>;
 
 /// Too many sources for the Meta of one entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManySources;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooManySources {
+    /// How many pairs there are too many.
+    pub surplus: usize,
+    /// How many pairs each object takes.
+    pub pairs: BTreeMap<Owner, usize>,
+}
 
 /// Reads whose the sources are. A pair that is not understood says nothing of any source.
 #[must_use]
@@ -165,7 +166,19 @@ fn object_of(text: &str) -> Option<Owner> {
     whole.then(|| Owner::intention(&namespace.into(), &name.into()))
 }
 
-/// The Meta of an entry whose sources are these objects', with what else stands in it already.
+/// Whether a pair has room for this source of this object, were it the only one.
+#[must_use]
+pub fn has_room(owner: &Owner, source: &SourceName) -> bool {
+    *source == SourceName::Jwt || head(owner).len() + source.to_string().len() <= MAX_VALUE
+}
+
+/// How a pair begins that lists sources of this object.
+fn head(owner: &Owner) -> String {
+    format!("{}/{}=", owner.namespace, owner.name)
+}
+
+/// The Meta of an entry whose sources are these objects', with what else stands in it already. There is
+/// room for each of them by itself: [`has_room`].
 pub fn meta(
     cluster: &ClusterName,
     owners: &Owners,
@@ -178,13 +191,12 @@ pub fn meta(
         }
     }
     let mut listed: Vec<String> = Vec::new();
+    let mut pairs: BTreeMap<Owner, usize> = BTreeMap::new();
     for (owner, sources) in by_owner {
-        let head = format!("{}/{}=", owner.namespace, owner.name);
+        let before = listed.len();
+        let head = head(owner);
         let mut value = head.clone();
         for source in sources {
-            if head.len() + source.len() > MAX_VALUE {
-                return Err(TooManySources);
-            }
             if value.len() > head.len() && value.len() + 1 + source.len() > MAX_VALUE {
                 listed.push(std::mem::replace(&mut value, head.clone()));
             }
@@ -194,11 +206,15 @@ pub fn meta(
             value.push_str(&source);
         }
         listed.push(value);
-    }
-    if listed.len() > MAX_LISTED {
-        return Err(TooManySources);
+        pairs.insert(owner.clone(), listed.len() - before);
     }
     let mut meta: Vec<(Text, Text)> = strangers(there);
+    let others = meta.len() + 2 + usize::from(owners.contains_key(&SourceName::Jwt));
+    let room = MAX_LISTED.min(marks::MAX_PAIRS.saturating_sub(others));
+    if listed.len() > room {
+        let surplus = listed.len() - room;
+        return Err(TooManySources { surplus, pairs });
+    }
     meta.push((marks::EXTERNAL_SOURCE.into(), marks::KUBERNETES.into()));
     meta.push((marks::CLUSTER.into(), cluster.as_ref().into()));
     let numbered = listed.into_iter().enumerate();
@@ -207,11 +223,7 @@ pub fn meta(
         let object = format!("{}/{}", owner.namespace, owner.name);
         meta.push((JWT.into(), object.into()));
     }
-    let meta: Pairs = meta.into_iter().collect();
-    if meta.iter().count() > marks::MAX_PAIRS {
-        return Err(TooManySources);
-    }
-    Ok(meta)
+    Ok(meta.into_iter().collect())
 }
 
 /// The Meta of an entry in which nothing is ours any more.
@@ -273,15 +285,6 @@ mod tests {
     }
 
     #[test]
-    fn a_default_namespace_is_none() {
-        assert_eq!(
-            SourceName::new("web", ["default", "default", "", ""]),
-            name("web")
-        );
-        assert_ne!(SourceName::new("web", ["team", "", "", ""]), name("web"));
-    }
-
-    #[test]
     fn many_sources_go_on_in_further_pairs_and_too_many_are_told() {
         let owners = |count: usize| -> Owners {
             let sources = (0..count).map(|n| name(&format!("service-{n:050}")));
@@ -291,7 +294,15 @@ mod tests {
         assert!(few.iter().all(|(_, value)| value.len() <= MAX_VALUE));
         assert_eq!(super::owners(&few), owners(256));
         let many = meta(&cluster(), &owners(600), &Pairs::default());
-        assert_eq!(many, Err(TooManySources));
+        // Eight have room in a pair.
+        let surplus = 600 / 8 - 60;
+        assert_eq!(many.unwrap_err().surplus, surplus);
+        let there: Pairs = (0..9)
+            .map(|n| (Text::from(format!("k{n}")), Text::default()))
+            .collect();
+        let less = meta(&cluster(), &owners(600), &there).unwrap_err();
+        assert_eq!(less.surplus, surplus + 7, "64 pairs are all that there are");
+        assert_eq!(less.pairs, [(intention("many"), surplus + 60)].into());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::model::ledger::{self, Ledger};
 use crate::model::marks;
 use crate::model::names::{ClusterName, Destination, QueryName, ServiceName};
 use crate::model::owner::{Owner, OwnerKind};
-use crate::model::source::{self, Owners, SourceName, without_default};
+use crate::model::source::{self, Owners, SourceName};
 use crate::model::text::{Pairs, Text};
 
 /// Whose a config entry is, as its Meta says.
@@ -72,7 +72,9 @@ impl ObservedIntentions {
     #[must_use]
     pub fn of(cluster: &ClusterName, entry: wire::ServiceIntentions) -> Self {
         let holder = Holder::of(cluster, &entry.meta);
-        let sources = entry.sources.into_iter().map(canonical);
+        let of = [&entry.namespace, &entry.partition];
+        let sources = entry.sources.into_iter();
+        let sources = sources.map(|source| canonical(source, of));
         let sources: BTreeMap<_, _> = sources
             .map(|source| (source_name(&source), source))
             .collect();
@@ -151,8 +153,7 @@ pub fn destination_of(entry: &wire::ServiceIntentions) -> Destination {
 }
 
 /// What a source is told from others by.
-#[must_use]
-pub fn source_name(source: &wire::SourceIntention) -> SourceName {
+fn source_name(source: &wire::SourceIntention) -> SourceName {
     let wire::SourceIntention {
         name,
         namespace,
@@ -164,12 +165,25 @@ pub fn source_name(source: &wire::SourceIntention) -> SourceName {
     SourceName::new(name, [namespace, partition, peer, sameness_group])
 }
 
-/// A source without what Consul works out itself.
-#[must_use]
-pub fn canonical(mut source: wire::SourceIntention) -> wire::SourceIntention {
+/// A source without what Consul works out itself: the precedence, and in Enterprise the namespace and
+/// partition of its destination where it has none. One that is elsewhere has `default` then.
+///
+/// Source: `normalize` in Consul's `agent/structs/config_entry_intentions.go`.
+fn canonical(mut source: wire::SourceIntention, of: [&Text; 2]) -> wire::SourceIntention {
     source.precedence = 0;
-    for part in [&mut source.namespace, &mut source.partition] {
-        *part = without_default(std::mem::take(part));
+    let is_elsewhere = !source.peer.is_empty() || !source.sameness_group.is_empty();
+    for (part, of) in [&mut source.namespace, &mut source.partition]
+        .into_iter()
+        .zip(of)
+    {
+        let inherited = match &**of {
+            _ if is_elsewhere => "default",
+            "" | "*" => "default",
+            of => of,
+        };
+        if **part == *inherited {
+            *part = Text::default();
+        }
     }
     source
 }
@@ -435,5 +449,39 @@ impl Others {
         };
         let whose = self.by_id.get(&query.id).or_else(noted);
         whose.map_or(Elsewhere::No, |whose| Elsewhere::Noted(whose.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Consul Enterprise gives a source the namespace and partition of its destination where it has
+    /// none, and those of a peer `default`.
+    #[test]
+    fn what_a_source_has_of_its_destination_is_none() {
+        let entry = json!({
+            "Kind": "service-intentions", "Name": "payment", "Namespace": "team", "Partition": "p",
+            "Sources": [
+                {"Name": "web", "Namespace": "team", "Partition": "p", "Action": "allow"},
+                {"Name": "web", "Namespace": "default", "Partition": "p", "Action": "deny"},
+                {"Name": "web", "Namespace": "default", "Peer": "q", "Action": "deny"},
+            ],
+        });
+        let entry: wire::ServiceIntentions = serde_json::from_value(entry).unwrap();
+        let there = ObservedIntentions::of(&"a".parse().unwrap(), entry);
+        let names: Vec<String> = there.names().map(|name| name.to_string()).collect();
+        assert_eq!(names, ["web", "web|ns:default", "web|peer:q"]);
+        let entry = json!({
+            "Kind": "service-intentions", "Name": "payment", "Namespace": "default",
+            "Sources": [{"Name": "web", "Namespace": "default", "Partition": "default"},
+                        {"Name": "web", "Namespace": "team", "Partition": "default"}],
+        });
+        let entry: wire::ServiceIntentions = serde_json::from_value(entry).unwrap();
+        let there = ObservedIntentions::of(&"a".parse().unwrap(), entry);
+        let names: Vec<String> = there.names().map(|name| name.to_string()).collect();
+        assert_eq!(names, ["web", "web|ns:team"]);
     }
 }

@@ -61,6 +61,11 @@ pub async fn consul_agrees_on_what_is_taken_and_refused(bed: &Bed, client: &Clie
     ] {
         consul.put("/v1/config", &entry).await?;
     }
+    // Consul would take these, and by no URL would they go again.
+    for name in [".", ".."] {
+        let spec = intention(At::Destination, json!({"name": name}));
+        refused::<Intention>(client, "bad", &spec, "which no URL can ask for").await?;
+    }
     let cases = include_str!("cases/intentions.yaml");
     let offer = async |spec: &Value| offer(&consul, spec).await;
     judge::<Intention, _>(client, cases, intention, offer).await?;

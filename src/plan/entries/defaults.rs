@@ -4,11 +4,11 @@ use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Stand, S
 use crate::consul::wire;
 use crate::desired::claim::Freeze;
 use crate::desired::index::entries::DefaultsClaimant;
-use crate::model::key::{Key, Table};
+use crate::model::key::{Key, Table, source_key};
 use crate::model::marks;
 use crate::model::names::{Destination, ServiceName};
 use crate::model::owner::Owner;
-use crate::model::source;
+use crate::model::source::{self, SourceName};
 use crate::model::text::{Pairs, Text};
 use crate::observed::entries::{Holder, ObservedDefaults};
 
@@ -158,11 +158,7 @@ fn unclaimed(
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
     };
-    // Consul keeps the protocol for as long as intentions have rules for requests.
-    let destination = Destination::new(service.as_ref());
-    let intentions = context.observed.intentions.get(&destination);
-    let has_rules = |source: &wire::SourceIntention| !source.permissions.is_empty();
-    if intentions.is_some_and(|there| there.sources.values().any(has_rules)) {
+    if rules_go_too(service, context) {
         return finding(State::Pending, EntryStep::Settled);
     }
     let index = there.entry.modify_index;
@@ -183,6 +179,24 @@ fn unclaimed(
         why,
     });
     finding(State::Pending, EntryStep::Write(write))
+}
+
+/// Whether intentions with rules for requests, for which Consul keeps the protocol, are to go as well. Of
+/// those that stay only Consul knows whether they need it: `proxy-defaults` may give them another.
+fn rules_go_too(service: &ServiceName, context: Context<'_>) -> bool {
+    let destination = Destination::new(service.as_ref());
+    let Some(there) = context.observed.intentions.get(&destination) else {
+        return false;
+    };
+    let is_claimed = |name: &SourceName| {
+        let key = source_key(&destination, name.clone());
+        !context.desired.owners_of(&key).is_empty()
+    };
+    there.sources.iter().any(|(name, source)| {
+        let owner = there.owners.get(name);
+        let is_kept = |owner| context.desired.freeze_of(owner).is_some();
+        !source.permissions.is_empty() && owner.is_some_and(|it| !is_kept(it)) && !is_claimed(name)
+    })
 }
 
 fn is_only_ours(meta: &Pairs) -> bool {

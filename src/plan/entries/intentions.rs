@@ -25,6 +25,7 @@ enum Content {
 /// An Intention that claims something of the destination.
 struct Claimant<'a> {
     owner: Owner,
+    generation: i64,
     claims: &'a IntentionClaims,
     /// Why it is left out, if it is.
     refused: Option<Refused>,
@@ -38,6 +39,7 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
             let refused = context.rules.refusals.of(destination, &owner);
             Claimant {
                 owner,
+                generation: intention.generation,
                 claims,
                 refused,
             }
@@ -54,6 +56,7 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
         there,
         parts: BTreeMap::new(),
         assigned: BTreeMap::new(),
+        open: BTreeSet::new(),
         removed: Vec::new(),
     };
     merge.keep(&claimants, context);
@@ -127,6 +130,8 @@ struct Merge<'a> {
     parts: BTreeMap<SourceName, Vec<Stand>>,
     /// What the entry is to hold of ours.
     assigned: BTreeMap<SourceName, (Content, Owner)>,
+    /// What an Intention asks for that is left out while it is found out whether it is to blame.
+    open: BTreeSet<SourceName>,
     removed: Vec<Gone>,
 }
 
@@ -209,6 +214,18 @@ impl Merge<'_> {
             }
             if let Some(refused) = &claimant.refused {
                 self.stand(&name, owner, true, false, state_of(refused));
+                if *refused == Refused::Suspected {
+                    self.open.insert(name);
+                }
+                continue;
+            }
+            // An older one may get it yet.
+            if self.open.contains(&name) && self.owner(&name) != Some(owner) {
+                self.stand(&name, owner, true, false, State::Pending);
+                continue;
+            }
+            if !source::has_room(owner, &name) {
+                self.stand(&name, owner, true, false, State::TooManySources);
                 continue;
             }
             let found = self.found(&name);
@@ -254,16 +271,17 @@ impl Merge<'_> {
     }
 
     fn finish(mut self, claimants: &[Claimant<'_>], context: Context<'_>) -> EntryFinding {
+        let there_meta = self
+            .there
+            .map(|there| there.meta.clone())
+            .unwrap_or_default();
+        // What has no room for its marks is no more ours than before.
+        let meta = self.mark(claimants, &there_meta, context);
         let foreign = self.foreign();
         let foreign_count = foreign
             .keys()
             .filter(|name| **name != SourceName::Jwt)
             .count();
-        let there_meta = self
-            .there
-            .map(|there| there.meta.clone())
-            .unwrap_or_default();
-        let meta = self.mark(claimants, &there_meta, context);
         let (mut sources, mut jwt) = (BTreeMap::new(), None);
         let ours = self
             .assigned
@@ -305,37 +323,48 @@ impl Merge<'_> {
                 .iter()
                 .map(|(name, (_, owner))| (name.clone(), owner.clone()))
                 .collect();
-            if let Ok(meta) = source::meta(context.desired.cluster(), &owners, there) {
-                return meta;
-            }
-            let is_new = |owner: &Owner| {
-                let mut assigned = self.assigned.iter();
-                assigned.any(|(name, (_, of))| of == owner && self.owner(name) != Some(owner))
+            let excess = match source::meta(context.desired.cluster(), &owners, there) {
+                Ok(meta) => return meta,
+                Err(excess) => excess,
             };
+            let new: BTreeSet<&Owner> = self
+                .assigned
+                .iter()
+                .filter(|(name, (_, of))| self.owner(name) != Some(of))
+                .map(|(_, (_, of))| of)
+                .collect();
             let mut youngest = claimants.iter().rev().map(|it| &it.owner);
-            let youngest = youngest.find(|owner| !left_out.contains(*owner) && is_new(owner));
-            let Some(youngest) = youngest.cloned() else {
+            let mut freed = 0;
+            let mut waits: BTreeSet<Owner> = BTreeSet::new();
+            while freed < excess.surplus
+                && let Some(owner) =
+                    youngest.find(|owner| !left_out.contains(*owner) && new.contains(owner))
+            {
+                // At most: what it holds already stays.
+                freed += excess.pairs.get(owner).copied().unwrap_or_default();
+                waits.insert(owner.clone());
+            }
+            if waits.is_empty() {
                 // All of it stands there already: what can be written could be kept.
                 return there.clone();
-            };
-            self.leave_out(&youngest);
-            left_out.insert(youngest);
+            }
+            self.leave_out(&waits);
+            left_out.extend(waits);
         }
     }
 
-    /// Takes back what an object asks for and does not hold yet.
-    fn leave_out(&mut self, owner: &Owner) {
+    /// Takes back what these objects ask for and do not hold yet.
+    fn leave_out(&mut self, owners: &BTreeSet<Owner>) {
         let names: Vec<SourceName> = self.assigned.keys().cloned().collect();
         for name in names {
-            let Some((_, of)) = self.assigned.get(&name) else {
+            let is_new =
+                |(_, of): &&(Content, Owner)| owners.contains(of) && self.owner(&name) != Some(of);
+            let Some((_, owner)) = self.assigned.get(&name).filter(is_new).cloned() else {
                 continue;
             };
-            if of != owner || self.owner(&name) == Some(owner) {
-                continue;
-            }
             self.assigned.remove(&name);
             for stand in self.parts.entry(name.clone()).or_default() {
-                if stand.owner == *owner {
+                if stand.owner == owner {
                     stand.state = State::TooManySources;
                     stand.there = false;
                 }
@@ -414,6 +443,7 @@ impl Merge<'_> {
         changed
             .map(|it| Put {
                 owner: it.owner.clone(),
+                generation: it.generation,
                 is_new: !had(&it.owner),
             })
             .collect()

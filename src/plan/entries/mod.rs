@@ -107,6 +107,8 @@ pub struct EntryWrite {
 pub struct Put {
     /// The object.
     pub owner: Owner,
+    /// Its `metadata.generation` when this was planned.
+    pub generation: i64,
     /// Whether nothing of it was there.
     pub is_new: bool,
 }
@@ -246,6 +248,14 @@ impl EntryFinding {
             foreign: 0,
             step,
         }
+    }
+
+    /// How the thing of this key stands, which is under the key that was planned.
+    #[must_use]
+    pub fn part(&self, key: &Key) -> Option<&Part> {
+        // Sources are in the order of their keys.
+        let at = self.parts.binary_search_by(|part| part.key.cmp(key));
+        self.parts.get(at.ok()?)
     }
 
     /// What may not be removed, and why.

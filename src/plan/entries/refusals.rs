@@ -29,6 +29,12 @@ pub struct Refusals {
 #[derive(Debug, Default)]
 struct Judged {
     left_out: Vec<LeftOut>,
+    /// The Intentions that changed something in what was refused last.
+    tried: Vec<Owner>,
+    /// Whether the next refusal is of what was sent before something changed that Consul judges by.
+    outdated: bool,
+    /// Whether the last refusal was not believed.
+    excused: bool,
     /// How often all were tried.
     trials: u32,
     /// When all are tried once more.
@@ -68,11 +74,16 @@ impl Refusals {
     }
 
     /// Consul refused the entry. `changing` are the Intentions in it that change something, the oldest
-    /// first. Returns whether there is something else to try.
+    /// first; `outdated` says whether one of them changed since. Returns whether there is something else
+    /// to try.
+    ///
+    /// A refusal of what nobody asks for any more is not believed, but the next one is: whoever changes
+    /// without end does not hold up the others.
     pub fn refused(
         &mut self,
         destination: &Destination,
         changing: &[Owner],
+        outdated: bool,
         message: &str,
         now: Instant,
     ) -> bool {
@@ -80,6 +91,12 @@ impl Refusals {
             return false;
         };
         let judged = self.destinations.entry(destination.clone()).or_default();
+        let outdated = std::mem::take(&mut judged.outdated) || outdated;
+        judged.excused = outdated && !judged.excused;
+        if judged.excused {
+            return true;
+        }
+        judged.tried = changing.to_vec();
         judged
             .left_out
             .retain(|left_out| left_out.owner != *youngest);
@@ -100,6 +117,7 @@ impl Refusals {
         let Some(judged) = self.destinations.get_mut(destination) else {
             return false;
         };
+        judged.excused = false;
         let left_out = &mut judged.left_out;
         let found = left_out
             .last_mut()
@@ -113,18 +131,30 @@ impl Refusals {
         found || again
     }
 
-    /// An Intention changed, or is gone: it is judged anew.
+    /// An Intention changed, or is gone: it is judged anew, and so are those that are only suspected, for
+    /// what it may have been to blame for itself.
     pub fn forget(&mut self, owner: &Owner) {
         self.destinations.retain(|_, judged| {
-            judged.left_out.retain(|left_out| left_out.owner != *owner);
-            !judged.left_out.is_empty()
+            let clears = judged.tried.contains(owner);
+            judged
+                .left_out
+                .retain(|it| it.owner != *owner && (it.blamed || !clears));
+            !judged.left_out.is_empty() || judged.outdated || judged.excused
         });
     }
 
-    /// What Consul judges by changed: all Intentions of the destination are judged anew. Returns
-    /// whether any was left out.
-    pub fn reconsider(&mut self, destination: &Destination) -> bool {
-        self.destinations.remove(destination).is_some()
+    /// What Consul judges by changed: all Intentions of the destination are judged anew. `under_way`: a
+    /// write may just be refused for what was. Returns whether any was left out.
+    pub fn reconsider(&mut self, destination: &Destination, under_way: bool) -> bool {
+        let before = self.destinations.remove(destination);
+        if under_way {
+            let judged = Judged {
+                outdated: true,
+                ..Judged::default()
+            };
+            self.destinations.insert(destination.clone(), judged);
+        }
+        before.is_some_and(|judged| !judged.left_out.is_empty())
     }
 
     /// The destinations of which all Intentions are to be tried once more.
@@ -187,7 +217,7 @@ mod tests {
                 .map(|name| owner(name))
                 .collect();
             if included.iter().any(|name| bad.contains(name)) {
-                assert!(refusals.refused(&destination(), &changing, "no", Instant::now()));
+                assert!(refusals.refused(&destination(), &changing, false, "no", Instant::now()));
             } else {
                 *applied = included.iter().map(|name| (**name).to_string()).collect();
                 if !refusals.accepted(&destination()) {
@@ -238,13 +268,45 @@ mod tests {
         let mut refusals = Refusals::default();
         let (a, b) = (owner("a"), owner("b"));
         let now = Instant::now();
-        assert!(refusals.refused(&destination(), &[a.clone(), b.clone()], "no", now));
+        assert!(refusals.refused(&destination(), &[a.clone(), b.clone()], false, "no", now));
         assert_eq!(refusals.of(&destination(), &b), Some(Refused::Suspected));
-        assert!(refusals.refused(&destination(), std::slice::from_ref(&a), "no", now));
+        assert!(refusals.refused(&destination(), std::slice::from_ref(&a), false, "no", now));
         assert!(refusals.accepted(&destination()), "b is tried again");
         let blamed = Refused::Blamed("no".to_owned());
         assert_eq!(refusals.of(&destination(), &a), Some(blamed));
         assert_eq!(refusals.of(&destination(), &b), None);
+    }
+
+    /// What Consul judged is not what is asked for, or by what it is judged now.
+    #[test]
+    fn a_refusal_that_is_outdated_is_not_believed_but_once() {
+        let mut refusals = Refusals::default();
+        let (a, now) = (owner("a"), Instant::now());
+        let all = std::slice::from_ref(&a);
+        assert!(!refusals.reconsider(&destination(), true));
+        assert!(refusals.refused(&destination(), all, false, "no", now));
+        assert_eq!(refusals.of(&destination(), &a), None);
+        assert!(refusals.refused(&destination(), all, true, "no", now));
+        let blamed = Some(Refused::Blamed("no".to_owned()));
+        assert_eq!(refusals.of(&destination(), &a), blamed);
+        assert!(refusals.reconsider(&destination(), false));
+        assert!(refusals.refused(&destination(), all, true, "no", now));
+        assert_eq!(refusals.of(&destination(), &a), None);
+        assert!(!refusals.accepted(&destination()));
+        assert!(!refusals.knows(&destination()));
+    }
+
+    #[test]
+    fn who_mends_what_was_refused_leaves_nobody_else_to_blame() {
+        let mut refusals = Refusals::default();
+        let (a, b) = (owner("a"), owner("b"));
+        let now = Instant::now();
+        assert!(refusals.refused(&destination(), &[a.clone(), b.clone()], false, "no", now));
+        assert_eq!(refusals.of(&destination(), &b), Some(Refused::Suspected));
+        refusals.forget(&a);
+        assert_eq!(refusals.of(&destination(), &b), None);
+        assert!(!refusals.accepted(&destination()));
+        assert!(!refusals.knows(&destination()));
     }
 
     #[test]
@@ -252,7 +314,7 @@ mod tests {
         let (mut refusals, mut now) = (Refusals::default(), Instant::now());
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            assert!(refusals.refused(&destination(), &[owner("a")], "no", now));
+            assert!(refusals.refused(&destination(), &[owner("a")], false, "no", now));
             let next = refusals.wake_at().unwrap();
             pauses.push((next - now).as_secs());
             now = next;

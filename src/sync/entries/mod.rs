@@ -16,12 +16,12 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use crate::consul::{Client, ConsulError, ErrorClass, Fence, TxnFailure};
 use crate::metrics::{KindLabel, OperationLabels};
-use crate::model::key::{Key, Place};
+use crate::model::key::{Key, Place, Table};
 use crate::model::names::ClusterName;
 use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::plan;
-use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone};
+use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
 use crate::plan::gate::Why;
 use crate::status::board::Reason;
 
@@ -99,6 +99,10 @@ impl Engine {
         if self.leaves_drift(&key, due) {
             return;
         }
+        if self.protocol_comes_first(&key, &planned, now) {
+            self.wait(key, due);
+            return;
+        }
         if due.cause == Cause::Audit {
             tracing::warn!(key = %key, "found by the total pass, missed before: {planned}");
             self.report.metrics.audit_findings.inc();
@@ -126,6 +130,24 @@ impl Engine {
             *planned,
         );
         self.jobs.spawn(job);
+    }
+
+    /// Whether the defaults of the destination are being written, or are to be: without the protocol
+    /// Consul would refuse rules for requests, and with the old one may take them.
+    fn protocol_comes_first(&mut self, key: &Key, write: &EntryWrite, now: Instant) -> bool {
+        let (Key::Intentions(destination), Change::PutIntentions(entry, _)) = (key, &write.change)
+        else {
+            return false;
+        };
+        let has_rules = entry.sources.iter().any(|it| !it.permissions.is_empty());
+        let Some(service) = destination.as_ref().parse().ok().filter(|_| has_rules) else {
+            return false;
+        };
+        let defaults = Key::Defaults(service);
+        if let Some(due) = self.dirty.take_key(&defaults) {
+            self.plan_entry(defaults.clone(), due, now);
+        }
+        self.dirty.busy().contains(&defaults)
     }
 
     /// Tells what would be written (`--policy dry-run`).
@@ -225,6 +247,10 @@ impl Engine {
         }
         for table in with_one_index(table) {
             self.table(*table).own.finish(id);
+        }
+        if table == Table::Defaults {
+            // Rules that waited for the protocol, whatever became of it.
+            self.go_on(&Place::Table(Table::Intentions));
         }
     }
 
@@ -402,10 +428,15 @@ impl Engine {
             return false;
         };
         let changing: Vec<Owner> = write.owners().cloned().collect();
+        let is_outdated = |put: &Put| {
+            let now = self.index.intention(&put.owner);
+            now.is_none_or(|now| now.generation != put.generation)
+        };
+        let outdated = write.puts.iter().any(is_outdated);
         let now = Instant::now();
         self.rules
             .refusals
-            .refused(destination, &changing, message, now)
+            .refused(destination, &changing, outdated, message, now)
     }
 
     fn give_up_entry(&mut self, key: &Key, due: Due, reason: Reason, message: String) {

@@ -306,8 +306,9 @@ impl Engine {
         match key {
             Key::Defaults(service) => {
                 let destination = Destination::new(service.as_ref());
-                if self.rules.refusals.reconsider(&destination) {
-                    let key = Key::Intentions(destination);
+                let key = Key::Intentions(destination.clone());
+                let under_way = self.dirty.busy().contains(&key);
+                if self.rules.refusals.reconsider(&destination, under_way) {
                     self.dirty.absolve(&key);
                     self.dirty.touch(key, due);
                 }

@@ -49,7 +49,11 @@ impl Engine {
             if leaving.contains(part) {
                 continue;
             }
-            let stands = finding.parts.iter().find(|found| found.key == *part);
+            let stands = finding.part(part);
+            if stands.is_none() && matches!(part, Key::Source(_)) {
+                // How its claim went is of no use any more: nothing of it is there, of ours or not.
+                self.index.forget_entry(part);
+            }
             // It may go, and waits for something else to go first.
             let goes =
                 |stand: &Stand| !stand.claimed && stand.there && stand.state == State::Pending;
@@ -103,8 +107,7 @@ impl Engine {
         known: BTreeSet<Key>,
     ) {
         for part in known {
-            let found = finding.parts.iter().find(|found| found.key == part);
-            let stands = found.map_or(&[][..], |found| &found.stands);
+            let stands = finding.part(&part).map_or(&[][..], |part| &part.stands);
             let standing = |stand: &Stand| {
                 let standing = Standing {
                     claimed: stand.claimed,
@@ -243,9 +246,9 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
         State::TooManySources => trouble(
             Reason::TooManySources,
             format!(
-                "{key} is not written: an entry of Consul's has room for the owners of some {} \
-                 sources; give this destination fewer, or shorter names",
-                300
+                "{key} is not written: the marks of its source have no room in the entry, which has 60 \
+                 pairs of meta of 512 bytes, of which each Intention takes one at least; give this \
+                 destination fewer Intentions or sources, or shorter names"
             ),
         ),
     }

@@ -1,8 +1,12 @@
 //! What the engine makes of single outcomes, without any Consul.
 
 use super::*;
+use crate::api::object::Object;
 use crate::consul::{TxnOutcome, TxnResult};
+use crate::desired::claim::Absence;
 use crate::desired::index::Touched;
+use crate::desired::intention::Intention;
+use crate::desired::registration::Registration;
 use crate::k8s::{Broken, BrokenKind};
 use crate::model::entry::{CheckKind, Node};
 use crate::model::key::{InstanceKey, Key, Place, Table, source_key};
@@ -324,4 +328,89 @@ async fn a_kind_that_is_missing_holds_up_only_what_it_could_claim() {
     assert_eq!(engine.held, [source("web")].into());
     take(&mut engine, Change::Intention(WatchEvent::Healthy));
     assert!(engine.held.is_empty());
+}
+
+fn object<S: serde::de::DeserializeOwned, T>(name: &str, spec: Value) -> Object<S, T> {
+    Object {
+        namespace: "shop".into(),
+        name: name.into(),
+        uid: name.into(),
+        created: 1,
+        generation: 1,
+        annotations: Pairs::default(),
+        spec: Ok(Box::new(serde_json::from_value(spec).unwrap())),
+        status: None,
+    }
+}
+
+/// Consul takes rules for requests only after the protocol, and both may be asked for at once.
+#[tokio::test]
+async fn rules_are_written_after_the_protocol_that_is_due_too() {
+    let mut engine = ready();
+    know(&mut engine, None, Knowledge::Whole);
+    let ticket = engine.mirror.defaults.start_read();
+    let none = std::collections::BTreeMap::new();
+    let read = |engine: &mut Engine| {
+        let defaults = &mut engine.mirror.defaults;
+        defaults.finish_read(&ticket, none, Knowledge::Whole, |_| false);
+    };
+    read(&mut engine);
+    let touched = &mut Touched::default();
+    let speaks = json!({"service": "payment", "endpoints": [], "protocol": "http"});
+    let registration = Registration::of(&object("payment", speaks));
+    let rules = json!([{"name": "web", "permissions": [
+        {"action": "allow", "http": {"pathExact": "/"}}]}]);
+    let rules = json!({"destination": {"name": "payment"}, "sources": rules});
+    engine
+        .index
+        .apply_intention(Intention::of(&object("rules", rules)), touched);
+    engine.index.apply_registration(registration, touched);
+    let (first, then) = (
+        Key::Defaults("payment".parse().unwrap()),
+        Key::Intentions(Destination::new("payment")),
+    );
+    engine.dirty.touch(first.clone(), due());
+    // Whichever of the two has its turn first.
+    engine.plan_entry(then.clone(), due(), Instant::now());
+    assert!(engine.dirty.busy().contains(&first));
+    assert!(!engine.dirty.busy().contains(&then));
+    engine.plan_entry(then.clone(), due(), Instant::now());
+    assert!(!engine.dirty.busy().contains(&then));
+    while engine.dirty.take().is_some() {}
+    // Whatever becomes of the first.
+    let done = engine.jobs.join_next().await.unwrap().unwrap();
+    engine.absorb(done);
+    let due: Vec<Key> = std::iter::from_fn(|| engine.dirty.take())
+        .map(|(key, _)| key)
+        .collect();
+    assert!(due.contains(&then), "{due:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_and_not_asked_for_is_forgotten() {
+    let mut engine = ready();
+    know(&mut engine, Some(payment()), Knowledge::Whole);
+    let touch = |engine: &mut Engine, touched: Touched| {
+        engine.touch(touched, Instant::now());
+        let key = Key::Intentions(Destination::new("payment"));
+        engine.dirty.take_key(&key);
+        engine.plan_entry(key, due(), Instant::now());
+    };
+    let mut touched = Touched::default();
+    let api = json!([{"name": "api", "action": "allow"}]);
+    let api = json!({"destination": {"name": "payment"}, "sources": api});
+    let vain = Intention::of(&object("vain", api));
+    engine.index.apply_intention(vain, &mut touched);
+    // Nothing can be written.
+    engine.stranger = Some("another cluster".to_owned());
+    touch(&mut engine, touched);
+    let mut touched = Touched::default();
+    engine
+        .index
+        .remove_intention(&"shop".into(), &"vain".into(), true, &mut touched);
+    let seen = engine.index.absence_of_entry(&source("api"));
+    assert_eq!(seen, Absence::Seen);
+    touch(&mut engine, touched);
+    let seen = engine.index.absence_of_entry(&source("api"));
+    assert_eq!(seen, Absence::Found);
 }

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::{ENTRY, audit, one, provider, to};
-use crate::support::{Kind, Scene, condition};
+use crate::support::{Kind, Scene, condition, sources_of};
 
 #[tokio::test]
 async fn intentions_of_one_destination_are_one_entry() -> Result<()> {
@@ -161,20 +161,32 @@ async fn the_youngest_waits_where_the_marks_of_all_have_no_room() -> Result<()> 
         let source = |n: u32| json!({"name": format!("{prefix}-{n:0>150}"), "action": "allow"});
         to(&payment, &(0..150).map(source).collect())
     };
-    let count = |entry: &Value| entry["Sources"].as_array().map_or(0, Vec::len);
+    let all_of = |entry: &Value, prefix: &str| {
+        let sources = sources_of(entry);
+        sources.len() == 150 && sources.iter().all(|source| source.starts_with(prefix))
+    };
     scene.intend("old", many("a")).await?;
     scene.is_ready("old").await?;
     next_second().await?;
     scene.intend("young", many("b")).await?;
     let message = scene.is_not("young", "TooManySources").await?;
     ensure!(message.contains("room"), "{message}");
+    ensure!(message.contains("b-"), "{message}");
     let entry = scene.config_entry(ENTRY, &payment).await?;
-    assert_eq!(count(&entry), 150);
+    ensure!(all_of(&entry, "a-"), "{entry:#}");
     scene.is_ready("old").await?;
+    // Also where neither has anything there.
+    lictor.idle().await?;
+    scene.entry_away(ENTRY, &payment).await?;
+    scene
+        .config_entry_is(ENTRY, &payment, |entry| !entry.is_null())
+        .await?;
+    let entry = scene.config_entry(ENTRY, &payment).await?;
+    ensure!(all_of(&entry, "a-"), "{entry:#}");
     scene.delete(Kind::Intention, "old").await?;
     scene.is_ready("young").await?;
     let entry = scene.config_entry(ENTRY, &payment).await?;
-    assert_eq!(count(&entry), 150);
+    ensure!(all_of(&entry, "b-"), "{entry:#}");
     lictor.idle().await
 }
 

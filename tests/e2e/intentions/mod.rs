@@ -7,6 +7,7 @@ mod protocol;
 mod refusals;
 mod removal;
 mod repair;
+mod stored;
 
 use std::time::Duration;
 

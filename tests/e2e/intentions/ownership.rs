@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::{ENTRY, audit, one, to};
-use crate::support::{Kind, Scene, sources_of};
+use crate::support::{Kind, Scene, condition, sources_of, until};
 
 fn entry(destination: &str, meta: &Value) -> Value {
     json!({"Kind": ENTRY, "Name": destination, "Meta": meta,
@@ -153,6 +153,49 @@ async fn sources_of_others_in_our_entry_are_kept_and_counted() -> Result<()> {
         .await?;
     scene.is_not("again", "OwnedByAnother").await?;
     assert_eq!(scene.config_entry(ENTRY, &payment).await?, left);
+    lictor.idle().await
+}
+
+/// A write of what was known a moment ago is not taken: what another hand adds then is in neither.
+#[tokio::test]
+async fn what_another_hand_adds_at_the_same_moment_is_not_lost() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let payment = scene.named("payment");
+    scene
+        .intend("shop", to(&payment, &one("web", "allow")))
+        .await?;
+    scene.is_ready("shop").await?;
+    let add = async |n: usize| {
+        until("what is added to be taken", async || {
+            let mut entry = scene.config_entry(ENTRY, &payment).await?;
+            let path = format!("/v1/config?cas={}", entry["ModifyIndex"]);
+            let theirs = json!({"Name": format!("theirs-{n:02}"), "Action": "deny"});
+            entry["Sources"].as_array_mut().unwrap().push(theirs);
+            let fields = entry.as_object_mut().unwrap();
+            fields.retain(|key, _| !key.ends_with("Index") && key != "Hash");
+            let taken = scene.consul.put(&path, &entry).await?;
+            ensure!(taken == true, "{taken}");
+            anyhow::Ok(())
+        })
+        .await
+    };
+    let mut wanted = Vec::new();
+    for n in 0..20 {
+        let action = if n % 2 == 0 { "deny" } else { "allow" };
+        let edit = json!({"spec": {"sources": one("web", action)}});
+        let edit = scene.change(Kind::Intention, "shop", edit);
+        tokio::try_join!(add(n), edit)?;
+        wanted.push(format!("theirs-{n:02} deny"));
+    }
+    wanted.push("web allow".to_owned());
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    scene.sources_are(&payment, &wanted).await?;
+    scene
+        .shown(Kind::Intention, "shop", |status| {
+            status["sources"]["foreign"] == 20 && condition(status, "Ready").0 == "True"
+        })
+        .await?;
     lictor.idle().await
 }
 

@@ -121,13 +121,24 @@ async fn the_protocol_comes_before_the_rules_and_goes_after_them() -> Result<()>
         .edit("payment", json!({"spec": {"protocol": "http"}}))
         .await?;
     is_ready(&scene, "payment").await?;
+    // Whether rules that stay need it, only Consul knows.
+    let refused = async || {
+        let refused = ["refused", DEFAULTS, "delete"];
+        lictor.metric("lictor_operations_total", &refused).await
+    };
     scene.unregister("payment").await?;
-    scene.barrier().await?;
-    lictor.idle().await?;
+    crate::support::until("Consul to be asked", async || {
+        ensure!(refused().await? > 0.0, "not yet");
+        anyhow::Ok(())
+    })
+    .await?;
     speaks_now(&scene, &payment, "http").await?;
-    let refused = ["refused", DEFAULTS, "delete"];
-    let refused = lictor.metric("lictor_operations_total", &refused).await?;
-    assert!(refused == 0.0, "{refused} removals that Consul refused");
+    // Nobody asks again and again.
+    for _ in 0..3 {
+        scene.barrier().await?;
+    }
+    let asked = refused().await?;
+    ensure!(asked <= 5.0, "{asked} removals that Consul refused");
     scene.delete(Kind::Intention, "shop").await?;
     scene
         .config_entry_is(ENTRY, &payment, Value::is_null)
@@ -166,4 +177,76 @@ async fn a_protocol_that_nobody_asks_for_is_found_after_a_restart() -> Result<()
         .await?;
     assert_eq!(scene.config_entry(DEFAULTS, &stays).await?, kept);
     Ok(())
+}
+
+/// What is due together is written in the order in which Consul takes it, and goes.
+#[tokio::test]
+async fn rules_and_their_protocol_that_are_due_at_once_are_refused_nothing() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let names: Vec<String> = (0..8).map(|n| format!("both-{n}")).collect();
+    for name in &names {
+        let service = scene.named(name);
+        scene.register(name, speaks(&service, "http")).await?;
+        scene.intend(name, to(&service, &rules("web"))).await?;
+    }
+    for name in &names {
+        is_ready(&scene, name).await?;
+        scene.is_ready(name).await?;
+    }
+    lictor.stop().await?;
+    for name in &names {
+        let service = scene.named(name);
+        scene.entry_away(ENTRY, &service).await?;
+        scene.entry_away(DEFAULTS, &service).await?;
+    }
+    // Both are due at once here, too.
+    let lictor = scene.lictor().await?;
+    for name in &names {
+        scene.is_ready(name).await?;
+        scene
+            .sources_are(&scene.named(name), &["web rules"])
+            .await?;
+    }
+    lictor.idle().await?;
+    let refused = lictor
+        .metric("lictor_operations_total", &["\"refused\""])
+        .await?;
+    assert!(refused == 0.0, "{refused} refusals");
+    // Which of the two goes first is for the watches to say: a refusal would be heard of, and got over.
+    for name in &names {
+        scene.delete(Kind::Intention, name).await?;
+        scene.unregister(name).await?;
+    }
+    for name in &names {
+        let service = scene.named(name);
+        scene
+            .config_entry_is(DEFAULTS, &service, Value::is_null)
+            .await?;
+    }
+    Ok(())
+}
+
+/// `proxy-defaults` is of all services: on a bed of its own.
+#[tokio::test]
+async fn a_protocol_that_all_services_have_is_not_needed() -> Result<()> {
+    let (_guard, installed) = crate::faults::alone().await?;
+    let scene = Scene::on(installed).await?;
+    let _lictor = scene.lictor().await?;
+    let payment = scene.named("payment");
+    scene.register("payment", speaks(&payment, "http")).await?;
+    scene.intend("shop", to(&payment, &rules("web"))).await?;
+    scene.is_ready("shop").await?;
+    let all = json!({"Kind": "proxy-defaults", "Name": "global", "Config": {"protocol": "http"}});
+    scene.entry_by_hand(&all).await?;
+    scene.unregister("payment").await?;
+    let gone = scene
+        .config_entry_is(DEFAULTS, &payment, Value::is_null)
+        .await;
+    scene.delete(Kind::Intention, "shop").await?;
+    scene
+        .config_entry_is(ENTRY, &payment, Value::is_null)
+        .await?;
+    scene.entry_away("proxy-defaults", "global").await?;
+    gone.map(drop)
 }

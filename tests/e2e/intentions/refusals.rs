@@ -7,7 +7,7 @@ use lictor_testbed::wait;
 use serde_json::json;
 
 use super::{DEFAULTS, one, provider, rules, speaks, to};
-use crate::support::{Kind, Lictor, SOON, Scene};
+use crate::support::{Kind, Lictor, SOON, Scene, condition};
 
 /// How often Consul refused a write.
 async fn refused(lictor: &Lictor) -> Result<f64> {
@@ -77,6 +77,50 @@ async fn one_bad_source_does_not_hold_up_the_others() -> Result<()> {
     scene.delete(Kind::Intention, "jwt").await?;
     scene.barrier().await?;
     lictor.idle().await
+}
+
+/// At a start all are in one write: who is to blame is found out at once, and nobody else is named.
+#[tokio::test]
+async fn of_many_that_are_new_at_once_those_to_blame_are_found() -> Result<()> {
+    let scene = Scene::new().await?;
+    let payment = scene.named("payment");
+    let names = ["a", "b", "bad-c", "d", "bad-e", "f"];
+    for name in names {
+        let sources = if name.starts_with("bad") {
+            rules(name)
+        } else {
+            one(name, "allow")
+        };
+        scene.intend(name, to(&payment, &sources)).await?;
+    }
+    let lictor = scene.lictor().await?;
+    let soon = Duration::from_secs(5);
+    wait::until("the good ones to be written", soon, async || {
+        let found = scene.config_entry(super::ENTRY, &payment).await?;
+        let good = ["a allow", "b allow", "d allow", "f allow"];
+        ensure!(crate::support::sources_of(&found) == good, "{found:#}");
+        anyhow::Ok(())
+    })
+    .await?;
+    is_calm(&scene, &lictor, 15.0).await?;
+    for name in names {
+        let status = scene.shown(Kind::Intention, name, |_| true).await?;
+        let (ready, reason, _) = condition(&status, "Ready");
+        if name.starts_with("bad") {
+            assert_eq!((ready, reason), ("False", "ConsulRefused"), "{name}");
+            scene.event("ConsulRefused", name, "has protocol").await?;
+        } else {
+            assert_eq!(ready, "True", "{name}");
+        }
+    }
+    for name in names.iter().filter(|name| !name.starts_with("bad")) {
+        let told = scene.events(name).await?;
+        let blamed = told
+            .iter()
+            .any(|it| it.reason.as_deref() == Some("ConsulRefused"));
+        ensure!(!blamed, "{name}: {told:#?}");
+    }
+    Ok(())
 }
 
 #[tokio::test]
