@@ -333,7 +333,9 @@ fn put(
         Mesh::None => {}
         Mesh::Native => "native".clone_into(&mut instance.mesh),
         Mesh::Sidecar(upstreams) => {
-            let proxy = instance.proxy(&id, upstreams);
+            let mut proxy = instance.proxy(&id, upstreams);
+            // An endpoint has no check, and its proxy has one all the same.
+            proxy.status.get_or_insert_with(|| "passing".to_owned());
             wanted.insert((node.clone(), beside), proxy);
         }
     }
