@@ -1,9 +1,12 @@
-use std::{ffi::OsString, process::ExitCode};
+use std::{env, ffi::OsString, num::NonZero, process::ExitCode, thread};
 
 use anyhow::{Context, Result};
 use lictor_testbed::tools::{self, Progress};
 
 use crate::cargo;
+
+/// How many tests run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// Run all tests, after building the servers that they need (some minutes the first time).
 #[derive(Debug, clap::Args)]
@@ -20,6 +23,11 @@ impl Args {
         let tools = tools::ensure(Progress::Stderr).await?;
         let mut command = cargo::command();
         command.arg("test").env("LICTOR_TESTBED_BIN", tools.bin);
+        if env::var_os(THREADS).is_none() {
+            // Tests mostly wait for servers.
+            let cores = thread::available_parallelism().map_or(2, NonZero::get);
+            command.env(THREADS, (2 * cores).to_string());
+        }
         if !self.names_a_package() {
             command.arg("--workspace");
         }
