@@ -5,7 +5,7 @@ mod queries;
 mod removal;
 mod sources;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use globset::GlobSet;
 use serde_json::{Value, json};
