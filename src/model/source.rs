@@ -8,10 +8,8 @@ use super::names::{ClusterName, is_object_name};
 use super::owner::Owner;
 use super::text::{Pairs, Text};
 
-/// Meta key of a config entry: how the numbered pairs begin that list sources by their owner.
-const SOURCES: &str = "lictor-src-";
-/// Meta key of a config entry: the Intention that `Jwt` is of.
-const JWT: &str = "lictor-jwt";
+const SOURCES: &str = marks::SOURCES;
+const JWT: &str = marks::JWT;
 /// Meta key of `service-defaults`: the object that the entry is of.
 const OWNER: &str = marks::OWNER;
 /// Most pairs of meta that list sources. Consul takes 64 in all.

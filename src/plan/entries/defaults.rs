@@ -85,16 +85,16 @@ fn claimed(
         None => true,
         Some(there) => match &there.holder {
             Holder::Ours => true,
-            Holder::Nobody if there.was_ours => true,
+            Holder::Nobody | Holder::Incomplete(_) if there.was_ours => true,
             // What others wrote serves as well.
             _ if equal => return finding(State::Fine, true, EntryStep::Settled),
             Holder::Nobody => agree.iter().any(|claimant| claimant.adopt),
-            Holder::Another(_) => false,
+            Holder::Incomplete(_) | Holder::Another(_) => false,
         },
     };
     if !ours {
         let by = there.map(|there| match &there.holder {
-            Holder::Another(by) => by.clone(),
+            Holder::Incomplete(by) | Holder::Another(by) => by.clone(),
             Holder::Ours | Holder::Nobody => {
                 marks::holder(context.desired.cluster(), &Pairs::default())
             }

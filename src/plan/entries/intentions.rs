@@ -80,9 +80,10 @@ fn foreign_holder(
 ) -> Option<Text> {
     match &there.holder {
         Holder::Ours => None,
-        Holder::Nobody if there.was_ours || claimants.iter().any(|it| it.claims.adopt) => None,
+        Holder::Nobody | Holder::Incomplete(_) if there.was_ours => None,
+        Holder::Nobody if claimants.iter().any(|it| it.claims.adopt) => None,
         Holder::Nobody => Some(marks::holder(context.desired.cluster(), &Pairs::default())),
-        Holder::Another(holder) => Some(holder.clone()),
+        Holder::Incomplete(holder) | Holder::Another(holder) => Some(holder.clone()),
     }
 }
 

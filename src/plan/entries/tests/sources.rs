@@ -67,6 +67,26 @@ fn what_others_hold_is_left_alone_and_taken_over_where_nobody_does() {
             false,
         ),
         (&[("external-source", "kubernetes")][..], false),
+        // Some of our marks make it nobody's less, and ours no more.
+        (&[("lictor-cluster", "a")][..], false),
+        (&[("lictor-src-0", "shop/one=web")][..], false),
+        (&[("lictor-jwt", "shop/one")][..], false),
+        (
+            &[("lictor-cluster", "a"), ("external-source", "kubernetes")][..],
+            false,
+        ),
+        (
+            &[
+                ("lictor-cluster", "a"),
+                ("external-source", "kubernetes"),
+                ("lictor-src-0", "web"),
+            ][..],
+            false,
+        ),
+        (
+            &[("lictor-cluster", "a"), ("lictor-src-0", "shop/one=web")][..],
+            false,
+        ),
     ] {
         for adopt in [false, true] {
             let mut bed = Bed::new();
@@ -107,6 +127,38 @@ fn an_entry_that_lost_its_marks_is_repaired() {
             .get("lictor-cluster")
             .is_some()
     );
+}
+
+/// Whoever takes some of the marks away does not make it another's: it is the same entry.
+#[test]
+fn an_entry_that_lost_any_of_its_marks_is_repaired_by_whom_saw_it_whole() {
+    for lost in ["lictor-cluster", "external-source", "lictor-src-0"] {
+        let mut bed = Bed::new();
+        bed.intention("one", 1, to_payment(&[("web", "allow")]));
+        bed.settle(&payment());
+        let entry = bed.consul.intentions.get_mut("payment").unwrap();
+        let whole = entry.meta.clone();
+        let marks = whole.iter().filter(|(key, _)| ***key != *lost);
+        entry.meta = marks.map(|(k, v)| (k.clone(), v.clone())).collect();
+        entry.sources[0].action = "deny".into();
+        entry.modify_index = 99;
+        bed.read();
+        let mut after = bed.restart();
+        bed.settle(&payment());
+        assert_eq!(bed.sources("payment"), ["web allow"], "{lost}");
+        assert_eq!(bed.consul.intentions["payment"].meta, whole);
+        // One that never saw it whole cannot tell it from a copy.
+        after.intention("one", 1, to_payment(&[("web", "allow")]));
+        let finding = after.settle(&payment());
+        let another = state(&finding, "web", &intention("one"));
+        let State::OwnedByAnother(holder) = another else {
+            panic!("{lost}: {another:?}");
+        };
+        assert_eq!(after.writes, 0);
+        if lost != "lictor-cluster" {
+            assert!(holder.contains("incomplete marks"), "{holder}");
+        }
+    }
 }
 
 /// Another hand takes some marks away, or all: whose the sources are is known nevertheless.
