@@ -99,6 +99,8 @@ async fn defaults_of_others_serve_where_they_say_the_same() -> Result<()> {
     };
     let left = scene.config_entry_is(DEFAULTS, &other, left).await?;
     assert_eq!(left["MaxInboundConnections"], 7);
+    let protocol = left["Protocol"].as_str().unwrap_or_default();
+    assert_eq!(protocol, "", "what we wrote into it is gone");
     Ok(())
 }
 

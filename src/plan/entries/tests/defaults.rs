@@ -122,6 +122,8 @@ fn what_somebody_added_to_our_defaults_stays_when_we_go() {
     bed.settle(&defaults());
     let left = &bed.consul.defaults["payment"];
     assert!(left.meta.is_empty() && !left.other.is_empty());
+    assert_eq!(&*left.protocol, "", "only what is theirs stays");
+    assert!(!bed.step(&defaults()));
 }
 
 /// Some of our marks make an entry nobody's less, and ours no more.
