@@ -385,9 +385,9 @@ impl<'a> Merge<'a> {
                 break;
             }
             let pairs = |of: &BTreeMap<Owner, usize>| of.get(owner).copied().unwrap_or_default();
-            let frees = pairs(&excess.pairs).saturating_sub(pairs(&kept));
-            if frees > 0 {
-                freed += frees;
+            let gain = pairs(&excess.pairs).saturating_sub(pairs(&kept));
+            if gain > 0 {
+                freed += gain;
                 waits.insert(owner.clone());
             }
         }
