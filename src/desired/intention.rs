@@ -83,7 +83,10 @@ fn claims(spec: &IntentionSpec) -> Result<IntentionClaims, String> {
     for source in sources {
         let (name, source) = source_of(source)?;
         if named.insert(name.clone(), source).is_some() {
-            return Err(format!("spec.sources: the source {name} is given twice"));
+            return Err(format!(
+                "spec.sources: the source {name} is given twice (a namespace or partition \"default\" \
+                 is the same as none): leave one of the two out"
+            ));
         }
     }
     if named.is_empty() {
@@ -365,6 +368,11 @@ mod tests {
             (
                 json!({"destination": to("a"), "sources": [source, source]}),
                 "given twice",
+            ),
+            (
+                json!({"destination": to("a"), "sources": [source,
+                {"name": "web", "namespace": "default", "action": "deny"}]}),
+                "\"default\" is the same as none",
             ),
             (
                 json!({"destination": to("a"), "sources": [{"name": "web"}]}),

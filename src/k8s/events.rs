@@ -55,6 +55,8 @@ pub enum EventReason {
     InvalidAnnotation,
     /// Consul refused a write.
     ConsulRefused,
+    /// What says whose something is has no room in Consul: it was not asked.
+    TooManySources,
     /// Another hand keeps changing an entry: repairs are slowed down.
     DriftContested,
     /// Too much was found missing at once: nothing of it is removed.
@@ -75,6 +77,7 @@ impl EventReason {
             Self::Conflict => "Conflict",
             Self::InvalidAnnotation => "InvalidAnnotation",
             Self::ConsulRefused => "ConsulRefused",
+            Self::TooManySources => "TooManySources",
             Self::DriftContested => "DriftContested",
             Self::DeletesHeld => "DeletesHeld",
             Self::NodesHeld => "NodesHeld",
@@ -91,6 +94,7 @@ impl EventReason {
             | Self::Conflict
             | Self::InvalidAnnotation
             | Self::ConsulRefused
+            | Self::TooManySources
             | Self::DriftContested
             | Self::DeletesHeld
             | Self::NodesHeld => true,
@@ -100,9 +104,11 @@ impl EventReason {
     /// What was tried: the API wants it apart from why it is told.
     fn action(self) -> &'static str {
         match self {
-            Self::Registered | Self::OwnedByAnother | Self::Conflict | Self::ConsulRefused => {
-                "Register"
-            }
+            Self::Registered
+            | Self::OwnedByAnother
+            | Self::Conflict
+            | Self::ConsulRefused
+            | Self::TooManySources => "Register",
             Self::Deregistered | Self::DeletesHeld => "Deregister",
             Self::DriftRepaired | Self::DriftContested => "Repair",
             Self::NodesHeld => "Update",

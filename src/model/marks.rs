@@ -23,6 +23,10 @@ pub const CLUSTER: &str = "lictor-cluster";
 pub const NODE: &str = "lictor-node";
 /// Meta key: the object that owns the entry.
 pub const OWNER: &str = "lictor-owner";
+/// Meta key of a config entry: how the numbered pairs begin that list sources by their owner.
+pub const SOURCES: &str = "lictor-src-";
+/// Meta key of a config entry: the Intention that its `JWT` is of.
+pub const JWT: &str = "lictor-jwt";
 /// Meta key: the uid of the pod or `ServiceRegistration`.
 pub const UID: &str = "lictor-uid";
 /// Node meta key: the Kubernetes node.
@@ -82,10 +86,16 @@ pub fn keep_unknown(there: &Pairs, wanted: &mut Pairs) {
 #[must_use]
 pub fn is_unmarked(meta: &Pairs) -> bool {
     let is_mark = |key: &str| {
-        matches!(key, CLUSTER | OWNER | EXTERNAL_SOURCE | MANAGED_BY)
+        matches!(key, CLUSTER | EXTERNAL_SOURCE | MANAGED_BY)
+            || names_object(key)
             || key.starts_with("consul.hashicorp.com/")
     };
     !meta.iter().any(|(key, _)| is_mark(key))
+}
+
+/// Whether a meta key of ours says which objects something is of.
+fn names_object(key: &str) -> bool {
+    matches!(key, OWNER | JWT) || key.starts_with(SOURCES)
 }
 
 /// Whether meta carries the mark of another cluster, or of another tool.
@@ -162,6 +172,9 @@ pub fn holder(cluster: &ClusterName, meta: &Pairs) -> Text {
     }
     match meta.get(EXTERNAL_SOURCE) {
         Some(source) => format!("external source {source:?}").into(),
+        None if meta.iter().any(|(key, _)| names_object(key)) => {
+            "an entry with copied or incomplete marks".into()
+        }
         None => "an entry without marks, written by hand or by another tool".into(),
     }
 }

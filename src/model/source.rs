@@ -8,10 +8,8 @@ use super::names::{ClusterName, is_object_name};
 use super::owner::Owner;
 use super::text::{Pairs, Text};
 
-/// Meta key of a config entry: how the numbered pairs begin that list sources by their owner.
-const SOURCES: &str = "lictor-src-";
-/// Meta key of a config entry: the Intention that `Jwt` is of.
-const JWT: &str = "lictor-jwt";
+const SOURCES: &str = marks::SOURCES;
+const JWT: &str = marks::JWT;
 /// Meta key of `service-defaults`: the object that the entry is of.
 const OWNER: &str = marks::OWNER;
 /// Most pairs of meta that list sources. Consul takes 64 in all.
@@ -177,6 +175,42 @@ fn head(owner: &Owner) -> String {
     format!("{}/{}=", owner.namespace, owner.name)
 }
 
+/// The pairs that list the sources of each object.
+fn listed(owners: &Owners) -> Vec<(&Owner, String)> {
+    let mut by_owner: BTreeMap<&Owner, Vec<String>> = BTreeMap::new();
+    for (source, owner) in owners {
+        if *source != SourceName::Jwt {
+            by_owner.entry(owner).or_default().push(source.to_string());
+        }
+    }
+    let mut listed = Vec::new();
+    for (owner, sources) in by_owner {
+        let head = head(owner);
+        let mut value = head.clone();
+        for source in sources {
+            if value.len() > head.len() && value.len() + 1 + source.len() > MAX_VALUE {
+                listed.push((owner, std::mem::replace(&mut value, head.clone())));
+            }
+            if value.len() > head.len() {
+                value.push(',');
+            }
+            value.push_str(&source);
+        }
+        listed.push((owner, value));
+    }
+    listed
+}
+
+/// How many pairs the marks of each object take that has sources.
+#[must_use]
+pub fn pairs(owners: &Owners) -> BTreeMap<Owner, usize> {
+    let mut pairs = BTreeMap::new();
+    for (owner, _) in listed(owners) {
+        *pairs.entry(owner.clone()).or_default() += 1;
+    }
+    pairs
+}
+
 /// The Meta of an entry whose sources are these objects', with what else stands in it already. There is
 /// room for each of them by itself: [`has_room`].
 pub fn meta(
@@ -184,40 +218,18 @@ pub fn meta(
     owners: &Owners,
     there: &Pairs,
 ) -> Result<Pairs, TooManySources> {
-    let mut by_owner: BTreeMap<&Owner, Vec<String>> = BTreeMap::new();
-    for (source, owner) in owners {
-        if *source != SourceName::Jwt {
-            by_owner.entry(owner).or_default().push(source.to_string());
-        }
-    }
-    let mut listed: Vec<String> = Vec::new();
-    let mut pairs: BTreeMap<Owner, usize> = BTreeMap::new();
-    for (owner, sources) in by_owner {
-        let before = listed.len();
-        let head = head(owner);
-        let mut value = head.clone();
-        for source in sources {
-            if value.len() > head.len() && value.len() + 1 + source.len() > MAX_VALUE {
-                listed.push(std::mem::replace(&mut value, head.clone()));
-            }
-            if value.len() > head.len() {
-                value.push(',');
-            }
-            value.push_str(&source);
-        }
-        listed.push(value);
-        pairs.insert(owner.clone(), listed.len() - before);
-    }
+    let listed = listed(owners);
     let mut meta: Vec<(Text, Text)> = strangers(there);
     let others = meta.len() + 2 + usize::from(owners.contains_key(&SourceName::Jwt));
     let room = MAX_LISTED.min(marks::MAX_PAIRS.saturating_sub(others));
     if listed.len() > room {
         let surplus = listed.len() - room;
+        let pairs = pairs(owners);
         return Err(TooManySources { surplus, pairs });
     }
     meta.push((marks::EXTERNAL_SOURCE.into(), marks::KUBERNETES.into()));
     meta.push((marks::CLUSTER.into(), cluster.as_ref().into()));
-    let numbered = listed.into_iter().enumerate();
+    let numbered = listed.into_iter().map(|(_, value)| value).enumerate();
     meta.extend(numbered.map(|(n, value)| (format!("{SOURCES}{n}").into(), value.into())));
     if let Some(owner) = owners.get(&SourceName::Jwt) {
         let object = format!("{}/{}", owner.namespace, owner.name);

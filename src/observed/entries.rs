@@ -21,22 +21,28 @@ pub enum Holder {
     Ours,
     /// Nobody's: it has no owner's mark of any kind.
     Nobody,
+    /// Some of our marks are there, and not all: a copy of some, or what another hand left of ours. It
+    /// is for who saw it whole to tell; here it is named for people.
+    Incomplete(Text),
     /// Another's, who is named for people.
     Another(Text),
 }
 
 impl Holder {
-    fn of(cluster: &ClusterName, meta: &Pairs) -> Self {
-        let marked = meta.get(marks::CLUSTER);
-        if marked.is_some_and(|marked| **marked == *cluster.as_ref())
-            && !marks::is_anothers(cluster, meta)
-        {
+    /// `names_owner` says whether the marks name an object, as all that we write do.
+    fn of(cluster: &ClusterName, meta: &Pairs, names_owner: bool) -> Self {
+        if marks::is_anothers(cluster, meta) {
+            return Self::Another(marks::holder(cluster, meta));
+        }
+        // Each of the two is ours where it is there.
+        let are_there = [marks::CLUSTER, marks::EXTERNAL_SOURCE].map(|key| meta.get(key).is_some());
+        if are_there == [true, true] && names_owner {
             return Self::Ours;
         }
         if marks::is_unmarked(meta) {
             return Self::Nobody;
         }
-        Self::Another(marks::holder(cluster, meta))
+        Self::Incomplete(marks::holder(cluster, meta))
     }
 }
 
@@ -71,7 +77,8 @@ impl ObservedIntentions {
     /// Reads an entry.
     #[must_use]
     pub fn of(cluster: &ClusterName, entry: wire::ServiceIntentions) -> Self {
-        let holder = Holder::of(cluster, &entry.meta);
+        let marked = source::owners(&entry.meta);
+        let holder = Holder::of(cluster, &entry.meta, !marked.is_empty());
         let of = [&entry.namespace, &entry.partition];
         let sources = entry.sources.into_iter();
         let sources = sources.map(|source| canonical(source, of));
@@ -79,8 +86,8 @@ impl ObservedIntentions {
             .map(|source| (source_name(&source), source))
             .collect();
         let mut owners = match holder {
-            Holder::Ours => source::owners(&entry.meta),
-            Holder::Nobody | Holder::Another(_) => Owners::new(),
+            Holder::Ours => marked,
+            Holder::Nobody | Holder::Incomplete(_) | Holder::Another(_) => Owners::new(),
         };
         // A mark of what is not there any more says nothing.
         owners.retain(|name, _| is_among(name, &sources, entry.jwt.as_ref()));
@@ -206,10 +213,10 @@ impl ObservedDefaults {
     #[must_use]
     pub fn of(cluster: &ClusterName, entry: wire::ServiceDefaults) -> Option<(ServiceName, Self)> {
         let service = entry.name.to_lowercase().parse().ok()?;
-        let holder = Holder::of(cluster, &entry.meta);
         let owner = entry.meta.get(marks::OWNER);
         let owner = owner.and_then(|owner| Owner::parse(owner));
         let owner = owner.filter(|owner| owner.kind == OwnerKind::ServiceRegistration);
+        let holder = Holder::of(cluster, &entry.meta, owner.is_some());
         let there = Self {
             was_ours: holder == Holder::Ours,
             owner: owner.filter(|_| holder == Holder::Ours),
@@ -222,10 +229,11 @@ impl ObservedDefaults {
 
 impl ObservedDefaults {
     /// What is known of the entry as it was: one of ours stays ours when another hand strips its
-    /// marks, since it has the same `CreateIndex` then.
+    /// marks, all or some, since it has the same `CreateIndex` then.
     pub fn recognise(&mut self, known: &Self) {
         let same = known.entry.create_index == self.entry.create_index;
-        self.was_ours |= self.holder == Holder::Nobody && same && known.was_ours;
+        let is_anothers = matches!(self.holder, Holder::Another(_));
+        self.was_ours |= !is_anothers && same && known.was_ours;
     }
 
     /// This was written a moment ago in the place of what was there before, whatever stands there now.

@@ -425,9 +425,8 @@ fn event_reason(reason: Reason) -> Option<EventReason> {
         Reason::Invalid => Some(EventReason::InvalidAnnotation),
         Reason::Conflict => Some(EventReason::Conflict),
         Reason::OwnedByAnother => Some(EventReason::OwnedByAnother),
-        Reason::ConsulRefused | Reason::AccessDenied | Reason::TooManySources => {
-            Some(EventReason::ConsulRefused)
-        }
+        Reason::ConsulRefused | Reason::AccessDenied => Some(EventReason::ConsulRefused),
+        Reason::TooManySources => Some(EventReason::TooManySources),
         Reason::DriftContested => Some(EventReason::DriftContested),
         // These are told where they arise.
         Reason::Paused

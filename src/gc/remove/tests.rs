@@ -180,7 +180,7 @@ async fn an_intention_whose_removal_was_answered_by_nobody_is_told_once() {
     let there = json!([{
         "Kind": "service-intentions", "Name": "payment", "ModifyIndex": 5,
         "Sources": [{"Name": "web", "Action": "allow"}],
-        "Meta": {"lictor-cluster": "a", "lictor-src-0": "shop/one=web"},
+        "Meta": {"external-source": "kubernetes", "lictor-cluster": "a", "lictor-src-0": "shop/one=web"},
     }]);
     let yes = || ResponseTemplate::new(200).set_body_string("true");
     let no = || ResponseTemplate::new(200).set_body_string("false");

@@ -85,16 +85,16 @@ fn claimed(
         None => true,
         Some(there) => match &there.holder {
             Holder::Ours => true,
-            Holder::Nobody if there.was_ours => true,
+            Holder::Nobody | Holder::Incomplete(_) if there.was_ours => true,
             // What others wrote serves as well.
             _ if equal => return finding(State::Fine, true, EntryStep::Settled),
             Holder::Nobody => agree.iter().any(|claimant| claimant.adopt),
-            Holder::Another(_) => false,
+            Holder::Incomplete(_) | Holder::Another(_) => false,
         },
     };
     if !ours {
         let by = there.map(|there| match &there.holder {
-            Holder::Another(by) => by.clone(),
+            Holder::Incomplete(by) | Holder::Another(by) => by.clone(),
             Holder::Ours | Holder::Nobody => {
                 marks::holder(context.desired.cluster(), &Pairs::default())
             }
@@ -162,15 +162,16 @@ fn unclaimed(
         return finding(State::Pending, EntryStep::Settled);
     }
     let index = there.entry.modify_index;
-    let change = if there.entry.other.is_empty() && is_only_ours(&there.entry.meta) {
+    // What somebody added to it stays.
+    let rest = wire::ServiceDefaults {
+        protocol: Text::default(),
+        meta: source::without_marks(&there.entry.meta),
+        ..there.entry.clone()
+    };
+    let change = if rest.other.is_empty() && rest.meta.is_empty() {
         Change::DeleteDefaults(index)
     } else {
-        // Somebody added to it: what is theirs stays.
-        let entry = wire::ServiceDefaults {
-            meta: source::without_marks(&there.entry.meta),
-            ..there.entry.clone()
-        };
-        Change::PutDefaults(entry, index)
+        Change::PutDefaults(rest, index)
     };
     let mut write = EntryWrite::new(owner, change);
     write.removed.push(Gone {
@@ -197,10 +198,6 @@ fn rules_go_too(service: &ServiceName, context: Context<'_>) -> bool {
         let is_kept = |owner| context.desired.freeze_of(owner).is_some();
         !source.permissions.is_empty() && owner.is_some_and(|it| !is_kept(it)) && !is_claimed(name)
     })
-}
-
-fn is_only_ours(meta: &Pairs) -> bool {
-    source::without_marks(meta).is_empty()
 }
 
 fn meta(context: Context<'_>, owner: &Owner, there: &Pairs) -> Pairs {

@@ -11,7 +11,7 @@ use crate::model::key::{Table, source_key};
 use crate::model::marks;
 use crate::model::names::Destination;
 use crate::model::owner::Owner;
-use crate::model::source::{self, Owners, SourceName};
+use crate::model::source::{self, Owners, SourceName, TooManySources};
 use crate::model::text::{Pairs, Text};
 use crate::observed::entries::{Holder, ObservedIntentions};
 
@@ -51,20 +51,25 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
     {
         return of_another(destination, &claimants, &holder, there);
     }
-    let mut merge = Merge {
-        destination,
-        there,
-        parts: BTreeMap::new(),
-        assigned: BTreeMap::new(),
-        open: BTreeSet::new(),
-        removed: Vec::new(),
-    };
-    merge.keep(&claimants, context);
-    for claimant in &claimants {
-        merge.claim(claimant);
+    let mut left_out = BTreeSet::new();
+    loop {
+        let mut merge = Merge::new(destination, there, &left_out);
+        merge.keep(&claimants, context);
+        for claimant in &claimants {
+            merge.claim(claimant);
+        }
+        merge.let_go(context);
+        let waits = match merge.marks(context) {
+            Ok(meta) => return merge.finish(&claimants, meta),
+            Err(excess) => merge.who_waits(&claimants, &excess),
+        };
+        if waits.is_empty() {
+            // All of it stands there already: what can be written could be kept.
+            let meta = there.map(|there| there.meta.clone());
+            return merge.finish(&claimants, meta.unwrap_or_default());
+        }
+        left_out.extend(waits);
     }
-    merge.let_go(context);
-    merge.finish(&claimants, context)
 }
 
 /// Who holds the entry, if it is not for us to write.
@@ -75,9 +80,10 @@ fn foreign_holder(
 ) -> Option<Text> {
     match &there.holder {
         Holder::Ours => None,
-        Holder::Nobody if there.was_ours || claimants.iter().any(|it| it.claims.adopt) => None,
+        Holder::Nobody | Holder::Incomplete(_) if there.was_ours => None,
+        Holder::Nobody if claimants.iter().any(|it| it.claims.adopt) => None,
         Holder::Nobody => Some(marks::holder(context.desired.cluster(), &Pairs::default())),
-        Holder::Another(holder) => Some(holder.clone()),
+        Holder::Incomplete(holder) | Holder::Another(holder) => Some(holder.clone()),
     }
 }
 
@@ -132,10 +138,31 @@ struct Merge<'a> {
     assigned: BTreeMap<SourceName, (Content, Owner)>,
     /// What an Intention asks for that is left out while it is found out whether it is to blame.
     open: BTreeSet<SourceName>,
+    /// The objects that get nothing which they do not have: the marks have no room for it.
+    left_out: &'a BTreeSet<Owner>,
+    /// What they ask for in vain.
+    waiting: BTreeSet<SourceName>,
     removed: Vec<Gone>,
 }
 
-impl Merge<'_> {
+impl<'a> Merge<'a> {
+    fn new(
+        destination: &'a Destination,
+        there: Option<&'a ObservedIntentions>,
+        left_out: &'a BTreeSet<Owner>,
+    ) -> Self {
+        Self {
+            destination,
+            there,
+            parts: BTreeMap::new(),
+            assigned: BTreeMap::new(),
+            open: BTreeSet::new(),
+            left_out,
+            waiting: BTreeSet::new(),
+            removed: Vec::new(),
+        }
+    }
+
     /// What stands under a name, whoever's.
     fn found(&self, name: &SourceName) -> Option<Content> {
         let there = self.there?;
@@ -224,7 +251,9 @@ impl Merge<'_> {
                 self.stand(&name, owner, true, false, State::Pending);
                 continue;
             }
-            if !source::has_room(owner, &name) {
+            let waits = self.left_out.contains(owner) && self.owner(&name) != Some(owner);
+            if waits || !source::has_room(owner, &name) {
+                self.waiting.insert(name.clone());
                 self.stand(&name, owner, true, false, State::TooManySources);
                 continue;
             }
@@ -255,6 +284,13 @@ impl Merge<'_> {
             if self.assigned.contains_key(name) {
                 continue;
             }
+            if self.waiting.contains(name)
+                && let Some(content) = self.found(name)
+            {
+                // Somebody asks for it, and could not have it marked as theirs.
+                self.assigned.insert(name.clone(), (content, owner.clone()));
+                continue;
+            }
             let key = source_key(self.destination, name.clone());
             match context.may_remove(&key, Table::Intentions) {
                 Ok(why) => {
@@ -270,13 +306,7 @@ impl Merge<'_> {
         }
     }
 
-    fn finish(mut self, claimants: &[Claimant<'_>], context: Context<'_>) -> EntryFinding {
-        let there_meta = self
-            .there
-            .map(|there| there.meta.clone())
-            .unwrap_or_default();
-        // What has no room for its marks is no more ours than before.
-        let meta = self.mark(claimants, &there_meta, context);
+    fn finish(self, claimants: &[Claimant<'_>], meta: Pairs) -> EntryFinding {
         let foreign = self.foreign();
         let foreign_count = foreign
             .keys()
@@ -311,71 +341,61 @@ impl Merge<'_> {
             .collect()
     }
 
-    /// The Meta that says whose what is. Where it has no room for all, the youngest waits.
-    fn mark(&mut self, claimants: &[Claimant<'_>], there: &Pairs, context: Context<'_>) -> Pairs {
-        let mut left_out: BTreeSet<Owner> = BTreeSet::new();
-        loop {
-            if self.assigned.is_empty() {
-                return source::without_marks(there);
-            }
-            let owners: Owners = self
-                .assigned
-                .iter()
-                .map(|(name, (_, owner))| (name.clone(), owner.clone()))
-                .collect();
-            let excess = match source::meta(context.desired.cluster(), &owners, there) {
-                Ok(meta) => return meta,
-                Err(excess) => excess,
-            };
-            let new: BTreeSet<&Owner> = self
-                .assigned
-                .iter()
-                .filter(|(name, (_, of))| self.owner(name) != Some(of))
-                .map(|(_, (_, of))| of)
-                .collect();
-            let mut youngest = claimants.iter().rev().map(|it| &it.owner);
-            let mut freed = 0;
-            let mut waits: BTreeSet<Owner> = BTreeSet::new();
-            while freed < excess.surplus
-                && let Some(owner) =
-                    youngest.find(|owner| !left_out.contains(*owner) && new.contains(owner))
-            {
-                // At most: what it holds already stays.
-                freed += excess.pairs.get(owner).copied().unwrap_or_default();
-                waits.insert(owner.clone());
-            }
-            if waits.is_empty() {
-                // All of it stands there already: what can be written could be kept.
-                return there.clone();
-            }
-            self.leave_out(&waits);
-            left_out.extend(waits);
+    /// The Meta that says whose what is.
+    fn marks(&self, context: Context<'_>) -> Result<Pairs, TooManySources> {
+        let none = Pairs::default();
+        let there = self.there.map_or(&none, |there| &there.meta);
+        if self.assigned.is_empty() {
+            return Ok(source::without_marks(there));
         }
+        source::meta(context.desired.cluster(), &self.owners(|_, _| true), there)
     }
 
-    /// Takes back what these objects ask for and do not hold yet.
-    fn leave_out(&mut self, owners: &BTreeSet<Owner>) {
-        let names: Vec<SourceName> = self.assigned.keys().cloned().collect();
-        for name in names {
-            let is_new =
-                |(_, of): &&(Content, Owner)| owners.contains(of) && self.owner(&name) != Some(of);
-            let Some((_, owner)) = self.assigned.get(&name).filter(is_new).cloned() else {
-                continue;
-            };
-            self.assigned.remove(&name);
-            for stand in self.parts.entry(name.clone()).or_default() {
-                if stand.owner == owner {
-                    stand.state = State::TooManySources;
-                    stand.there = false;
-                }
+    /// Whose what is to be, of that to which `of` applies.
+    fn owners(&self, of: impl Fn(&SourceName, &Owner) -> bool) -> Owners {
+        let assigned = self.assigned.iter();
+        let assigned = assigned.filter(|(name, (_, owner))| of(name, owner));
+        assigned
+            .map(|(name, (_, owner))| (name.clone(), owner.clone()))
+            .collect()
+    }
+
+    /// The objects that have to do without what they do not have, where the marks have no room for all.
+    ///
+    /// Whoever has a place keeps it, whoever is older: first the youngest of those wait that have none,
+    /// then the youngest that ask for more than their place has room for.
+    fn who_waits(&self, claimants: &[Claimant<'_>], excess: &TooManySources) -> BTreeSet<Owner> {
+        let new = self.owners(|name, owner| self.owner(name) != Some(owner));
+        let new: BTreeSet<&Owner> = new.values().collect();
+        let kept = self.owners(|name, owner| self.owner(name) == Some(owner));
+        let kept = source::pairs(&kept);
+        let there = self.there.iter();
+        let settled: BTreeSet<&Owner> = there
+            .flat_map(|there| there.owners.values().chain(there.lost.values()))
+            .collect();
+        let youngest = || {
+            let youngest = claimants.iter().rev().map(|it| &it.owner);
+            youngest.filter(|owner| new.contains(owner) && !self.left_out.contains(*owner))
+        };
+        let homeless = youngest().filter(|owner| !settled.contains(owner));
+        let growing = youngest().filter(|owner| settled.contains(owner));
+        let (mut freed, mut waits) = (0, BTreeSet::new());
+        for owner in homeless.chain(growing) {
+            if freed >= excess.surplus {
+                break;
             }
-            // What it was to take over from another of ours stays there.
-            if let Some(before) = self.owner(&name).cloned()
-                && let Some(content) = self.found(&name)
-            {
-                self.assigned.insert(name, (content, before));
+            let pairs = |of: &BTreeMap<Owner, usize>| of.get(owner).copied().unwrap_or_default();
+            let gain = pairs(&excess.pairs).saturating_sub(pairs(&kept));
+            if gain > 0 {
+                freed += gain;
+                waits.insert(owner.clone());
             }
         }
+        if waits.is_empty() {
+            // Only the pair of a token is too much then.
+            waits.extend(youngest().next().cloned());
+        }
+        waits
     }
 
     fn step(
@@ -451,7 +471,7 @@ impl Merge<'_> {
 
     /// The object that a write is for: one whose source changes, or goes, else one whose source is
     /// there.
-    fn concerned<'a>(&'a self, puts: &'a [Put]) -> Option<&'a Owner> {
+    fn concerned<'b>(&'b self, puts: &'b [Put]) -> Option<&'b Owner> {
         let mut assigned = self.assigned.iter();
         let taken = assigned.find(|(name, (_, owner))| self.owner(name) != Some(owner));
         let changed = puts.first().map(|put| &put.owner);

@@ -5,7 +5,7 @@ mod queries;
 mod removal;
 mod sources;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use globset::GlobSet;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn cluster() -> ClusterName {
 }
 
 /// A Consul as far as entries on no node go.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Consul {
     index: u64,
     intentions: BTreeMap<String, wire::ServiceIntentions>,
@@ -164,9 +164,9 @@ impl Bed {
     }
 
     /// A new process, which knows what stands and nothing of what was seen.
-    fn restart(self) -> Self {
+    fn restart(&self) -> Self {
         let mut after = Self::new();
-        after.consul = self.consul;
+        after.consul = self.consul.clone();
         after.read();
         after
     }
@@ -188,10 +188,16 @@ impl Bed {
             .finish_read(&ticket, rows, Knowledge::Whole, |_| false);
         let defaults = self.consul.defaults.values();
         let rows = defaults.filter_map(|entry| ObservedDefaults::of(&cluster(), entry.clone()));
+        let mut rows: BTreeMap<_, _> = rows.collect();
+        for (name, row) in &mut rows {
+            if let Some(known) = self.mirror.defaults.get(name) {
+                row.recognise(known);
+            }
+        }
         let ticket = self.mirror.defaults.start_read();
         self.mirror
             .defaults
-            .finish_read(&ticket, rows.collect(), Knowledge::Whole, |_| false);
+            .finish_read(&ticket, rows, Knowledge::Whole, |_| false);
         let pairs = self
             .consul
             .ledger

@@ -172,6 +172,7 @@ async fn the_youngest_waits_where_the_marks_of_all_have_no_room() -> Result<()> 
     let message = scene.is_not("young", "TooManySources").await?;
     ensure!(message.contains("room"), "{message}");
     ensure!(message.contains("b-"), "{message}");
+    scene.event("TooManySources", "young", "room").await?;
     let entry = scene.config_entry(ENTRY, &payment).await?;
     ensure!(all_of(&entry, "a-"), "{entry:#}");
     scene.is_ready("old").await?;

@@ -12,7 +12,7 @@ fn entry(destination: &str, meta: &Value) -> Value {
 }
 
 /// Marks of others, with what the condition says of them.
-fn holders() -> [(&'static str, Value, &'static str); 4] {
+fn holders(cluster: &str) -> [(&'static str, Value, &'static str); 5] {
     [
         ("hand", json!({}), "without marks"),
         (
@@ -27,6 +27,11 @@ fn holders() -> [(&'static str, Value, &'static str); 4] {
             "somebody-else",
         ),
         ("nomad", json!({"external-source": "nomad"}), "nomad"),
+        (
+            "half",
+            json!({"external-source": "kubernetes", "lictor-cluster": cluster, "team": "x"}),
+            "incomplete marks",
+        ),
     ]
 }
 
@@ -35,19 +40,19 @@ async fn entries_of_others_stay_as_they_are_to_the_byte() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor_with(&["--drift-interval=1s"]).await?;
     let mut before = Vec::new();
-    for (name, meta, _) in holders() {
+    for (name, meta, _) in holders(&scene.cluster) {
         let destination = scene.named(name);
         scene.entry_by_hand(&entry(&destination, &meta)).await?;
         before.push(scene.config_entry(ENTRY, &destination).await?);
     }
     let still = async || -> Result<()> {
-        for ((name, ..), before) in holders().iter().zip(&before) {
+        for ((name, ..), before) in holders(&scene.cluster).iter().zip(&before) {
             let now = scene.config_entry(ENTRY, &scene.named(name)).await?;
             assert_eq!(now, *before);
         }
         Ok(())
     };
-    for (name, _, holder) in holders() {
+    for (name, _, holder) in holders(&scene.cluster) {
         let spec = to(&scene.named(name), &one("web", "allow"));
         scene.intend(name, spec).await?;
         let message = scene.is_not(name, "OwnedByAnother").await?;
@@ -56,7 +61,7 @@ async fn entries_of_others_stay_as_they_are_to_the_byte() -> Result<()> {
         let status = scene.shown(Kind::Intention, name, |_| true).await?;
         assert_eq!(status["sources"]["foreign"], 1, "{status:#}");
     }
-    lictor.shows("lictor_conflicts", 4.0).await?;
+    lictor.shows("lictor_conflicts", 5.0).await?;
     still().await?;
     // Whether they come or go, and over a restart.
     lictor.stop().await?;
@@ -79,7 +84,7 @@ async fn only_what_nobody_owns_is_taken_over() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
     let both = json!([{"name": "web", "action": "allow"}, {"name": "theirs", "action": "allow"}]);
-    for (name, meta, _) in holders() {
+    for (name, meta, _) in holders(&scene.cluster) {
         let destination = scene.named(name);
         scene.entry_by_hand(&entry(&destination, &meta)).await?;
         let mut spec = to(&destination, &both);
@@ -92,7 +97,7 @@ async fn only_what_nobody_owns_is_taken_over() -> Result<()> {
         .await?;
     assert_eq!(entry["Meta"]["lictor-cluster"], scene.cluster);
     scene.is_ready("hand").await?;
-    for (name, _, holder) in &holders()[1..] {
+    for (name, _, holder) in &holders(&scene.cluster)[1..] {
         let message = scene.is_not(name, "OwnedByAnother").await?;
         ensure!(message.contains(holder), "{message}");
         let left = scene.config_entry(ENTRY, &scene.named(name)).await?;

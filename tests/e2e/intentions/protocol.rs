@@ -99,6 +99,8 @@ async fn defaults_of_others_serve_where_they_say_the_same() -> Result<()> {
     };
     let left = scene.config_entry_is(DEFAULTS, &other, left).await?;
     assert_eq!(left["MaxInboundConnections"], 7);
+    let protocol = left["Protocol"].as_str().unwrap_or_default();
+    assert_eq!(protocol, "", "what we wrote into it is gone");
     Ok(())
 }
 
@@ -176,54 +178,6 @@ async fn a_protocol_that_nobody_asks_for_is_found_after_a_restart() -> Result<()
         .config_entry_is(DEFAULTS, &goes, Value::is_null)
         .await?;
     assert_eq!(scene.config_entry(DEFAULTS, &stays).await?, kept);
-    Ok(())
-}
-
-/// What is due together is written in the order in which Consul takes it, and goes.
-#[tokio::test]
-async fn rules_and_their_protocol_that_are_due_at_once_are_refused_nothing() -> Result<()> {
-    let scene = Scene::new().await?;
-    let lictor = scene.lictor().await?;
-    let names: Vec<String> = (0..8).map(|n| format!("both-{n}")).collect();
-    for name in &names {
-        let service = scene.named(name);
-        scene.register(name, speaks(&service, "http")).await?;
-        scene.intend(name, to(&service, &rules("web"))).await?;
-    }
-    for name in &names {
-        is_ready(&scene, name).await?;
-        scene.is_ready(name).await?;
-    }
-    lictor.stop().await?;
-    for name in &names {
-        let service = scene.named(name);
-        scene.entry_away(ENTRY, &service).await?;
-        scene.entry_away(DEFAULTS, &service).await?;
-    }
-    // Both are due at once here, too.
-    let lictor = scene.lictor().await?;
-    for name in &names {
-        scene.is_ready(name).await?;
-        scene
-            .sources_are(&scene.named(name), &["web rules"])
-            .await?;
-    }
-    lictor.idle().await?;
-    let refused = lictor
-        .metric("lictor_operations_total", &["\"refused\""])
-        .await?;
-    assert!(refused == 0.0, "{refused} refusals");
-    // Which of the two goes first is for the watches to say: a refusal would be heard of, and got over.
-    for name in &names {
-        scene.delete(Kind::Intention, name).await?;
-        scene.unregister(name).await?;
-    }
-    for name in &names {
-        let service = scene.named(name);
-        scene
-            .config_entry_is(DEFAULTS, &service, Value::is_null)
-            .await?;
-    }
     Ok(())
 }
 

@@ -122,6 +122,55 @@ fn what_somebody_added_to_our_defaults_stays_when_we_go() {
     bed.settle(&defaults());
     let left = &bed.consul.defaults["payment"];
     assert!(left.meta.is_empty() && !left.other.is_empty());
+    assert_eq!(&*left.protocol, "", "only what is theirs stays");
+    assert!(!bed.step(&defaults()));
+}
+
+/// Some of our marks make an entry nobody's less, and ours no more.
+#[test]
+fn defaults_with_some_of_our_marks_are_anothers_unless_they_were_seen_with_all() {
+    const MARKS: [(&str, &str); 3] = [
+        ("external-source", "kubernetes"),
+        ("lictor-cluster", "a"),
+        ("lictor-owner", "ServiceRegistration/shop/one"),
+    ];
+    let without = |lost: usize| -> Pairs {
+        let marks = MARKS.iter().enumerate().filter(|(n, _)| *n != lost);
+        marks
+            .map(|(_, (k, v))| ((*k).into(), (*v).into()))
+            .collect()
+    };
+    for lost in 0..MARKS.len() {
+        let mut seen = Bed::new();
+        seen.registration("one", 1, speaks("http"));
+        seen.settle(&defaults());
+        let whole = seen.consul.defaults["payment"].meta.clone();
+        let entry = seen.consul.defaults.get_mut("payment").unwrap();
+        entry.protocol = "tcp".into();
+        entry.meta = without(lost);
+        entry.modify_index = 99;
+        seen.read();
+        let mut after = seen.restart();
+        seen.settle(&defaults());
+        let repaired = &seen.consul.defaults["payment"];
+        assert_eq!((&*repaired.protocol, &repaired.meta), ("http", &whole));
+
+        let mut spec = speaks("http");
+        spec["adopt"] = true.into();
+        after.registration("one", 1, spec);
+        let finding = after.settle(&defaults());
+        let state = &finding.parts[0].stands[0].state;
+        assert!(
+            matches!(state, State::OwnedByAnother(_)),
+            "{lost}: {state:?}"
+        );
+        let touched = &mut Touched::default();
+        after
+            .index
+            .remove_registration(&"shop".into(), &"one".into(), true, touched);
+        after.settle(&defaults());
+        assert_eq!((after.writes, after.consul.defaults.len()), (0, 1));
+    }
 }
 
 /// `proxy-defaults` may give rules the protocol that they need: whether it does, Consul knows.

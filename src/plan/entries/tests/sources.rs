@@ -67,6 +67,26 @@ fn what_others_hold_is_left_alone_and_taken_over_where_nobody_does() {
             false,
         ),
         (&[("external-source", "kubernetes")][..], false),
+        // Some of our marks make it nobody's less, and ours no more.
+        (&[("lictor-cluster", "a")][..], false),
+        (&[("lictor-src-0", "shop/one=web")][..], false),
+        (&[("lictor-jwt", "shop/one")][..], false),
+        (
+            &[("lictor-cluster", "a"), ("external-source", "kubernetes")][..],
+            false,
+        ),
+        (
+            &[
+                ("lictor-cluster", "a"),
+                ("external-source", "kubernetes"),
+                ("lictor-src-0", "web"),
+            ][..],
+            false,
+        ),
+        (
+            &[("lictor-cluster", "a"), ("lictor-src-0", "shop/one=web")][..],
+            false,
+        ),
     ] {
         for adopt in [false, true] {
             let mut bed = Bed::new();
@@ -107,6 +127,38 @@ fn an_entry_that_lost_its_marks_is_repaired() {
             .get("lictor-cluster")
             .is_some()
     );
+}
+
+/// Whoever takes some of the marks away does not make it another's: it is the same entry.
+#[test]
+fn an_entry_that_lost_any_of_its_marks_is_repaired_by_whom_saw_it_whole() {
+    for lost in ["lictor-cluster", "external-source", "lictor-src-0"] {
+        let mut bed = Bed::new();
+        bed.intention("one", 1, to_payment(&[("web", "allow")]));
+        bed.settle(&payment());
+        let entry = bed.consul.intentions.get_mut("payment").unwrap();
+        let whole = entry.meta.clone();
+        let marks = whole.iter().filter(|(key, _)| ***key != *lost);
+        entry.meta = marks.map(|(k, v)| (k.clone(), v.clone())).collect();
+        entry.sources[0].action = "deny".into();
+        entry.modify_index = 99;
+        bed.read();
+        let mut after = bed.restart();
+        bed.settle(&payment());
+        assert_eq!(bed.sources("payment"), ["web allow"], "{lost}");
+        assert_eq!(bed.consul.intentions["payment"].meta, whole);
+        // One that never saw it whole cannot tell it from a copy.
+        after.intention("one", 1, to_payment(&[("web", "allow")]));
+        let finding = after.settle(&payment());
+        let another = state(&finding, "web", &intention("one"));
+        let State::OwnedByAnother(holder) = another else {
+            panic!("{lost}: {another:?}");
+        };
+        assert_eq!(after.writes, 0);
+        if lost != "lictor-cluster" {
+            assert!(holder.contains("incomplete marks"), "{holder}");
+        }
+    }
 }
 
 /// Another hand takes some marks away, or all: whose the sources are is known nevertheless.
@@ -271,6 +323,118 @@ fn of_more_intentions_than_an_entry_has_pairs_the_oldest_are_written() {
     let told = finding.parts.iter().flat_map(|part| &part.stands);
     let told = told.filter(|stand| stand.state == State::TooManySources);
     assert_eq!(told.count(), 940);
+}
+
+/// Sixty Intentions that fill an entry, and sixty older ones that wait for a place in it.
+fn full() -> Bed {
+    let mut bed = Bed::new();
+    for n in 0..60 {
+        let spec = to_payment(&[(&format!("s{n:02}"), "allow")]);
+        bed.intention(&format!("f{n:02}"), 1000 + n, spec);
+    }
+    bed.settle(&payment());
+    for n in 0..60 {
+        let spec = to_payment(&[(&format!("w{n:02}"), "allow")]);
+        bed.intention(&format!("wait{n:02}"), n, spec);
+    }
+    bed.settle(&payment());
+    assert_eq!((bed.sources("payment").len(), bed.writes), (60, 1));
+    bed
+}
+
+fn waits(finding: &EntryFinding) -> BTreeSet<(String, String)> {
+    let mut waits = BTreeSet::new();
+    for part in &finding.parts {
+        let stands = part.stands.iter();
+        for stand in stands.filter(|stand| stand.state == State::TooManySources) {
+            waits.insert((stand.owner.name.to_string(), part.key.to_string()));
+        }
+    }
+    waits
+}
+
+#[test]
+fn what_is_in_a_full_entry_keeps_its_place_when_it_is_edited() {
+    let mut bed = full();
+    bed.intention("f31", 1031, to_payment(&[("g31", "allow")]));
+    let finding = bed.settle(&payment());
+    let sources = bed.sources("payment");
+    assert_eq!(sources.len(), 60);
+    assert!(sources.contains(&"g31 allow".to_owned()), "{sources:?}");
+    assert!(!sources.contains(&"s31 allow".to_owned()));
+    assert_eq!(*state(&finding, "g31", &intention("f31")), State::Fine);
+    assert_eq!(waits(&finding).len(), 60);
+    // The place of one that goes is the oldest's.
+    bed.remove_intention("f31");
+    bed.settle(&payment());
+    let sources = bed.sources("payment");
+    assert!(sources.contains(&"w00 allow".to_owned()), "{sources:?}");
+}
+
+#[test]
+fn places_are_the_same_in_whatever_order_all_are_edited() {
+    let edit = |bed: &mut Bed, n: usize| {
+        if n < 60 {
+            let source = format!("g{n:02}");
+            let spec = to_payment(&[(&source, "deny")]);
+            bed.intention(&format!("f{n:02}"), 1000 + i64::try_from(n).unwrap(), spec);
+        } else {
+            let source = format!("v{:02}", n - 60);
+            let spec = to_payment(&[(&source, "deny")]);
+            let created = i64::try_from(n - 60).unwrap();
+            bed.intention(&format!("wait{:02}", n - 60), created, spec);
+        }
+    };
+    let expected: Vec<String> = (0..60).map(|n| format!("g{n:02} deny")).collect();
+    for order in [1, 7, 119] {
+        for each in [false, true] {
+            let mut bed = full();
+            for n in 0..120 {
+                edit(&mut bed, n * order % 120);
+                if each {
+                    bed.settle(&payment());
+                }
+            }
+            let finding = bed.settle(&payment());
+            assert_eq!(bed.sources("payment"), expected, "{order} {each}");
+            assert_eq!(waits(&finding).len(), 60);
+        }
+    }
+}
+
+#[test]
+fn an_edit_that_needs_more_than_its_place_waits_and_what_it_had_stays() {
+    let mut bed = full();
+    let long = |n: usize| format!("{n}{}", "x".repeat(200));
+    let more: Vec<String> = (0..4).map(long).collect();
+    let mut sources: Vec<(&str, &str)> = more.iter().map(|it| (&**it, "allow")).collect();
+    sources.push(("s31", "deny"));
+    bed.intention("f31", 1031, to_payment(&sources));
+    let finding = bed.settle(&payment());
+    let there = bed.sources("payment");
+    assert_eq!(there.len(), 60);
+    assert!(there.contains(&"s31 deny".to_owned()), "{there:?}");
+    let told = waits(&finding);
+    let theirs = told.iter().filter(|(owner, _)| owner == "f31");
+    assert_eq!((theirs.count(), told.len()), (4, 64));
+}
+
+/// Whoever is left out takes from nobody what is asked for, and what nobody has is not let go for it.
+#[test]
+fn what_one_that_is_left_out_asks_for_stays_with_whom_has_it() {
+    let mut bed = full();
+    let mut spec = many("b", 200);
+    let s31 = json!({"name": "s31", "action": "deny"});
+    spec["sources"].as_array_mut().unwrap().push(s31);
+    bed.intention("wait00", 0, spec);
+    bed.intention("f31", 1031, to_payment(&[("s31", "deny")]));
+    let finding = bed.settle(&payment());
+    let is_there = |bed: &Bed| bed.sources("payment").contains(&"s31 deny".to_owned());
+    assert!(is_there(&bed));
+    assert_eq!(*state(&finding, "s31", &intention("f31")), State::Fine);
+    bed.remove_intention("f31");
+    bed.settle(&payment());
+    assert!(is_there(&bed));
 }
 
 /// While it is found out who is to blame for a refusal, an older one may still turn out not to be.
