@@ -386,19 +386,35 @@ pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery>
     match row {
         Row::Ledger(ledger) => {
             // A note that is struck out while there is a query says that it is another's.
-            let id = ledger.as_ref().map(|(ledger, _)| &*ledger.id);
-            let named = there.named.as_ref().map(|named| &*named.id);
-            there.was_ours &= id.is_some();
-            there.was_ours |= named.is_some() && named == id;
+            there.known = there.known.filter(|_| ledger.is_some());
             there.ledger = ledger;
+            let of = |query: &Option<wire::PreparedQuery>| {
+                let query = query.as_ref().filter(|query| there.says(query));
+                query.map(|query| query.id.clone())
+            };
+            if let Some(id) = of(&there.named).or_else(|| of(&there.renamed)) {
+                there.knows(&id);
+            }
         }
-        // The one that had been renamed was removed; whatever has the name stays.
-        Row::Query(None) if there.renamed.is_some() => there.renamed = None,
-        Row::Query(query) => {
-            there.was_ours = query.is_some();
+        Row::Query(None) => {
+            let ours = there.ours().map(|ours| ours.id.clone());
+            let renamed = there.renamed.as_ref().map(|renamed| renamed.id.clone());
+            // Where that is removed, whatever has the name stays.
+            if renamed.is_none() || there.named.is_some() && ours != renamed {
+                there.named = None;
+                there.elsewhere = Elsewhere::No;
+            } else {
+                there.renamed = None;
+                there.renamed_elsewhere = Elsewhere::No;
+            }
+            there.known = None;
+        }
+        Row::Query(Some(query)) => {
             there.renamed = None;
+            there.renamed_elsewhere = Elsewhere::No;
             there.elsewhere = Elsewhere::No;
-            there.named = query;
+            there.knows(&query.id);
+            there.named = Some(query);
         }
         Row::Defaults(_) | Row::Intentions(_) => {}
     }
@@ -408,6 +424,7 @@ pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::owner::Owner;
     use crate::observed::entries::definition;
 
     #[test]
@@ -435,12 +452,26 @@ mod tests {
             id: id.into(),
             ..wire::PreparedQuery::default()
         };
-        let before = ObservedQuery {
+        let owner = Owner::prepared_query(&"shop".into(), &"q".into());
+        let ours = Ledger {
+            id: "ours".to_owned(),
+            ..Ledger::new(&owner, "uid", "h".to_owned())
+        };
+        let mut before = ObservedQuery {
+            ledger: Some((ours.clone(), 7)),
             named: Some(named("theirs")),
             renamed: Some(named("ours")),
+            known: Some(ours),
             ..ObservedQuery::default()
         };
         let after = placed(Some(&before), Row::Query(None)).unwrap();
-        assert_eq!((after.named, after.renamed), (before.named, None));
+        assert_eq!((&after.named, after.renamed), (&before.named, None));
+        // Where it is the other way round, the ledger was spoilt.
+        std::mem::swap(&mut before.named, &mut before.renamed);
+        if let Some((ledger, _)) = &mut before.ledger {
+            ledger.id = "theirs".to_owned();
+        }
+        let after = placed(Some(&before), Row::Query(None)).unwrap();
+        assert_eq!((after.named, after.renamed), (None, before.renamed));
     }
 }
