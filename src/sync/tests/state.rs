@@ -7,7 +7,7 @@ use crate::k8s::{Broken, BrokenKind};
 use crate::model::entry::{CheckKind, Node};
 use crate::model::key::{InstanceKey, Key, Place, Table, source_key};
 use crate::model::kind::Kind;
-use crate::model::names::{Destination, InstanceId, NodeName};
+use crate::model::names::{Destination, InstanceId, NodeName, QueryName};
 use crate::model::owner::Owner;
 use crate::model::source::SourceName;
 use crate::observed::entries::ObservedIntentions;
@@ -324,4 +324,29 @@ async fn a_kind_that_is_missing_holds_up_only_what_it_could_claim() {
     assert_eq!(engine.held, [source("web")].into());
     take(&mut engine, Change::Intention(WatchEvent::Healthy));
     assert!(engine.held.is_empty());
+}
+
+/// Who deletes a CRD and applies it again has the objects to apply still.
+#[tokio::test]
+async fn what_is_missing_once_its_crd_is_back_waits_for_three_lists() {
+    let say = |change: WatchEvent<_>| KubeEvent {
+        at: Instant::now(),
+        scope: None,
+        change: Change::PreparedQuery(change),
+    };
+    for kind in [BrokenKind::Missing, BrokenKind::Leaving, BrokenKind::Failed] {
+        let mut engine = ready();
+        engine.take(say(WatchEvent::Broken(Broken {
+            kind,
+            message: "no CRD".into(),
+        })));
+        engine.take(say(WatchEvent::Listing));
+        engine.take(say(WatchEvent::Listed {
+            resource_version: "7".into(),
+        }));
+        let key = Key::Query(QueryName::new("nearest"));
+        engine.rules.guard.found(&key);
+        let passed = engine.rules.guard.judge(60, Instant::now());
+        assert_eq!(passed.len(), usize::from(kind == BrokenKind::Failed));
+    }
 }
