@@ -311,7 +311,7 @@ pub async fn read_table(
             // note is read the next time.
             let prefix = ledger::prefix(cluster);
             let ledger = client.kv_list(&prefix, Consistency::Consistent).await?;
-            let (ledger, noted) = known(table, ledger)?;
+            let (ledger, noted) = known_with(LEDGER, ledger)?;
             let answer = client.queries(Consistency::Consistent).await?;
             let (found, knowledge) = known(table, answer)?;
             let knowledge = if noted == Knowledge::Whole {
@@ -359,11 +359,24 @@ async fn ledgers_of_others(
     }
 }
 
+/// The ledger, and the rights that it takes to read it.
+const LEDGER: (&str, &str) = (
+    "entries of the ledger of queries",
+    "key_prefix \"lictor/v1/\" read",
+);
+
 fn known<T>(table: Table, answer: Observed<T>) -> Result<(T, Knowledge), ReadError> {
+    known_with((table.as_str(), rights(table)), answer)
+}
+
+/// What was read, and how whole it is by the rights that it takes.
+fn known_with<T>(
+    (what, rights): (&str, &str),
+    answer: Observed<T>,
+) -> Result<(T, Knowledge), ReadError> {
     match answer.quality {
         Quality::Authoritative => Ok((answer.value, Knowledge::Whole)),
         Quality::Filtered => {
-            let (what, rights) = (table.as_str(), rights(table));
             let why = format!("Consul left {what} out for want of rights: give the token {rights}");
             Ok((answer.value, Knowledge::Partial(why)))
         }
@@ -426,6 +439,26 @@ mod tests {
     use super::*;
     use crate::model::owner::Owner;
     use crate::observed::entries::definition;
+
+    #[test]
+    fn a_ledger_that_may_not_be_read_whole_asks_for_rights_on_keys() {
+        let answer = || Observed {
+            value: (),
+            quality: Quality::Filtered,
+            index: None,
+        };
+        let why = |known: Result<((), Knowledge), ReadError>| match known {
+            Ok(((), Knowledge::Partial(why))) => why,
+            other => panic!("{other:?}"),
+        };
+        let of_ledger = why(known_with(LEDGER, answer()));
+        assert!(
+            of_ledger.ends_with("key_prefix \"lictor/v1/\" read"),
+            "{of_ledger}"
+        );
+        let of_queries = why(known(Table::Queries, answer()));
+        assert!(of_queries.contains("query:read"), "{of_queries}");
+    }
 
     #[test]
     fn a_query_and_its_note_stand_under_one_name() {
