@@ -221,6 +221,12 @@ impl Estate {
                     "its entry in the cluster's ledger is not understood, a newer release may: remove \
                      both by hand"
                 }
+                None if there.renamed.is_some() => {
+                    "what has the id that the cluster's ledger says has another name and definition"
+                }
+                Some(query) if !there.says(query) && !ledger.id.is_empty() => {
+                    "the cluster's ledger says another id: it was changed by another hand"
+                }
                 Some(query) if hash(&definition(query)) != ledger.hash => {
                     "it is not as the cluster's ledger says: it was changed by another hand"
                 }

@@ -59,6 +59,8 @@ pub struct Broken {
 pub enum BrokenKind {
     /// The API server does not serve the kind: its CRD is not installed.
     Missing,
+    /// Its CRD is being deleted, or was made anew: its objects go with that, and nobody meant these.
+    Leaving,
     /// The API server refuses our identity, or what it may do.
     Denied,
     /// No connection, or no answer in time.

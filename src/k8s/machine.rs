@@ -238,14 +238,8 @@ impl Machine {
                 self.pause = again.then_some(pause);
                 None
             }
-            Failure::Undecodable(message) | Failure::Leaving(message) => {
-                self.next = Next::List(None);
-                self.pause = Some(self.back_off(dice));
-                self.break_down(Broken {
-                    kind: BrokenKind::Failed,
-                    message,
-                })
-            }
+            Failure::Undecodable(message) => self.list_anew(BrokenKind::Failed, message, dice),
+            Failure::Leaving(message) => self.list_anew(BrokenKind::Leaving, message, dice),
             Failure::Other { why, pause } => {
                 // What was deleted while the kind was not served was told to nobody.
                 if listing || why.kind == BrokenKind::Missing {
@@ -283,6 +277,17 @@ impl Machine {
         let longest = backoff::ceiling(FIRST_PAUSE, self.failures, LONGEST_PAUSE);
         self.failures += 1;
         backoff::jittered(longest, dice())
+    }
+
+    fn list_anew(
+        &mut self,
+        kind: BrokenKind,
+        message: Text,
+        dice: &mut impl FnMut() -> f64,
+    ) -> Option<Say> {
+        self.next = Next::List(None);
+        self.pause = Some(self.back_off(dice));
+        self.break_down(Broken { kind, message })
     }
 
     fn break_down(&mut self, why: Broken) -> Option<Say> {

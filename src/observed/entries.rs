@@ -258,13 +258,16 @@ pub struct ObservedQuery {
     pub ledger: Option<(Ledger, u64)>,
     /// The query that has the name.
     pub named: Option<wire::PreparedQuery>,
-    /// The query that has the id which the ledger says, where that has another name.
-    pub renamed: Option<wire::PreparedQuery>,
     /// Whether another ledger has the query of this name.
     pub elsewhere: Elsewhere,
-    /// Whether the query of this name was seen as ours by this process, then or now: it stays ours when
-    /// somebody removes its entry of the ledger.
-    pub was_ours: bool,
+    /// The query that has the id which the ledger says, where that has another name and is in no place
+    /// of its own: somebody renamed it, or wrote the id of a stranger's into the ledger.
+    pub renamed: Option<wire::PreparedQuery>,
+    /// Whether another ledger has that one.
+    pub renamed_elsewhere: Elsewhere,
+    /// What this process last knew the ledger to say of a query that it saw as ours, then or now: the
+    /// query stays ours when somebody removes or spoils its entry of the ledger.
+    pub known: Option<Ledger>,
 }
 
 /// Whether a ledger has a query that is not the one of its name in this cluster's.
@@ -275,47 +278,145 @@ pub enum Elsewhere {
     No,
     /// The ledgers of other clusters cannot be read.
     Unknown,
-    /// One does: whose it is then, for people.
+    /// This cluster's does, under another name: which that is, for people.
+    Here(Text),
+    /// Another cluster's does: whose it is then, for people.
     Noted(Text),
 }
 
 impl ObservedQuery {
     /// The query that is ours.
     ///
+    /// An id in the ledger makes no query ours by itself, since anybody may have written it there: the
+    /// query must have the name too, or be the one that was noted in all but its name. Where another
+    /// query has the noted id, or none, the one that this process knows is ours, or the one that has
+    /// both the name and the noted definition: then it is the ledger that was spoilt.
+    ///
     /// Without an id in the ledger, it was noted and perhaps created. Of two clusters that noted the
     /// same one, the one that did not create it finds the other's note, and takes it for the other's.
     #[must_use]
     pub fn ours(&self) -> Option<&wire::PreparedQuery> {
-        let named = self.named.as_ref();
-        let others = matches!(self.elsewhere, Elsewhere::Noted(_));
-        let Some((ledger, _)) = &self.ledger else {
-            return named.filter(|_| self.was_ours && !others);
-        };
-        if ledger.id.is_empty() {
-            // A hash knows of no token, and what is created here has none.
-            let noted = |named: &&wire::PreparedQuery| {
-                !named.token && hash(&definition(named)) == ledger.hash
-            };
-            return named.filter(|named| self.was_ours || (noted(named) && !others));
-        }
-        let is_it = |query: &&wire::PreparedQuery| *query.id == *ledger.id;
+        self.ours_spelt("")
+    }
+
+    /// The query that is ours, where its name is spelt so, or as that of its object: a definition has the
+    /// spelling in it, which is not to be found where somebody renamed the query.
+    #[must_use]
+    pub fn ours_spelt(&self, spelling: &str) -> Option<&wire::PreparedQuery> {
+        let ledger = self.ledger.as_ref().map(|(ledger, _)| ledger);
+        self.known_one(ledger)
+            .or_else(|| self.noted_one(ledger?, spelling))
+    }
+
+    /// The query that this process knows.
+    fn known_one(&self, ledger: Option<&Ledger>) -> Option<&wire::PreparedQuery> {
+        let known = self.known.as_ref()?;
+        let is_it = |query: &&wire::PreparedQuery| *query.id == *known.id;
+        let is_said = ledger.is_some_and(|ledger| {
+            ledger.owner().is_some() && (ledger.id.is_empty() || ledger.id == known.id)
+        });
+        let may_be = |elsewhere: &Elsewhere| is_said || !matches!(elsewhere, Elsewhere::Noted(_));
+        let named = self.named.as_ref().filter(|_| may_be(&self.elsewhere));
         let renamed = self.renamed.as_ref();
+        let renamed = renamed.filter(|_| may_be(&self.renamed_elsewhere));
         named.filter(is_it).or_else(|| renamed.filter(is_it))
+    }
+
+    /// The query that is ours by all that the ledger says.
+    fn noted_one(&self, ledger: &Ledger, spelling: &str) -> Option<&wire::PreparedQuery> {
+        // A hash knows of no token, and what is created here has none.
+        let is_defined = |query: &wire::PreparedQuery, name: &str| {
+            let definition = wire::PreparedQuery {
+                name: name.into(),
+                ..definition(query)
+            };
+            !query.token && hash(&definition) == ledger.hash
+        };
+        let named = self.named.as_ref();
+        let named = named.filter(|_| !matches!(self.elsewhere, Elsewhere::Noted(_)));
+        // Another id is a spoilt one for all that is known, unless that shows that ours was replaced.
+        let may_differ =
+            ledger.id.is_empty() || (self.known.is_none() && self.elsewhere != Elsewhere::Unknown);
+        let as_noted = |named: &&wire::PreparedQuery| {
+            self.says(named) || (may_differ && is_defined(named, &named.name))
+        };
+        named.filter(as_noted).or_else(|| {
+            // Whatever was written into the ledger, this process knows which id it was.
+            let said = self
+                .known
+                .as_ref()
+                .is_none_or(|known| known.id == ledger.id);
+            let renamed = self.renamed.as_ref();
+            let renamed = renamed.filter(|query| said && self.says(query));
+            let free = self.renamed_elsewhere == Elsewhere::No;
+            let spelt = [spelling, &ledger.name];
+            let as_noted =
+                |query: &wire::PreparedQuery| spelt.into_iter().any(|name| is_defined(query, name));
+            renamed.filter(|query| free && as_noted(query))
+        })
+    }
+
+    /// Whether the ledger says the id of a query.
+    #[must_use]
+    pub fn says(&self, query: &wire::PreparedQuery) -> bool {
+        let ledger = self.ledger.as_ref();
+        ledger.is_some_and(|(ledger, _)| *ledger.id == *query.id)
+    }
+
+    /// What is noted of the query, by the ledger or, where that was removed or spoilt, by what this
+    /// process knows of it; `None` where it names no object.
+    #[must_use]
+    pub fn note(&self) -> Option<&Ledger> {
+        let ledger = self.ledger.as_ref().map(|(ledger, _)| ledger);
+        if ledger.is_some_and(|ledger| ledger.owner().is_none()) && !self.is_spoilt() {
+            return None;
+        }
+        let ledger = ledger.filter(|ledger| ledger.owner().is_some());
+        let known = self.known.as_ref();
+        let known = known.filter(|_| self.known_one(ledger).is_some());
+        let is_said = |ledger: &&Ledger| {
+            known.is_none_or(|known| ledger.id.is_empty() || ledger.id == known.id)
+        };
+        ledger.filter(is_said).or(known)
+    }
+
+    /// The object that the query is for.
+    #[must_use]
+    pub fn owner(&self) -> Option<Owner> {
+        self.note()?.owner()
+    }
+
+    /// Whether the ledger's entry is none that any release wrote, and this process knows what it said.
+    #[must_use]
+    pub fn is_spoilt(&self) -> bool {
+        let ledger = self.ledger.as_ref();
+        ledger.is_some_and(|(ledger, _)| ledger.kind.is_empty()) && self.known.is_some()
     }
 
     /// Takes over from what was known before that the query of this name is ours.
     pub fn recognise(&mut self, before: Option<&Self>) {
-        let id = |query: Option<&wire::PreparedQuery>| query.map(|query| query.id.clone());
-        let known = before.and_then(Self::ours);
-        let Some(named) = id(self.named.as_ref()) else {
-            self.was_ours = false;
+        self.known = before.and_then(|before| before.known.clone());
+        let Some(ours) = self.ours().map(|ours| ours.id.clone()) else {
+            // What is not ours without an entry is not known any more; with one it may yet be told by
+            // what this process knows that the entry was spoilt.
+            self.known = self.known.take().filter(|_| self.ledger.is_some());
             return;
         };
-        // Another id in the ledger is the later word.
-        let said = self.ledger.as_ref().map(|(ledger, _)| &*ledger.id);
-        let open = said.is_none_or(str::is_empty);
-        self.was_ours = (open && id(known).as_ref() == Some(&named))
-            || id(self.ours()).as_ref() == Some(&named);
+        self.knows(&ours);
+    }
+
+    /// The query of this id is ours, as the ledger says, or said before it was spoilt.
+    pub fn knows(&mut self, id: &str) {
+        let said = self.ledger.as_ref().map(|(ledger, _)| ledger);
+        let said = said.filter(|ledger| ledger.owner().is_some());
+        let is_known = self.known.as_ref().is_some_and(|known| *known.id == *id);
+        let is_later = |ledger: &&Ledger| !is_known || ledger.id.is_empty() || *ledger.id == *id;
+        let said = said.filter(is_later).cloned();
+        let note = said.or_else(|| self.known.take().filter(|_| is_known));
+        self.known = note.map(|note| Ledger {
+            id: id.to_owned(),
+            ..note
+        });
     }
 }
 
@@ -333,8 +434,7 @@ impl Owned for ObservedDefaults {
 
 impl Owned for ObservedQuery {
     fn owned(&self) -> usize {
-        let ledger = self.ledger.as_ref();
-        usize::from(ledger.is_some_and(|(ledger, _)| ledger.owner().is_some()))
+        usize::from(self.owner().is_some())
     }
 }
 
@@ -391,16 +491,20 @@ pub fn queries(
             None => Elsewhere::Unknown,
             Some(others) => others.have(&name, &query),
         };
-        if let Some((known_as, owner)) = by_id.get(&query.id)
-            && *known_as != name
+        let in_place = rows.get(&name).is_some_and(|row| row.says(&query));
+        if !in_place
+            && let Some((known_as, owner)) = by_id.get(&query.id)
             && let Some(row) = rows.get_mut(known_as)
         {
+            row.renamed_elsewhere = elsewhere.clone();
             row.renamed = Some(query.clone());
             let whose = owner
                 .as_ref()
                 .map_or_else(String::new, |it| format!(", of {it}"));
             let whose = format!("this cluster's query {known_as}{whose}, which somebody renamed");
-            elsewhere = Elsewhere::Noted(whose.into());
+            if !matches!(elsewhere, Elsewhere::Noted(_)) {
+                elsewhere = Elsewhere::Here(whose.into());
+            }
         }
         // One without a name belongs to a session, and to nobody else.
         if !query.name.is_empty() {

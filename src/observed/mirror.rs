@@ -189,10 +189,7 @@ impl Mirror {
                 self.intentions.iter().flat_map(of).collect()
             }
             OwnerKind::ServiceRegistration | OwnerKind::PreparedQuery => {
-                let is_of = |there: &ObservedQuery| {
-                    let ledger = there.ledger.as_ref();
-                    ledger.and_then(|(ledger, _)| ledger.owner()).as_ref() == Some(owner)
-                };
+                let is_of = |there: &ObservedQuery| there.owner().as_ref() == Some(owner);
                 let queries = self.queries.iter().filter(|(_, there)| is_of(there));
                 let queries = queries.map(|(name, _)| Key::Query(name.clone()));
                 let defaults = self.defaults.iter();

@@ -16,7 +16,8 @@ use crate::model::kind::Kind;
 /// The time over which found absences are counted.
 const WINDOW: Duration = Duration::from_mins(10);
 /// Lists that must agree before all of a few entries go, or anything of an intention: without one,
-/// others than before may connect.
+/// others than before may connect. So many also where a kind of ours was not served, or went with its
+/// CRD, and may be about to come back object by object.
 const LISTS_FOR_THE_LAST: u32 = 3;
 
 /// From how many found absences on nothing of it is removed.
@@ -65,6 +66,8 @@ pub struct Guard {
     released: BTreeSet<Key>,
     /// Lists that were asked for and are complete.
     lists: Lists,
+    /// How many there were of a kind when its CRD was last missing, or was made anew.
+    doubted: [Option<u32>; Kind::ALL.len()],
     verdict: Verdict,
     /// Whether something changed since the last verdict.
     open: bool,
@@ -84,6 +87,7 @@ impl Guard {
             waiting: BTreeMap::new(),
             released: BTreeSet::new(),
             lists: Lists::default(),
+            doubted: Default::default(),
             verdict: Verdict::Pass,
             open: false,
             shrunk: false,
@@ -104,7 +108,7 @@ impl Guard {
             Verdict::Hold { would_go, of } => Hold::TooMany { would_go, of },
             Verdict::Pass | Verdict::Confirm => Hold::Unconfirmed {
                 lists: self.agree(key, since),
-                needed: self.needed(key),
+                needed: self.needed(key, since),
             },
         })
     }
@@ -155,6 +159,13 @@ impl Guard {
         self.open = true;
     }
 
+    /// The CRD of a kind is missing, or its objects went with it: what of the kind is found missing until
+    /// it was listed once more was not deleted by anybody.
+    pub fn doubt(&mut self, kind: Kind) {
+        self.doubted[kind as usize] = Some(self.lists[kind as usize]);
+        self.open = true;
+    }
+
     /// Whether something changed since the last verdict.
     #[must_use]
     pub fn is_open(&self) -> bool {
@@ -175,14 +186,21 @@ impl Guard {
     /// How many lists show the absence: so many of each kind that could claim the key. A kind that
     /// cannot be listed says nothing of what it has nothing to do with.
     fn agree(&self, key: &Key, since: &Lists) -> u32 {
-        let of = |kind: &Kind| self.lists[*kind as usize] - since[*kind as usize];
+        let of = |kind: &Kind| {
+            let doubted = self.doubted[*kind as usize].unwrap_or_default();
+            self.lists[*kind as usize] - since[*kind as usize].max(doubted)
+        };
         1 + key.claimed_by().iter().map(of).min().unwrap_or_default()
     }
 
     /// Lists that must show the absence.
-    fn needed(&self, key: &Key) -> u32 {
+    fn needed(&self, key: &Key, since: &Lists) -> u32 {
         let is_intention = matches!(key, Key::Intentions(_) | Key::Source(_));
-        if self.verdict == Verdict::Confirm || is_intention {
+        let is_doubted = key.claimed_by().iter().any(|kind| {
+            let doubted = self.doubted[*kind as usize];
+            doubted.is_some_and(|doubted| since[*kind as usize] <= doubted)
+        });
+        if self.verdict == Verdict::Confirm || is_intention || is_doubted {
             self.limits.confirm.max(LISTS_FOR_THE_LAST)
         } else {
             self.limits.confirm
@@ -190,7 +208,7 @@ impl Guard {
     }
 
     fn is_confirmed(&self, (key, since): (&Key, &Lists)) -> bool {
-        self.agree(key, since) >= self.needed(key)
+        self.agree(key, since) >= self.needed(key, since)
     }
 
     /// Judges what waits, if something changed, with `owned` entries in Consul. Returns the keys that

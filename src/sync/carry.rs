@@ -311,7 +311,7 @@ pub async fn read_table(
             // note is read the next time.
             let prefix = ledger::prefix(cluster);
             let ledger = client.kv_list(&prefix, Consistency::Consistent).await?;
-            let (ledger, noted) = known(table, ledger)?;
+            let (ledger, noted) = known_with(LEDGER, ledger)?;
             let answer = client.queries(Consistency::Consistent).await?;
             let (found, knowledge) = known(table, answer)?;
             let knowledge = if noted == Knowledge::Whole {
@@ -359,11 +359,24 @@ async fn ledgers_of_others(
     }
 }
 
+/// The ledger, and the rights that it takes to read it.
+const LEDGER: (&str, &str) = (
+    "entries of the ledger of queries",
+    "key_prefix \"lictor/v1/\" read",
+);
+
 fn known<T>(table: Table, answer: Observed<T>) -> Result<(T, Knowledge), ReadError> {
+    known_with((table.as_str(), rights(table)), answer)
+}
+
+/// What was read, and how whole it is by the rights that it takes.
+fn known_with<T>(
+    (what, rights): (&str, &str),
+    answer: Observed<T>,
+) -> Result<(T, Knowledge), ReadError> {
     match answer.quality {
         Quality::Authoritative => Ok((answer.value, Knowledge::Whole)),
         Quality::Filtered => {
-            let (what, rights) = (table.as_str(), rights(table));
             let why = format!("Consul left {what} out for want of rights: give the token {rights}");
             Ok((answer.value, Knowledge::Partial(why)))
         }
@@ -386,19 +399,35 @@ pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery>
     match row {
         Row::Ledger(ledger) => {
             // A note that is struck out while there is a query says that it is another's.
-            let id = ledger.as_ref().map(|(ledger, _)| &*ledger.id);
-            let named = there.named.as_ref().map(|named| &*named.id);
-            there.was_ours &= id.is_some();
-            there.was_ours |= named.is_some() && named == id;
+            there.known = there.known.filter(|_| ledger.is_some());
             there.ledger = ledger;
+            let of = |query: &Option<wire::PreparedQuery>| {
+                let query = query.as_ref().filter(|query| there.says(query));
+                query.map(|query| query.id.clone())
+            };
+            if let Some(id) = of(&there.named).or_else(|| of(&there.renamed)) {
+                there.knows(&id);
+            }
         }
-        // The one that had been renamed was removed; whatever has the name stays.
-        Row::Query(None) if there.renamed.is_some() => there.renamed = None,
-        Row::Query(query) => {
-            there.was_ours = query.is_some();
+        Row::Query(None) => {
+            let ours = there.ours().map(|ours| ours.id.clone());
+            let renamed = there.renamed.as_ref().map(|renamed| renamed.id.clone());
+            // Where that is removed, whatever has the name stays.
+            if renamed.is_none() || there.named.is_some() && ours != renamed {
+                there.named = None;
+                there.elsewhere = Elsewhere::No;
+            } else {
+                there.renamed = None;
+                there.renamed_elsewhere = Elsewhere::No;
+            }
+            there.known = None;
+        }
+        Row::Query(Some(query)) => {
             there.renamed = None;
+            there.renamed_elsewhere = Elsewhere::No;
             there.elsewhere = Elsewhere::No;
-            there.named = query;
+            there.knows(&query.id);
+            there.named = Some(query);
         }
         Row::Defaults(_) | Row::Intentions(_) => {}
     }
@@ -408,7 +437,28 @@ pub fn placed(before: Option<&ObservedQuery>, row: Row) -> Option<ObservedQuery>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::owner::Owner;
     use crate::observed::entries::definition;
+
+    #[test]
+    fn a_ledger_that_may_not_be_read_whole_asks_for_rights_on_keys() {
+        let answer = || Observed {
+            value: (),
+            quality: Quality::Filtered,
+            index: None,
+        };
+        let why = |known: Result<((), Knowledge), ReadError>| match known {
+            Ok(((), Knowledge::Partial(why))) => why,
+            other => panic!("{other:?}"),
+        };
+        let of_ledger = why(known_with(LEDGER, answer()));
+        assert!(
+            of_ledger.ends_with("key_prefix \"lictor/v1/\" read"),
+            "{of_ledger}"
+        );
+        let of_queries = why(known(Table::Queries, answer()));
+        assert!(of_queries.contains("query:read"), "{of_queries}");
+    }
 
     #[test]
     fn a_query_and_its_note_stand_under_one_name() {
@@ -435,12 +485,26 @@ mod tests {
             id: id.into(),
             ..wire::PreparedQuery::default()
         };
-        let before = ObservedQuery {
+        let owner = Owner::prepared_query(&"shop".into(), &"q".into());
+        let ours = Ledger {
+            id: "ours".to_owned(),
+            ..Ledger::new(&owner, "uid", "h".to_owned())
+        };
+        let mut before = ObservedQuery {
+            ledger: Some((ours.clone(), 7)),
             named: Some(named("theirs")),
             renamed: Some(named("ours")),
+            known: Some(ours),
             ..ObservedQuery::default()
         };
         let after = placed(Some(&before), Row::Query(None)).unwrap();
-        assert_eq!((after.named, after.renamed), (before.named, None));
+        assert_eq!((&after.named, after.renamed), (&before.named, None));
+        // Where it is the other way round, the ledger was spoilt.
+        std::mem::swap(&mut before.named, &mut before.renamed);
+        if let Some((ledger, _)) = &mut before.ledger {
+            ledger.id = "theirs".to_owned();
+        }
+        let after = placed(Some(&before), Row::Query(None)).unwrap();
+        assert_eq!((after.named, after.renamed), (None, before.renamed));
     }
 }

@@ -105,12 +105,18 @@ impl Engine {
                 if broken.kind == BrokenKind::Missing {
                     self.missing.insert(kind);
                 }
+                if matches!(broken.kind, BrokenKind::Missing | BrokenKind::Leaving) {
+                    self.rules.guard.doubt(kind);
+                }
                 let label = KindLabel {
                     kind: kind.resource(),
                 };
                 let restarts = &self.report.metrics.watch_restarts;
                 restarts.get_or_create(&label).inc();
             }
+            WatchEvent::Deleted {
+                by_itself: false, ..
+            } => self.rules.guard.doubt(kind),
             _ => {}
         }
     }

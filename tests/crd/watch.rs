@@ -418,7 +418,7 @@ async fn a_crd_may_go_and_come(views: &mut Views, client: &Client) -> Result<()>
         .await?;
     // What goes with it is not told as deleted: nobody meant that.
     let objects = views.registrations.objects.len();
-    let broken = |views: &Views| views.registrations.broken == Some(BrokenKind::Failed);
+    let broken = |views: &Views| views.registrations.broken == Some(BrokenKind::Leaving);
     views.until("the objects' end", broken).await?;
     ensure!(
         views.registrations.objects.len() == objects

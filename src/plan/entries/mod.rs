@@ -280,7 +280,7 @@ pub fn owner_of(key: &Key, observed: &Mirror) -> Option<Owner> {
         }
         Key::Query(name) => {
             let there = observed.queries.get(name)?;
-            there.ours().and(there.ledger.as_ref()?.0.owner())
+            there.ours_spelt(name.as_ref()).and(there.owner())
         }
         Key::Node(_) | Key::Instance(_) | Key::Intentions(_) => None,
     }

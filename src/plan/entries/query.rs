@@ -20,7 +20,7 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let holder = claimants.next();
     let losing = claimants.map(|claimant| claimant.owner.clone());
     // What a frozen object holds stays its own, whoever claims it.
-    if let Some(keeper) = there.ledger.as_ref().and_then(|(ledger, _)| ledger.owner())
+    if let Some(keeper) = there.owner()
         && holder.is_none_or(|holder| holder.owner != keeper)
         && let Some(freeze) = context.desired.freeze_of(&keeper)
     {
@@ -38,13 +38,13 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
         return EntryFinding::of(&key, stands, EntryStep::Settled);
     }
     let Some(holder) = holder else {
-        return unclaimed(&key, there, context);
+        return unclaimed(name, there, context);
     };
     let (state, step) = claimed(name, holder, there, context);
     let stand = Stand {
         owner: holder.owner.clone(),
         claimed: true,
-        there: there.ours().is_some(),
+        there: there.ours_spelt(&holder.query.name).is_some(),
         state,
     };
     let stands = [stand]
@@ -84,13 +84,13 @@ fn claimed(
             Some(named) => another(of_another(named, &there.elsewhere)),
         };
     };
-    if ledger.owner().is_none() {
+    if ledger.owner().is_none() && !there.is_spoilt() {
         let at = ledger::key(context.desired.cluster(), name);
         return another(format!(
             "the entry {at} of Consul's KV, which is not understood"
         ));
     }
-    let Some(ours) = there.ours() else {
+    let Some(ours) = there.ours_spelt(&wanted.name) else {
         // It may only be hidden: what the ledger says of it is all that makes it ours.
         if there.named.is_none()
             && (!ledger.id.is_empty() || ledger.hash != hash(wanted))
@@ -99,6 +99,9 @@ fn claimed(
             return (State::Held(hold), EntryStep::Settled);
         }
         return match &there.named {
+            // Two clusters note it, and which of the two notes is true is not to be told from here: it
+            // may be the other's that was spoilt, and is put right.
+            Some(named) if there.says(named) => another(of_another(named, &there.elsewhere)),
             // Somebody took the name: between our note and our query, or after ours was removed.
             Some(_) if context.is_whole(Table::Queries).is_ok() => {
                 write(Change::DeleteLedger(*index))
@@ -197,7 +200,7 @@ fn differing(there: &wire::PreparedQuery, wanted: &wire::PreparedQuery) -> Vec<&
 fn of_another(query: &wire::PreparedQuery, elsewhere: &Elsewhere) -> String {
     let id = &query.id;
     match elsewhere {
-        Elsewhere::Noted(whose) => format!("{whose} (id {id})"),
+        Elsewhere::Noted(whose) | Elsewhere::Here(whose) => format!("{whose} (id {id})"),
         Elsewhere::No => format!("a query of nobody's, made by hand or by another tool (id {id})"),
         Elsewhere::Unknown => format!(
             "a query that may be another cluster's, whose ledgers cannot be read: give the token \
@@ -206,26 +209,29 @@ fn of_another(query: &wire::PreparedQuery, elsewhere: &Elsewhere) -> String {
     }
 }
 
-fn unclaimed(key: &Key, there: &ObservedQuery, context: Context<'_>) -> EntryFinding {
-    let noted = there.ledger.as_ref();
-    let Some((index, owner)) = noted.and_then(|(ledger, index)| Some((index, ledger.owner()?)))
-    else {
+fn unclaimed(name: &QueryName, there: &ObservedQuery, context: Context<'_>) -> EntryFinding {
+    let key = &Key::Query(name.clone());
+    let name = name.as_ref();
+    let Some(owner) = there.owner() else {
         return EntryFinding::of(key, Vec::new(), EntryStep::Settled);
     };
     let finding = |state: State, step: EntryStep| {
         let stand = Stand {
             owner: owner.clone(),
             claimed: false,
-            there: there.ours().is_some(),
+            there: there.ours_spelt(name).is_some(),
             state,
         };
         EntryFinding::of(key, vec![stand], step)
     };
-    let Some(query) = there.ours() else {
+    let Some(query) = there.ours_spelt(name) else {
         // A note of what is not there protects nothing, unless it may only be hidden.
         if let Err(hold) = context.is_whole(Table::Queries) {
             return finding(State::Held(hold), EntryStep::Settled);
         }
+        let Some((_, index)) = &there.ledger else {
+            return EntryFinding::of(key, Vec::new(), EntryStep::Settled);
+        };
         let write = EntryWrite::new(&owner, Change::DeleteLedger(*index));
         return finding(State::Pending, EntryStep::Write(write));
     };
@@ -233,6 +239,14 @@ fn unclaimed(key: &Key, there: &ObservedQuery, context: Context<'_>) -> EntryFin
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
     };
+    // A spoilt entry is put right first: it is struck out by what it says.
+    if let Some((ledger, index)) = &there.ledger
+        && let Some(note) = there.note()
+        && (ledger.owner().is_none() || !(ledger.id.is_empty() || there.says(query)))
+    {
+        let write = EntryWrite::new(&owner, Change::PutLedger(note.clone(), *index));
+        return finding(State::Pending, EntryStep::Write(write));
+    }
     let change = Change::DeleteQuery(query.id.clone(), query.modify_index);
     let mut write = EntryWrite::new(&owner, change);
     write.removed.push(Gone {

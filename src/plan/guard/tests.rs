@@ -231,3 +231,53 @@ fn a_kind_that_cannot_be_listed_holds_up_only_what_it_could_claim() {
     }
     assert_eq!(guard.judge(3, now), [source]);
 }
+
+#[test]
+fn what_is_found_missing_after_its_crd_was_goes_when_three_lists_agree() {
+    let query = |number: usize| {
+        let name = format!("q{number}");
+        Key::Query(crate::model::names::QueryName::new(&name))
+    };
+    let (mut guard, now) = (guard(), begin());
+    guard.doubt(Kind::PreparedQuery);
+    for number in 0..5 {
+        guard.found(&query(number));
+    }
+    // Nothing of that kind could claim this one.
+    guard.found(&key(0));
+    assert_eq!(guard.judge(60, now), [key(0)]);
+    for lists in 1..3 {
+        assert_eq!(guard.judge(60, now), []);
+        let why = Hold::Unconfirmed { lists, needed: 3 };
+        assert_eq!(guard.admits(&query(1)), Err(why));
+        assert!(guard.wants_lists(&all()));
+        guard.returned(&query(lists as usize + 2));
+        assert_eq!(guard.judge(60, now), []);
+        guard.listed(&all());
+    }
+    assert_eq!(guard.judge(60, now), [query(0), query(1), query(2)]);
+    // What is found after those lists is as ever, until it is missing once more.
+    guard.found(&query(7));
+    assert_eq!(guard.judge(60, now), [query(7)]);
+    guard.doubt(Kind::PreparedQuery);
+    guard.found(&query(8));
+    assert_eq!(guard.judge(60, now), []);
+}
+
+#[test]
+fn lists_from_before_a_crd_was_missing_confirm_nothing() {
+    let (mut guard, now) = (
+        Guard::new(Limits {
+            confirm: 3,
+            ..Limits::default()
+        }),
+        begin(),
+    );
+    assert_eq!(passed(&mut guard, 0..1, 60, now), 0);
+    guard.listed(&all());
+    guard.doubt(Kind::Registration);
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), []);
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), [key(0)]);
+}

@@ -9,6 +9,7 @@ use crate::model::entry::Health;
 use crate::model::key::{Key, source_key};
 use crate::model::owner::Owner;
 use crate::model::text::Text;
+use crate::observed::entries::ObservedQuery;
 use crate::plan::entries::{EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
 use crate::plan::gate::Why;
 use crate::status::board::{Reason, Standing, Trouble};
@@ -129,10 +130,10 @@ impl Engine {
             }
             Key::Query(name) => {
                 let there = self.mirror.queries.get(name);
-                let ledger = there.and_then(|there| there.ledger.as_ref());
+                let note = there.and_then(ObservedQuery::note);
                 let stands = finding.parts.iter().flat_map(|part| &part.stands);
                 for stand in stands {
-                    let id = ledger.map(|(ledger, _)| Text::from(ledger.id.as_str()));
+                    let id = note.map(|note| Text::from(note.id.as_str()));
                     let id = id.filter(|id| stand.there && !id.is_empty());
                     self.report
                         .note_query(&stand.owner, name.text(), id.as_ref());

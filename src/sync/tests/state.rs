@@ -11,7 +11,7 @@ use crate::k8s::{Broken, BrokenKind};
 use crate::model::entry::{CheckKind, Node};
 use crate::model::key::{InstanceKey, Key, Place, Table, source_key};
 use crate::model::kind::Kind;
-use crate::model::names::{Destination, InstanceId, NodeName};
+use crate::model::names::{Destination, InstanceId, NodeName, QueryName};
 use crate::model::owner::Owner;
 use crate::model::source::SourceName;
 use crate::observed::entries::ObservedIntentions;
@@ -413,4 +413,29 @@ async fn what_is_not_there_and_not_asked_for_is_forgotten() {
     touch(&mut engine, touched);
     let seen = engine.index.absence_of_entry(&source("api"));
     assert_eq!(seen, Absence::Found);
+}
+
+/// Who deletes a CRD and applies it again has the objects to apply still.
+#[tokio::test]
+async fn what_is_missing_once_its_crd_is_back_waits_for_three_lists() {
+    let say = |change: WatchEvent<_>| KubeEvent {
+        at: Instant::now(),
+        scope: None,
+        change: Change::PreparedQuery(change),
+    };
+    for kind in [BrokenKind::Missing, BrokenKind::Leaving, BrokenKind::Failed] {
+        let mut engine = ready();
+        engine.take(say(WatchEvent::Broken(Broken {
+            kind,
+            message: "no CRD".into(),
+        })));
+        engine.take(say(WatchEvent::Listing));
+        engine.take(say(WatchEvent::Listed {
+            resource_version: "7".into(),
+        }));
+        let key = Key::Query(QueryName::new("nearest"));
+        engine.rules.guard.found(&key);
+        let passed = engine.rules.guard.judge(60, Instant::now());
+        assert_eq!(passed.len(), usize::from(kind == BrokenKind::Failed));
+    }
 }

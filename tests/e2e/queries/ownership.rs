@@ -69,6 +69,61 @@ async fn a_name_that_consul_gave_to_another_in_other_words_is_said_to_be_taken()
     Ok(())
 }
 
+/// Anybody who may write our ledger may write the id of any query into it.
+#[tokio::test]
+async fn a_ledger_that_is_spoilt_gives_us_no_query_of_another_and_takes_none_of_ours() -> Result<()>
+{
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let (name, their_name) = (scene.named("nearest"), scene.named("theirs"));
+    let query = json!({"Name": their_name, "Service": {"Service": "theirs"}});
+    let their_id = scene.query_by_hand(&query).await?;
+    let theirs = scene.query_named(&their_name).await?;
+    let note =
+        json!({"id": their_id, "hash": "", "kind": "PreparedQuery", "namespace": "a", "name": "b"});
+    let other = format!("/v1/kv/lictor/v1/{}-b/query/{their_name}", scene.cluster);
+    scene.consul.put(&other, &note).await?;
+    let ours = scene
+        .query("nearest", &name, json!({"service": "payment"}))
+        .await?;
+    lictor.idle().await?;
+    let noted = scene.ledger(&name).await?;
+    let key = format!("/v1/kv/lictor/v1/{}/query/{name}", scene.cluster);
+    let mut spoilt = noted.clone();
+    spoilt["id"] = json!(their_id);
+
+    // With ours in its place.
+    for entry in [&spoilt, &json!("garbage")] {
+        scene.consul.put(&key, entry).await?;
+        scene.ledger_is(&name, |ledger| *ledger == noted).await?;
+        scene.barrier().await?;
+        assert_eq!(scene.query_named(&name).await?, ours);
+    }
+    // Also by a process that never saw what it said before.
+    lictor.stop().await?;
+    scene.consul.put(&key, &spoilt).await?;
+    let lictor = scene.lictor().await?;
+    scene.ledger_is(&name, |ledger| *ledger == noted).await?;
+    lictor.idle().await?;
+    assert_eq!(scene.query_named(&name).await?, ours);
+
+    // And with ours gone.
+    let id = ours["ID"].as_str().context("no id")?;
+    scene.consul.put(&key, &spoilt).await?;
+    scene.consul.delete(&format!("/v1/query/{id}")).await?;
+    scene
+        .whole("nearest", &name, |seen| seen["ID"] != ours["ID"])
+        .await?;
+    assert_eq!(scene.query_named(&their_name).await?, theirs);
+    scene.consul.put(&key, &spoilt).await?;
+    scene.delete(Kind::PreparedQuery, "nearest").await?;
+    scene.query_is(&name, Value::is_null).await?;
+    scene.ledger_is(&name, Value::is_null).await?;
+    scene.barrier().await?;
+    assert_eq!(scene.query_named(&their_name).await?, theirs);
+    Ok(())
+}
+
 /// Whether another cluster's has it is in that cluster's ledger.
 #[tokio::test]
 async fn a_query_of_another_cluster_is_not_taken_over() -> Result<()> {

@@ -106,6 +106,54 @@ async fn queries_whose_crd_is_deleted_stay() -> Result<()> {
     a_crd_goes(Kind::PreparedQuery, "preparedqueries.lictor.io").await
 }
 
+/// Fewer than the guard holds: they wait, so that there is time to apply the objects again.
+#[tokio::test]
+async fn a_few_queries_whose_crd_is_deleted_wait_for_their_objects() -> Result<()> {
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
+    let mut lictor = scene.lictor().await?;
+    lictor.bears_refusals();
+    let mut kept = settle(&scene).await?;
+    let names = ["few-0", "few-1", "few-2", "few-3", "stays"];
+    let create = async |name: &str| {
+        let spec = json!({"name": scene.named(name), "service": "payment"});
+        scene.create(Kind::PreparedQuery, name, spec).await
+    };
+    for name in names {
+        if name != "stays" {
+            create(name).await?;
+            kept.queries.push(scene.named(name));
+        }
+        scene.shown(Kind::PreparedQuery, name, is_ready).await?;
+        let query = scene.query_named(&scene.named(name)).await?;
+        let id = query["ID"].as_str().context("no id")?;
+        kept.foreign.push(format!("/v1/query/{id}?consistent"));
+    }
+    lictor.idle().await?;
+    let oracle = kept.watch(&scene).await?;
+    let crds = crate::support::run(&["crds"]).await?.1;
+    let crd = "preparedqueries.lictor.io";
+    scene.bed.kubectl(&["delete", "crd", crd]).await?;
+    let missing = not_ready(&lictor, "is its CRD installed").await;
+    scene.bed.kubectl_apply(&crds).await?;
+    missing?;
+    lictor.shows("lictor_held_deletes", 5.0).await?;
+    until("the objects to be created", async || {
+        let api = scene.objects(Kind::PreparedQuery);
+        api.list(&ListParams::default()).await
+    })
+    .await?;
+    for name in names {
+        create(name).await?;
+    }
+    for name in names {
+        scene.shown(Kind::PreparedQuery, name, is_ready).await?;
+    }
+    lictor.shows("lictor_held_deletes", 0.0).await?;
+    lictor.idle().await?;
+    oracle.verdict().await
+}
+
 #[tokio::test]
 async fn an_intention_that_is_found_missing_goes_when_three_lists_agree() -> Result<()> {
     let scene = Scene::new().await?;

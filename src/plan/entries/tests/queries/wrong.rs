@@ -316,3 +316,234 @@ fn a_query_that_may_only_be_hidden_keeps_its_entry_in_the_ledger() {
         (ledger(&bed).map(|noted| noted.id).as_ref(), Some(id))
     );
 }
+
+/// How a hand, or a stray script, writes the entry of the ledger.
+fn spoil(bed: &mut Bed, value: &[u8]) {
+    let index = bed.consul.next();
+    let entry = (value.to_vec(), index);
+    bed.consul.ledger.insert("nearest".to_owned(), entry);
+    bed.read();
+}
+
+/// The entry with another id.
+fn spoil_id(bed: &mut Bed, id: &str) {
+    let noted = Ledger {
+        id: id.to_owned(),
+        ..ledger(bed).unwrap()
+    };
+    spoil(bed, &serde_json::to_vec(&noted).unwrap());
+}
+
+fn of_service(name: &str, service: &str) -> wire::PreparedQuery {
+    let mut query = theirs(name);
+    query.service.service = service.into();
+    query
+}
+
+/// Whatever is written into our ledger: a query that has another name is a stranger's, or another
+/// cluster's, and neither is it changed nor does it go with the object.
+#[test]
+fn a_query_of_another_whose_id_is_written_into_our_ledger_is_not_touched() {
+    for noted_elsewhere in [false, true] {
+        for ours_is_there in [false, true] {
+            for restarted in [false, true] {
+                // The last one is like ours in all but the name.
+                for like_ours in [false, true] {
+                    let mut bed = Bed::new();
+                    asks(&mut bed);
+                    bed.settle(&nearest());
+                    let id = ledger(&bed).unwrap().id;
+                    let mut query = of_service("their1", "theirs");
+                    if like_ours {
+                        query = wire::PreparedQuery {
+                            name: "their1".into(),
+                            ..entries::definition(&bed.consul.queries[&id])
+                        };
+                    }
+                    let foreign = bed.consul.create(query);
+                    if noted_elsewhere {
+                        let of_b = Ledger {
+                            id: foreign.clone(),
+                            ..Ledger::default()
+                        };
+                        let pair = wire::KvPair {
+                            key: "lictor/v1/b/query/their1".into(),
+                            ..noted_by_b(&of_b)
+                        };
+                        bed.consul.others = Some(vec![pair]);
+                    }
+                    let before = bed.consul.queries[&foreign].clone();
+                    if !ours_is_there {
+                        bed.consul.queries.remove(&id);
+                    }
+                    spoil_id(&mut bed, &foreign);
+                    if restarted {
+                        if like_ours && !ours_is_there && !noted_elsewhere {
+                            // Then it is as if ours had been renamed.
+                            continue;
+                        }
+                        bed = bed.restart();
+                        asks(&mut bed);
+                    }
+                    let case = (noted_elsewhere, ours_is_there, restarted, like_ours);
+                    let finding = bed.settle(&nearest());
+                    assert_eq!(finding.parts[0].stands[0].state, State::Fine, "{case:?}");
+                    let now = ledger(&bed).unwrap().id;
+                    assert_eq!(now == id, ours_is_there, "{case:?}");
+                    assert_eq!(bed.consul.queries[&foreign], before, "{case:?}");
+                    // Nor where it is spoilt when the object goes.
+                    spoil_id(&mut bed, &foreign);
+                    goes(&mut bed);
+                    bed.settle(&nearest());
+                    let left: Vec<_> = bed.consul.queries.values().collect();
+                    assert_eq!(left, [&before], "{case:?}");
+                    assert!(bed.consul.ledger.is_empty(), "{case:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_entry_of_the_ledger_that_a_hand_spoils_is_written_again() {
+    let garbage = |bed: &mut Bed| spoil(bed, b"{");
+    let no_id = |bed: &mut Bed| spoil_id(bed, "nobody-has-it");
+    let of_ours = |bed: &mut Bed| {
+        let aside = Key::Query(QueryName::new("aside"));
+        bed.query("aside", json!({"name": "aside", "service": "payment"}));
+        bed.settle(&aside);
+        let (value, _) = &bed.consul.ledger["aside"];
+        let id = serde_json::from_slice::<Ledger>(value).unwrap().id;
+        spoil_id(bed, &id);
+    };
+    let spoils: [&dyn Fn(&mut Bed); 3] = [&garbage, &no_id, &of_ours];
+    for (case, spoils) in spoils.into_iter().enumerate() {
+        for restarted in [false, true] {
+            if restarted && case == 0 {
+                continue;
+            }
+            let mut bed = Bed::new();
+            asks(&mut bed);
+            bed.settle(&nearest());
+            let before = ledger(&bed);
+            spoils(&mut bed);
+            if restarted {
+                bed = bed.restart();
+                asks(&mut bed);
+            }
+            let queries = bed.consul.queries.clone();
+            let finding = bed.settle(&nearest());
+            let at = (case, restarted);
+            assert_eq!(finding.parts[0].stands[0].state, State::Fine, "{at:?}");
+            assert_eq!(ledger(&bed), before, "{at:?}");
+            assert_eq!(bed.consul.queries, queries, "{at:?}");
+            // It is spoilt once more, and the object goes before it is written again.
+            spoils(&mut bed);
+            goes(&mut bed);
+            bed.settle(&nearest());
+            let id = &before.unwrap().id;
+            assert!(!bed.consul.queries.contains_key(id), "{at:?}");
+            assert!(!bed.consul.ledger.contains_key("nearest"), "{at:?}");
+        }
+    }
+}
+
+/// A process that never saw what the entry said has nothing to tell by whose the query is.
+#[test]
+fn an_entry_that_was_spoilt_while_nobody_looked_is_left_with_its_query() {
+    let mut bed = Bed::new();
+    asks(&mut bed);
+    bed.settle(&nearest());
+    spoil(&mut bed, b"{");
+    let mut after = bed.restart();
+    asks(&mut after);
+    let finding = after.settle(&nearest());
+    assert!(held_by(&finding).contains("not understood"), "{finding:?}");
+    goes(&mut after);
+    after.settle(&nearest());
+    let left = (after.consul.queries.len(), after.consul.ledger.len());
+    assert_eq!(left, (1, 1));
+}
+
+/// Nor does one with our name become ours by what is written into our ledger.
+#[test]
+fn a_query_of_our_name_that_another_cluster_has_is_not_taken_by_an_entry_of_ours() {
+    let mut bed = Bed::new();
+    let foreign = bed.consul.create(of_service("nearest", "theirs"));
+    let before = bed.consul.queries[&foreign].clone();
+    let of_b = Ledger {
+        id: foreign.clone(),
+        ..Ledger::default()
+    };
+    bed.consul.others = Some(vec![noted_by_b(&of_b)]);
+    bed.read();
+    asks(&mut bed);
+    let owner = Owner::prepared_query(&"shop".into(), &"nearest".into());
+    let forged = Ledger {
+        id: foreign.clone(),
+        ..Ledger::new(&owner, "uid-nearest", "h".to_owned())
+    };
+    spoil(&mut bed, &serde_json::to_vec(&forged).unwrap());
+    let finding = bed.settle(&nearest());
+    assert!(
+        held_by(&finding).contains("the cluster \"b\""),
+        "{finding:?}"
+    );
+    goes(&mut bed);
+    bed.settle(&nearest());
+    assert_eq!(bed.consul.queries[&foreign], before);
+    assert!(bed.consul.ledger.is_empty());
+}
+
+/// By its definition alone it would be ours.
+#[test]
+fn one_that_takes_the_place_of_ours_is_anothers_where_that_is_known() {
+    for (restarted, unknown) in [(false, false), (false, true), (true, true)] {
+        let mut bed = Bed::new();
+        asks(&mut bed);
+        bed.settle(&nearest());
+        let id = ledger(&bed).unwrap().id;
+        let ours = bed.consul.queries.remove(&id).unwrap();
+        let other = bed.consul.create(entries::definition(&ours));
+        if unknown {
+            bed.consul.others = None;
+        }
+        bed.read();
+        if restarted {
+            bed = bed.restart();
+            asks(&mut bed);
+        }
+        let before = bed.consul.queries.clone();
+        let finding = bed.settle(&nearest());
+        assert!(held_by(&finding).contains(&other), "{finding:?}");
+        goes(&mut bed);
+        bed.settle(&nearest());
+        assert_eq!(bed.consul.queries, before);
+    }
+}
+
+/// Ours is told by all but its name where nobody saw it being renamed; a query that is another in
+/// anything else may be a stranger's.
+#[test]
+fn ours_that_was_renamed_while_nobody_looked_is_told_by_its_definition() {
+    for changed in [false, true] {
+        let mut bed = Bed::new();
+        asks(&mut bed);
+        bed.settle(&nearest());
+        let id = ledger(&bed).unwrap().id;
+        let query = bed.consul.queries.get_mut(&id).unwrap();
+        query.name = "aside".into();
+        if changed {
+            query.service.near = "_agent".into();
+        }
+        let renamed = query.clone();
+        let mut after = bed.restart();
+        asks(&mut after);
+        let finding = after.settle(&nearest());
+        assert_eq!(finding.parts[0].stands[0].state, State::Fine);
+        let now = ledger(&after).unwrap().id;
+        assert_eq!(now != id, changed);
+        let there = &after.consul.queries[&id];
+        assert_eq!(*there == renamed, changed);
+    }
+}
