@@ -20,10 +20,17 @@ use lictor::consul::wire::{HealthCheck, Node, NodeService};
 use lictor::consul::{Client, ConsulConfig, ConsulSettings, Txn, TxnOp, TxnOutcome, TxnResult};
 use lictor::model::text::{Pairs, Text};
 use lictor_testbed::{Bed, BedOptions};
+use serde_json::json;
 
 #[tokio::test]
 async fn without_acls() -> Result<()> {
-    let bed = Bed::start(BedOptions::default()).await?;
+    // As Consul has it by itself.
+    let limits = json!({"limits": {"http_max_conns_per_client": 200}});
+    let bed = Bed::start(BedOptions {
+        consul_config: limits,
+        ..BedOptions::default()
+    })
+    .await?;
     let settings = ConsulSettings {
         addresses: bed.consul_addr(),
         ..Default::default()
