@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::checks;
 use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
 use crate::desired::index::Index;
 use crate::k8s;
@@ -23,7 +24,7 @@ use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::server::{self, Shown};
-use crate::sync::engine::{Engine, Options};
+use crate::sync::engine::{Engine, Inputs, Options};
 use crate::sync::report::Report;
 use crate::sync::signals;
 
@@ -56,6 +57,8 @@ pub struct Settings {
     pub consistency: Consistency,
     /// How the engine works.
     pub engine: Options,
+    /// `--allow-local-checks`.
+    pub allow_local_checks: bool,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -70,14 +73,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         listen,
         consistency,
         engine: options,
+        allow_local_checks,
         kubernetes,
         consul,
     } = settings;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let kube = k8s::client::client(&kubernetes)
+    let (kube, api_server) = k8s::client::client_and_address(&kubernetes)
         .await
         .context("cannot set up Kubernetes access")?;
+    let apis = api_server.into_iter().chain(consul.hosts()).collect();
     let consul = consul::Client::with_observer(consul, Arc::new(metrics.clone()))
         .context("cannot set up Consul access")?;
     let listener = TcpListener::bind(listen)
@@ -91,7 +96,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut report = Report::new(events, statuses, metrics.clone());
     report.own_pod = own_pod();
     let index = Index::new(cluster.clone(), excluded);
-    let (engine, readiness) = Engine::new(consul.clone(), index, report, options);
+    let (orders, prober, told) = checks::channel();
+    let (engine, readiness) = Engine::new(consul.clone(), index, report, orders, options);
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
     let mut parts = JoinSet::new();
@@ -103,12 +109,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             event_sender.clone(),
             engine.relists(),
         );
-        parts.spawn(async move {
-            watch.await;
-            Ok("a watch of Kubernetes")
-        });
+        parts.spawn(ending("a watch of Kubernetes", watch));
     }
     drop(event_sender);
+    parts.spawn(prober.run(apis, allow_local_checks, metrics.clone()));
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));
     let (token_sender, token_problem) = watch::channel(None);
@@ -142,13 +146,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     };
     let server = server::serve(listener, shown, stop.clone());
     parts.spawn(ending("the server", server));
-    let engine = engine.run(
-        event_receiver,
-        signal_receiver,
-        epoch_receiver,
+    let inputs = Inputs {
+        kubernetes: event_receiver,
+        signals: signal_receiver,
+        told,
+        epoch: epoch_receiver,
         stranger,
-        stop.clone(),
-    );
+    };
+    let engine = engine.run(inputs, stop.clone());
 
     let engine = async { engine.await.context("the engine ended") };
     tokio::pin!(engine);

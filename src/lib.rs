@@ -28,6 +28,7 @@
 pub mod api;
 pub mod app;
 pub mod audit;
+pub mod checks;
 pub mod cli;
 pub mod consul;
 pub mod desired;

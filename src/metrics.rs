@@ -79,6 +79,10 @@ pub struct Metrics {
     pub audit_findings: Counter,
     /// `lictor_events_dropped_total`: Kubernetes Events beyond the limit.
     pub events_dropped: Counter,
+    /// `lictor_checks`: checks that this process runs.
+    pub checks: Gauge,
+    /// `lictor_check_lateness_seconds`: how long after its time the run of a check began.
+    pub check_lateness: Histogram,
 }
 
 impl Metrics {
@@ -103,6 +107,8 @@ impl Metrics {
             pending: Gauge::default(),
             audit_findings: Counter::default(),
             events_dropped: Counter::default(),
+            checks: Gauge::default(),
+            check_lateness: histogram(),
         };
         metrics.register(registry.sub_registry_with_prefix("lictor"));
         registry.register_collector(Box::new(Process));
@@ -128,7 +134,12 @@ impl Metrics {
             pending,
             audit_findings,
             events_dropped,
+            checks,
+            check_lateness,
         } = self.clone();
+        registry.register("checks", "Checks that this process runs", checks);
+        let help = "How long after its time the run of a check began";
+        registry.register_with_unit("check_lateness", help, Unit::Seconds, check_lateness);
         registry.register("owned", "Entries of ours that Consul holds", owned);
         registry.register("operations", "Operations on Consul", operations);
         let help = "From an event to Consul's acknowledgement of what it asked for";

@@ -3,6 +3,8 @@
 
 #[path = "crd/asking.rs"]
 mod asking;
+#[path = "crd/checks.rs"]
+mod checks;
 #[path = "crd/intentions.rs"]
 mod intentions;
 #[path = "crd/mesh.rs"]
@@ -46,6 +48,7 @@ async fn the_api_server_takes_the_crds_and_what_is_written() -> Result<()> {
     queries::kubectl_shows_queries(&bed).await?;
     mesh::consul_agrees_on_upstreams(&bed, &client).await?;
     mesh::the_rest_is_judged(&client).await?;
+    checks::checks_are_judged(&client).await?;
     told::status_is_written_and_shown(&bed, &client).await?;
     told::events_are_written_and_counted(&bed, &client).await
 }

@@ -5,6 +5,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod conditions;
+pub mod health;
 pub mod intention;
 pub mod mesh;
 pub mod object;

@@ -186,6 +186,64 @@ pub(super) fn duration(what: &str) -> Rule {
     .message(message.as_str())
 }
 
+/// A duration within these bounds.
+pub(super) fn duration_between(what: &str, least: &str, most: &str) -> Rule {
+    let message = format!("{what} is a duration from {least} to {most}, such as 10s");
+    Rule::new(format!(
+        "self.matches('^([0-9]+([.][0-9]+)?(ns|us|µs|ms|s|m|h))+$') \
+         && duration(self) >= duration('{least}') && duration(self) <= duration('{most}')"
+    ))
+    .message(message.as_str())
+}
+
+/// A port that is a number, where it is one.
+pub(super) fn port_number_in_range() -> Rule {
+    Rule::new("type(self) != int || (self >= 1 && self <= 65535)")
+        .message("a port number is 1 to 65535")
+}
+
+/// A port that is the name of a container port, where it is one.
+pub(super) fn port_name() -> Rule {
+    Rule::new(
+        "type(self) != string || (self.matches('^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$') \
+         && self.matches('[a-z]') && !self.contains('--'))",
+    )
+    .message(
+        "a port name is that of a container port: at most 15 of a-z, 0-9 and '-', a letter among them; \
+         write a number without quotes",
+    )
+}
+
+/// The same where there may be many: the API server takes such a text to be as long as a request, and
+/// then a regular expression costs more than it allows.
+pub(super) fn port_name_in_list() -> Rule {
+    Rule::new("type(self) != string || (self.size() >= 1 && self.size() <= 15)").message(
+        "a port name is that of a container port, with at most 15 characters; write a number without quotes",
+    )
+}
+
+/// Header fields of a request.
+pub(super) fn headers(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {"type": "string", "maxLength": 1024},
+    })
+}
+
+/// Names of header fields (RFC 9110, section 5.6.2).
+pub(super) fn header_names() -> Rule {
+    Rule::new(r"self.all(name, name.matches('^[A-Za-z0-9!#$%&*+.^_|~-]{1,128}$'))").message(
+        "the name of a header field is 1 to 128 letters, digits and marks such as '-', without spaces",
+    )
+}
+
+/// Values of header fields: nothing that would begin another one.
+pub(super) fn header_values() -> Rule {
+    Rule::new(r"self.all(name, self[name].matches('^[\\t -~]*$'))")
+        .message("the value of a header field is printable ASCII on one line")
+}
+
 /// Values of a filter of metadata that Consul accepts.
 pub(super) fn meta_values() -> Rule {
     let most = limits::MAX_META_VALUE_BYTES;

@@ -10,6 +10,7 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::conditions::Condition;
+pub use super::health::{Health, NotReady, Terminating};
 use super::mesh::Connect;
 use super::prepared_query::{self, QuerySpec};
 use super::schema;
@@ -122,16 +123,8 @@ pub struct ServiceRegistrationSpec {
     pub endpoints: Option<Vec<Endpoint>>,
     /// Port of the pods: the name of a container port, or a number, which need not be declared.
     /// Default: the first declared container port, else 0. Only with selector.
-    #[x_kube(validation = Rule::new(
-        "type(self) != int || (self >= 1 && self <= 65535)"
-    ).message("a port number is 1 to 65535"))]
-    #[x_kube(validation = Rule::new(
-        "type(self) != string || (self.matches('^[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$') \
-         && self.matches('[a-z]') && !self.contains('--'))"
-    ).message(
-        "a port name is that of a container port: at most 15 of a-z, 0-9 and '-', a letter among them; \
-         write a number without quotes"
-    ))]
+    #[x_kube(validation = schema::port_number_in_range())]
+    #[x_kube(validation = schema::port_name())]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Port>,
     /// Which address of a pod is registered: `PodIP` (default) or `HostIP`.
@@ -163,7 +156,7 @@ pub struct ServiceRegistrationSpec {
     /// any kind, such as one that was made by hand, is taken over. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt: Option<bool>,
-    /// How the state of a pod becomes the health of its instance.
+    /// How the health of every instance is found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
     /// What the service speaks, told to the mesh for the service as a whole.
@@ -319,42 +312,6 @@ pub struct Weights {
     #[schemars(schema_with = "schema::weight")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<u16>,
-}
-
-/// How the state of a pod becomes the health of its instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Health {
-    /// Health of a pod that is not ready: Critical (default) or Warning.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub not_ready: Option<NotReady>,
-    /// Health of a pod that is terminating: Critical (default), Warning, or Deregister.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub terminating: Option<Terminating>,
-}
-
-/// Health of a pod that is not ready: `Critical` (the default: left out of discovery) or `Warning`
-/// (still discovered, with the weight for warning).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum NotReady {
-    /// Left out of discovery.
-    #[default]
-    Critical,
-    /// Still discovered, with the weight for warning.
-    Warning,
-}
-
-/// What becomes of a pod that is terminating: `Critical` (the default) or `Warning` until it is gone, or
-/// `Deregister`, which removes it at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Terminating {
-    /// Critical until it is gone.
-    #[default]
-    Critical,
-    /// Warning until it is gone.
-    Warning,
-    /// Removed at once.
-    Deregister,
 }
 
 /// What Lictor last saw and did. Written by Lictor only.

@@ -16,7 +16,6 @@ use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
 use crate::model::names::{ClusterName, InvalidName};
-use crate::plan::entries::refusals::Refusals;
 use crate::plan::guard::{Guard, Limits};
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
@@ -145,6 +144,10 @@ pub(super) struct Run {
         value_name = "DURATION"
     )]
     node_grace: Duration,
+    /// Let checks ask loopback and link-local addresses, the API server and Consul: for tests, or where
+    /// all is on one machine
+    #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
+    allow_local_checks: bool,
     /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
     /// cluster name
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
@@ -164,12 +167,12 @@ impl Run {
             excluded: globs(&self.exclude_namespace)?,
             listen: self.listen,
             consistency: self.consistency,
+            allow_local_checks: self.allow_local_checks,
             engine: Options {
                 drift_interval: self.drift_interval,
                 write_rate: self.consul_write_rate,
                 take_over: self.take_over,
                 rules: Rules {
-                    refusals: Refusals::default(),
                     mode: self.policy,
                     drift: self.drift,
                     guard: Guard::new(Limits {
@@ -179,6 +182,7 @@ impl Run {
                     }),
                     nodes: NodePanic::new(self.node_panic),
                     vacancies: Vacancies::new(self.node_grace),
+                    ..Rules::default()
                 },
             },
             kubernetes: self.kubernetes.options(),

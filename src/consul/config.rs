@@ -122,6 +122,12 @@ impl ConfigError {
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
 
 impl ConsulConfig {
+    /// The hosts and ports of the addresses.
+    pub fn hosts(&self) -> impl Iterator<Item = (String, u16)> {
+        let host = |url: &Url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?));
+        self.addresses.iter().filter_map(host)
+    }
+
     /// Checks settings without touching the network or a file.
     pub fn new(settings: ConsulSettings) -> Result<Self, ConfigError> {
         let ConsulSettings {

@@ -1,6 +1,7 @@
 //! What an object claims under a key.
 
 use super::mesh;
+use super::probe::Asked;
 use super::registration::Claims;
 use super::shape::{self, Endpoint};
 use super::spec::AddressChoice;
@@ -86,6 +87,9 @@ pub struct Live {
     pub tagged_addresses: Box<[TaggedAddress]>,
     /// The check that carries the readiness; `None` for an endpoint, of which the proxy alone has one.
     pub readiness: Option<Check>,
+    /// The checks that Lictor runs; of a proxy, those of the instance beside it. `None` where it is not
+    /// known which: what is there stays.
+    pub asked: Option<Box<[Asked]>>,
 }
 
 impl Live {
@@ -97,15 +101,17 @@ impl Live {
             other_address: shape::address_of(pod, choice.other()).ok(),
             tagged_addresses: shape::tagged_addresses(pod, choice, 0),
             readiness: Some(readiness),
+            asked: None,
         }
     }
 
     /// Of an endpoint, or of the proxy beside it where that is what this service is.
     #[must_use]
-    pub fn of_endpoint(claims: &Claims, service: &str) -> Self {
+    pub fn of_endpoint(claims: &Claims, service: &str, asked: Option<Box<[Asked]>>) -> Self {
         let proxy = claims.proxy_under(service);
         Self {
             readiness: proxy.map(|_| mesh::alias_of_endpoint()),
+            asked,
             ..Self::default()
         }
     }
@@ -159,6 +165,8 @@ pub struct Held<'a> {
     pub owner: Owner,
     /// The service's name.
     pub service: &'a str,
+    /// Its port.
+    pub port: u16,
     /// The pod that it stands for, if it is not an endpoint.
     pub pod: Option<&'a Text>,
     /// The status of its readiness check, where it has one.

@@ -10,6 +10,7 @@ pub mod index;
 pub mod intention;
 pub mod mesh;
 pub mod parsed;
+pub mod probe;
 mod problems;
 pub mod query;
 pub mod registration;

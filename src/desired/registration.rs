@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::mesh::{self, Sidecar};
 use super::parsed::{self, Asked, Parsed};
+use super::probe;
 use super::query::{self, QueryClaim};
 use super::shape::Endpoint;
 use super::spec::{AddressChoice, InstanceSpec, PortChoice, Terminating};
@@ -143,7 +144,11 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
             mesh::of(&service, connect).map_err(|why| format!("spec.connect: {why}"))?
         }
     };
-    let health = health.unwrap_or_default();
+    let api::Health {
+        not_ready,
+        terminating,
+        checks,
+    } = health.clone().unwrap_or_default();
     let spec = InstanceSpec {
         port: match port {
             None => PortChoice::Default,
@@ -163,15 +168,16 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         }),
         enable_tag_override: enable_tag_override.unwrap_or_default(),
         native,
-        not_ready: match health.not_ready.unwrap_or_default() {
+        not_ready: match not_ready.unwrap_or_default() {
             api::NotReady::Critical => Health::Critical,
             api::NotReady::Warning => Health::Warning,
         },
-        terminating: match health.terminating.unwrap_or_default() {
+        terminating: match terminating.unwrap_or_default() {
             api::Terminating::Critical => Terminating::Health(Health::Critical),
             api::Terminating::Warning => Terminating::Health(Health::Warning),
             api::Terminating::Deregister => Terminating::Deregister,
         },
+        probes: probe::of(&checks).map_err(|problem| format!("spec.health.checks: {problem}"))?,
     };
     Ok(Claims {
         service,

@@ -1,5 +1,6 @@
 //! How instances of a service are to be registered, wherever that was said.
 
+use super::probe::Probes;
 use crate::model::entry::{Health, Weights};
 use crate::model::text::Text;
 
@@ -66,6 +67,8 @@ pub struct InstanceSpec {
     pub not_ready: Health,
     /// What becomes of a pod that is being deleted.
     pub terminating: Terminating,
+    /// The checks that Lictor runs against every instance.
+    pub probes: Probes,
 }
 
 impl Default for InstanceSpec {
@@ -80,6 +83,7 @@ impl Default for InstanceSpec {
             native: false,
             not_ready: Health::Critical,
             terminating: Terminating::Health(Health::Critical),
+            probes: Probes::default(),
         }
     }
 }

@@ -66,9 +66,27 @@ pub async fn within<T>(
     }
 }
 
+/// Builds the client, and tells the host and port of the API server. It does not connect yet.
+pub async fn client_and_address(
+    options: &ClientOptions,
+) -> Result<(Client, Option<(String, u16)>), ClientError> {
+    let config = config(options).await?;
+    let url = &config.cluster_url;
+    let port = match url.scheme_str() {
+        Some("http") => 80,
+        _ => 443,
+    };
+    let host = url.host().map(str::to_owned);
+    let address = host.map(|host| (host, url.port_u16().unwrap_or(port)));
+    Ok((build(config)?, address))
+}
+
 /// Builds the client. It does not connect yet.
 pub async fn client(options: &ClientOptions) -> Result<Client, ClientError> {
-    let config = config(options).await?;
+    build(config(options).await?)
+}
+
+fn build(config: Config) -> Result<Client, ClientError> {
     // One is there already when another client was built before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::try_from(tuned(config)).map_err(ClientError::Build)

@@ -167,49 +167,102 @@ pub struct Check {
     pub output: Text,
 }
 
-/// The check of ours that carries the readiness of an instance: one for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a check of ours on an instance is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
-    /// Of an instance that a pod is behind.
+    /// The readiness of the pod behind the instance.
     Readiness,
-    /// Of the proxy of such an instance.
+    /// Of a proxy: how the instance beside it is.
     Alias,
+    /// What Lictor finds when it asks the instance.
+    Probe {
+        /// Its name within the registration.
+        name: Text,
+        /// How it asks.
+        protocol: Protocol,
+    },
 }
 
-impl CheckKind {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Readiness, Self::Alias];
+/// How Lictor asks an instance how it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// A request over HTTP.
+    Http,
+    /// A TCP connection.
+    Tcp,
+    /// The health service of gRPC.
+    Grpc,
+}
 
-    /// What its id has after the id of its instance.
+impl Protocol {
+    const ALL: [Self; 3] = [Self::Http, Self::Tcp, Self::Grpc];
+
+    /// The type of such a check, as Consul calls it.
     #[must_use]
-    pub fn suffix(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::Readiness => ":ready",
-            Self::Alias => ":alias",
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+            Self::Grpc => "grpc",
         }
     }
 
-    /// Its id.
+    /// Reads the type of a check.
     #[must_use]
-    pub fn id(self, instance: &InstanceId) -> String {
-        format!("{instance}{}", self.suffix())
+    pub fn parse(check_type: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|it| it.as_str() == check_type)
+    }
+}
+
+const READINESS_SUFFIX: &str = "ready";
+const ALIAS_SUFFIX: &str = "alias";
+
+impl CheckKind {
+    /// Whether a check of a registration cannot have this name, because an instance has another one
+    /// under it.
+    #[must_use]
+    pub fn is_reserved(name: &str) -> bool {
+        [READINESS_SUFFIX, ALIAS_SUFFIX].contains(&name)
+    }
+
+    /// What stands under an id with this after the colon, for what of it the id tells.
+    #[must_use]
+    pub fn fixed(suffix: &str) -> Option<Self> {
+        match suffix {
+            READINESS_SUFFIX => Some(Self::Readiness),
+            ALIAS_SUFFIX => Some(Self::Alias),
+            _ => None,
+        }
+    }
+
+    /// Its id: that of its instance, a colon and a word.
+    #[must_use]
+    pub fn id(&self, instance: &InstanceId) -> String {
+        let suffix = match self {
+            Self::Readiness => READINESS_SUFFIX,
+            Self::Alias => ALIAS_SUFFIX,
+            Self::Probe { name, .. } => name,
+        };
+        format!("{instance}:{suffix}")
     }
 
     /// Its name.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> Text {
         match self {
-            Self::Readiness => "Kubernetes readiness",
-            Self::Alias => "Kubernetes readiness of the service",
+            Self::Readiness => "Kubernetes readiness".into(),
+            Self::Alias => "Kubernetes readiness of the service".into(),
+            Self::Probe { name, .. } => name.clone(),
         }
     }
 
-    /// Its type. That of a readiness check is what consul-k8s calls it.
+    /// Its type. That of a readiness check is what consul-k8s calls it, those of the others are Consul's.
     #[must_use]
-    pub fn check_type(self) -> &'static str {
+    pub fn check_type(&self) -> &'static str {
         match self {
             Self::Readiness => "kubernetes-readiness",
             Self::Alias => "kubernetes-alias",
+            Self::Probe { protocol, .. } => protocol.as_str(),
         }
     }
 }

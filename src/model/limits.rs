@@ -14,6 +14,8 @@ pub const MAX_META_KEY_BYTES: usize = 128;
 pub const MAX_META_VALUE_BYTES: usize = 512;
 /// Most endpoints that a `ServiceRegistration` may list.
 pub const MAX_ENDPOINTS: usize = 256;
+/// Most checks that a `ServiceRegistration` may list.
+pub const MAX_CHECKS: usize = 16;
 /// Longest name of a service that has proxies beside its instances.
 pub const MAX_NAME_WITH_SIDECAR: usize = 49;
 /// Most prepared queries that a `ServiceRegistration` may list.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use crate::consul::wire;
-use crate::model::entry::{CheckKind, NODE_CHECK_ID};
+use crate::model::entry::NODE_CHECK_ID;
 use crate::model::key::InstanceKey;
 use crate::model::names::{InstanceId, NodeName};
 
@@ -65,9 +65,10 @@ fn home(check: &wire::HealthCheck, exists: impl Fn(&InstanceId) -> bool) -> Opti
     if *check.check_id == *NODE_CHECK_ID {
         return None;
     }
-    let mut kinds = CheckKind::ALL.into_iter();
-    let by_id = kinds.find_map(|kind| check.check_id.strip_suffix(kind.suffix()));
-    let by_id = by_id.map(InstanceId::observed).filter(|id| exists(id));
+    // No id of ours has a colon in it.
+    let by_id = check.check_id.rsplit_once(':');
+    let by_id = by_id.map(|(id, _)| InstanceId::observed(id));
+    let by_id = by_id.filter(|id| exists(id));
     let named = || (!check.service_id.is_empty()).then(|| InstanceId::observed(&check.service_id));
     by_id.or_else(named)
 }

@@ -3,7 +3,7 @@
 use crate::consul::wire;
 use crate::model::entry::{
     CONNECT_PROXY, Check, CheckKind, Health, Mesh, NODE_CHECK_ID, NODE_CHECK_NAME, NODE_CHECK_TYPE,
-    Node, Proxy, Service, TaggedAddress, Upstream, VIRTUAL_ADDRESS, Weights,
+    Node, Protocol, Proxy, Service, TaggedAddress, Upstream, VIRTUAL_ADDRESS, Weights,
 };
 use crate::model::key::InstanceKey;
 use crate::model::names::InstanceId;
@@ -18,6 +18,8 @@ pub struct ObservedCheck {
     pub check: Check,
     /// Whether name, type and service are those that Lictor gives to a check of this id.
     pub well_formed: bool,
+    /// How Lictor asks for it, if it is one of those that it runs.
+    pub protocol: Option<Protocol>,
     /// `ModifyIndex`, for compare-and-set.
     pub modify_index: u64,
 }
@@ -123,14 +125,19 @@ impl ObservedCheck {
     #[must_use]
     pub fn of(check: &wire::HealthCheck, instance: Option<&InstanceId>) -> Self {
         let shaped = |name: &str, kind: &str| *check.name == *name && *check.check_type == *kind;
-        let kind = instance.and_then(|id| {
-            let of = |kind: &CheckKind| *check.check_id == *kind.id(id);
-            CheckKind::ALL.into_iter().find(of)
+        let suffix = instance.and_then(|id| {
+            let parts = check.check_id.rsplit_once(':');
+            parts.filter(|(of, _)| InstanceId::observed(of) == *id)
         });
-        let (is_ours, well_formed) = match (instance, kind) {
-            (Some(id), Some(kind)) => {
+        let protocol = suffix.and_then(|_| Protocol::parse(&check.check_type));
+        let (is_ours, well_formed) = match (instance, suffix) {
+            (Some(id), Some((_, suffix))) => {
                 let named = InstanceId::observed(&check.service_id) == *id;
-                (true, named && shaped(kind.name(), kind.check_type()))
+                let shaped = match CheckKind::fixed(suffix) {
+                    Some(kind) => shaped(&kind.name(), kind.check_type()),
+                    None => *check.name == *suffix && protocol.is_some(),
+                };
+                (true, named && shaped)
             }
             (None, _) if *check.check_id == *NODE_CHECK_ID => {
                 let shaped = shaped(NODE_CHECK_NAME, NODE_CHECK_TYPE);
@@ -151,8 +158,19 @@ impl ObservedCheck {
                 output,
             },
             well_formed,
+            protocol,
             modify_index: check.modify_index,
         }
+    }
+
+    /// Whether it is made as one of this kind is, whatever it says.
+    #[must_use]
+    pub fn is_of(&self, kind: &CheckKind) -> bool {
+        let protocol = match kind {
+            CheckKind::Readiness | CheckKind::Alias => None,
+            CheckKind::Probe { protocol, .. } => Some(*protocol),
+        };
+        self.well_formed && self.protocol == protocol
     }
 }
 
@@ -318,18 +336,18 @@ fn wire_proxy(proxy: &Proxy) -> wire::Proxy {
     }
 }
 
-/// The check that carries the readiness of an instance, as Consul takes it.
+/// A check of an instance as Consul takes it.
 #[must_use]
-pub fn wire_readiness(
+pub fn wire_check(
     key: &InstanceKey,
     service: &Text,
-    kind: CheckKind,
+    kind: &CheckKind,
     check: &Check,
 ) -> wire::HealthCheck {
     wire::HealthCheck {
         node: key.node.text().clone(),
         check_id: kind.id(&key.id).into(),
-        name: kind.name().into(),
+        name: kind.name(),
         status: check.status.as_str().into(),
         output: check.output.clone(),
         service_id: key.id.text().clone(),

@@ -8,7 +8,7 @@ use crate::consul::wire;
 use crate::consul::{MAX_OPS, Txn, TxnFull, TxnOp};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::names::NodeName;
-use crate::observed::entry::{wire_node_check, wire_readiness, wire_service};
+use crate::observed::entry::{wire_check, wire_node_check, wire_service};
 
 /// Most operations of ours in one transaction: one of Consul's is left for the fence.
 pub const MAX_STEP_OPS: usize = MAX_OPS - 1;
@@ -166,9 +166,9 @@ fn instance_ops<'a>(key: &'a InstanceKey, write: &'a InstanceWrite) -> Vec<TxnOp
             service: Cow::Owned(wire_service(key, service)),
             index: *index,
         });
-    let check = write.check.as_ref().map(|(check, index)| TxnOp::CheckCas {
-        check: Cow::Owned(wire_readiness(key, &write.name, write.check_kind, check)),
-        index: *index,
+    let checks = write.checks.iter().map(|it| TxnOp::CheckCas {
+        check: Cow::Owned(wire_check(key, &write.name, &it.kind, &it.check)),
+        index: it.index,
     });
     let surplus = write
         .surplus
@@ -180,5 +180,5 @@ fn instance_ops<'a>(key: &'a InstanceKey, write: &'a InstanceWrite) -> Vec<TxnOp
             service: &write.name,
             index: *index,
         });
-    service.into_iter().chain(check).chain(surplus).collect()
+    service.into_iter().chain(checks).chain(surplus).collect()
 }

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_types, clippy::disallowed_methods))]
 
 pub mod batch;
+pub mod checks;
 pub mod diff;
 pub mod entries;
 pub mod gate;
@@ -15,13 +16,15 @@ pub mod vacancy;
 
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
-use crate::model::entry::{Check, CheckKind, Health, Node, Service};
+use crate::desired::probe::Asked;
+use crate::model::entry::{Check, Health, Mesh, Node, Service};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
+use checks::{CheckWrite, Verdicts};
 use entries::refusals::Refusals;
 use gate::Hold;
 use guard::{Guard, Limits};
@@ -75,6 +78,8 @@ pub struct Rules {
     pub vacancies: Vacancies,
     /// Intentions that Consul refuses.
     pub refusals: Refusals,
+    /// What was found when instances were asked.
+    pub verdicts: Verdicts,
 }
 
 impl Default for Rules {
@@ -86,6 +91,7 @@ impl Default for Rules {
             nodes: NodePanic::default(),
             vacancies: Vacancies::default(),
             refusals: Refusals::default(),
+            verdicts: Verdicts::default(),
         }
     }
 }
@@ -101,6 +107,8 @@ pub struct Finding {
     pub freeze: Option<Freeze>,
     /// Why what nothing claims may not be removed, where something else is to be done with it first.
     pub hold: Option<Hold>,
+    /// What the instance is to be asked.
+    pub asks: Asks,
     /// What to do.
     pub step: Step,
 }
@@ -171,10 +179,8 @@ pub struct InstanceWrite {
     pub name: Text,
     /// The entry, and the `ModifyIndex` that it must have; 0 to create it.
     pub service: Option<(Service, u64)>,
-    /// The check that carries its readiness, likewise.
-    pub check: Option<(Check, u64)>,
-    /// Which one that is.
-    pub check_kind: CheckKind,
+    /// Its checks, likewise.
+    pub checks: Vec<CheckWrite>,
     /// Checks of ours that nobody asks for, by id, to be removed; the `ModifyIndex` of each.
     pub surplus: Vec<(Text, u64)>,
     /// What differs, for logs.
@@ -219,6 +225,7 @@ impl Finding {
             losers: Vec::new(),
             freeze: None,
             hold: None,
+            asks: Asks::Nothing,
             step,
         }
     }
@@ -237,7 +244,10 @@ impl Finding {
 #[must_use]
 pub fn decide(key: &Key, desired: &Index, observed: &Mirror, rules: &Rules) -> Finding {
     if observed.is_unsure(&key.place()) {
-        return Finding::nothing(Step::Waiting);
+        return Finding {
+            asks: Asks::Kept,
+            ..Finding::nothing(Step::Waiting)
+        };
     }
     match key {
         Key::Node(name) => Finding::nothing(node::decide_node(name, desired, observed, rules)),
@@ -248,6 +258,13 @@ pub fn decide(key: &Key, desired: &Index, observed: &Mirror, rules: &Rules) -> F
     }
 }
 
+/// All that a decision is made from.
+struct Scope<'a> {
+    desired: &'a Index,
+    observed: &'a Mirror,
+    rules: &'a Rules,
+}
+
 fn decide_instance(
     full_key: &Key,
     key: &InstanceKey,
@@ -255,6 +272,11 @@ fn decide_instance(
     observed: &Mirror,
     rules: &Rules,
 ) -> Finding {
+    let scope = Scope {
+        desired,
+        observed,
+        rules,
+    };
     let there = observed.instance(key);
     let standing = there.map(|there| observed.standing(key, there));
     let held = match (&standing, there) {
@@ -277,8 +299,12 @@ fn decide_instance(
                 _ if foreign_node.is_some() => Step::OwnedByAnother {
                     holder: foreign_node.unwrap_or_default(),
                 },
-                (Some(there), _) => update(key, &claim, there, rules.mode),
-                (None, _) => create(&claim),
+                (Some(there), _) => update(key, &claim, there, &scope),
+                (None, _) => create(key, &claim, &scope),
+            };
+            let asks = match &step {
+                Step::OwnedByAnother { .. } => Asks::Nothing,
+                _ => asks(&claim, there),
             };
             let Claim {
                 owner,
@@ -296,6 +322,7 @@ fn decide_instance(
                 losers,
                 freeze,
                 hold: None,
+                asks,
                 step,
             }
         }
@@ -325,6 +352,53 @@ fn decide_instance(
             _ => Finding::nothing(Step::Settled),
         },
     }
+}
+
+/// What an instance is to be asked, so that it is known how it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Asks {
+    /// Nothing: it is not claimed, or has no checks.
+    #[default]
+    Nothing,
+    /// What it is asked already: it is not known what should be.
+    Kept,
+    /// This.
+    These(Subject, Box<[Asked]>),
+}
+
+/// Who is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The address or host name.
+    pub host: Text,
+    /// The uid of the pod or registration: another one has nothing to do with what was found of this one.
+    pub uid: Text,
+}
+
+fn asks(claim: &Claim, there: Option<&ObservedInstance>) -> Asks {
+    let service = match &claim.shape {
+        Shape::Valid(service) => Some(service),
+        Shape::Frozen(_) => there.map(|there| &there.service),
+    };
+    let Some(service) = service.filter(|service| !is_proxy(service)) else {
+        return Asks::Nothing;
+    };
+    let address = match &claim.shape {
+        Shape::Valid(service) => service.address.clone(),
+        Shape::Frozen(_) => claim.live.onto(service).address,
+    };
+    match &claim.live.asked {
+        None => Asks::Kept,
+        Some(asked) if asked.is_empty() => Asks::Nothing,
+        Some(asked) => {
+            let uid = service.meta.get(marks::UID).cloned().unwrap_or_default();
+            Asks::These(Subject { host: address, uid }, asked.clone())
+        }
+    }
+}
+
+fn is_proxy(service: &Service) -> bool {
+    matches!(service.mesh.as_deref(), Some(Mesh::Proxy(_)))
 }
 
 /// Whether an entry without any owner's mark is taken over (`spec.adopt`). Where the input is invalid
@@ -360,8 +434,11 @@ fn yield_address(
         owner: owner.clone(),
         name: there.service.name.clone(),
         service: None,
-        check: Some((check, known.map_or(0, |known| known.modify_index))),
-        check_kind: there.service.check_kind(),
+        checks: vec![CheckWrite {
+            kind: there.service.check_kind(),
+            check,
+            index: known.map_or(0, |known| known.modify_index),
+        }],
         surplus: Vec::new(),
         fields: vec!["check"],
         rest: false,
@@ -387,12 +464,13 @@ fn held<'a>(key: &InstanceKey, owner: &Owner, there: &'a ObservedInstance) -> He
     Held {
         owner: owner.clone(),
         service: &there.service.name,
+        port: there.service.port,
         pod,
         readiness: there.readiness(key).map(|there| there.check.status),
     }
 }
 
-fn create(claim: &Claim) -> Step {
+fn create(key: &InstanceKey, claim: &Claim, scope: &Scope<'_>) -> Step {
     match &claim.shape {
         // Nothing is registered from invalid input.
         Shape::Frozen(_) => Step::Settled,
@@ -400,8 +478,14 @@ fn create(claim: &Claim) -> Step {
             owner: claim.owner.clone(),
             name: service.name.clone(),
             service: Some((service.clone(), 0)),
-            check: claim.live.readiness.clone().map(|check| (check, 0)),
-            check_kind: service.check_kind(),
+            checks: checks::wanted(key, service, claim, scope)
+                .into_iter()
+                .map(|(kind, check)| CheckWrite {
+                    kind,
+                    check,
+                    index: 0,
+                })
+                .collect(),
             surplus: Vec::new(),
             fields: Vec::new(),
             rest: false,
@@ -409,7 +493,7 @@ fn create(claim: &Claim) -> Step {
     }
 }
 
-fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode) -> Step {
+fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Scope<'_>) -> Step {
     let mut wanted = match &claim.shape {
         Shape::Valid(service) => service.clone(),
         Shape::Frozen(_) => claim.live.onto(&there.service),
@@ -420,23 +504,15 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode
     }
     marks::keep_unknown(&there.service.meta, &mut wanted.meta);
     let frozen = matches!(claim.shape, Shape::Frozen(_));
-    let check_kind = wanted.check_kind();
+    let wanted_checks = checks::wanted(key, &wanted, claim, scope);
     let mut fields = diff::fields(&there.service, &wanted);
     if there.embellished && !frozen && !fields.contains(&"kind") {
         fields.push("kind");
     }
     let service = (!fields.is_empty()).then_some((wanted, there.modify_index));
-    let check = claim.live.readiness.as_ref().and_then(|check| {
-        let there = there.check(&check_kind.id(&key.id));
-        let equal = there.is_some_and(|there| there.well_formed && there.check == *check);
-        (!equal).then(|| (check.clone(), there.map_or(0, |there| there.modify_index)))
-    });
-    let surplus = if frozen || mode == Mode::UpsertOnly {
-        Vec::new()
-    } else {
-        surplus(key, claim, check_kind, there)
-    };
-    if check.is_some() {
+    let checks = checks::differing(key, &wanted_checks, there);
+    let surplus = checks::surplus(key, claim, &wanted_checks, there, scope.rules.mode);
+    if !checks.is_empty() {
         fields.push("check");
     }
     if !surplus.is_empty() {
@@ -449,38 +525,18 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, mode: Mode
         owner: claim.owner.clone(),
         name: there.service.name.clone(),
         service,
-        check,
-        check_kind,
+        checks,
         surplus,
         fields,
         rest: false,
     };
-    if write.needs_register() && write.check.is_some() {
+    if write.needs_register() && !write.checks.is_empty() {
         write.service = None;
         write.surplus.clear();
         write.fields = vec!["check"];
         write.rest = true;
     }
     Step::Put(write)
-}
-
-/// The checks of an instance that are ours by their id and that nobody asks for: what is left of a
-/// newer release, or of another hand, would keep it out of service for good. Checks of operators have
-/// other ids.
-fn surplus(
-    key: &InstanceKey,
-    claim: &Claim,
-    kind: CheckKind,
-    there: &ObservedInstance,
-) -> Vec<(Text, u64)> {
-    let prefix = format!("{}:", key.id);
-    let readiness = kind.id(&key.id);
-    let wanted = |id: &str| claim.live.readiness.is_some() && *id == *readiness;
-    let checks = there.checks.iter();
-    checks
-        .filter(|check| check.id.starts_with(&prefix) && !wanted(&check.id))
-        .map(|check| (check.id.clone(), check.modify_index))
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+mod checks;
 mod mesh;
 
 use globset::GlobSet;
@@ -9,12 +10,13 @@ use crate::desired::fixtures::{PodFixture, node, pod};
 use crate::desired::index::Touched;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::spec::InstanceSpec;
+use crate::model::entry::CheckKind;
 use crate::model::facts::{NodeFacts, Tristate};
 use crate::model::kind::Kind;
 use crate::model::names::{InstanceId, NodeName};
 use crate::model::text::Pairs;
 use crate::observed::entry::{
-    ObservedCheck, ObservedNode, wire_node_check, wire_readiness, wire_service,
+    ObservedCheck, ObservedNode, wire_check, wire_node_check, wire_service,
 };
 use crate::plan::batch::{Batch, MAX_STEP_OPS, Overflow};
 
@@ -86,12 +88,25 @@ impl Bed {
                 self.mirror.wrote_node(name, observed);
             }
             (Key::Instance(key), Step::Put(write)) => {
-                let mut service = wire_service(key, &write.service.unwrap().0);
-                service.modify_index = index;
-                let mut observed = ObservedInstance::of(&service);
-                let check =
-                    wire_readiness(key, &write.name, write.check_kind, &write.check.unwrap().0);
-                observed.checks = vec![ObservedCheck::of(&at(check, index), Some(&key.id))];
+                let before = self.mirror.instance(key).cloned();
+                let written = write.service.as_ref().map(|(service, _)| {
+                    let mut service = wire_service(key, service);
+                    service.modify_index = index;
+                    ObservedInstance::of(&service)
+                });
+                let mut observed = written.or(before.clone()).unwrap();
+                let kept = before.map(|before| before.checks).unwrap_or_default();
+                let checks = write.checks.iter().map(|it| {
+                    let check = wire_check(key, &write.name, &it.kind, &it.check);
+                    ObservedCheck::of(&at(check, index), Some(&key.id))
+                });
+                observed.checks = checks.collect();
+                let written = |check: &ObservedCheck| {
+                    let mut ids = write.checks.iter().map(|it| it.kind.id(&key.id));
+                    ids.any(|id| *id == *check.id)
+                };
+                let kept = kept.into_iter().filter(|check| !written(check));
+                observed.checks.extend(kept);
                 self.mirror.wrote_instance(key, Some(observed));
             }
             (_, step) => panic!("nothing to carry out: {step:?}"),
@@ -145,7 +160,7 @@ fn a_claim_is_created_whole_and_then_settled() {
     let bed = Bed::new().with(web("p"));
     let write = put(bed.decide(&key("p")).step);
     assert!(write.creates());
-    assert_eq!(write.check.unwrap().1, 0);
+    assert_eq!(write.checks[0].index, 0);
     let bed = Bed::registered();
     for key in [key("p"), Key::Node(instance_key("p").node)] {
         assert_eq!(bed.decide(&key).step, Step::Settled);
@@ -157,11 +172,14 @@ fn only_what_differs_is_written_at_the_index_that_is_known() {
     let bed = Bed::registered().with(web("p").not_ready("app", ""));
     let write = put(bed.decide(&key("p")).step);
     assert_eq!((write.service, write.fields), (None, vec!["check"]));
-    assert_eq!(write.check.unwrap().1, 10);
+    assert_eq!(write.checks[0].index, 10);
 
     let bed = Bed::registered().with(web("p").lictor("tags", "v2"));
     let write = put(bed.decide(&key("p")).step);
-    assert_eq!((write.check, &*write.fields), (None, &["tags"] as &[_]));
+    assert_eq!(
+        (write.checks, &*write.fields),
+        (Vec::new(), &["tags"] as &[_])
+    );
     assert_eq!(write.service.unwrap().1, 10);
 }
 
@@ -169,7 +187,7 @@ fn only_what_differs_is_written_at_the_index_that_is_known() {
 fn a_check_or_a_kind_by_another_hand_is_drift() {
     let bed = Bed::registered().change(|instance| instance.checks.clear());
     let write = put(bed.decide(&key("p")).step);
-    assert_eq!((write.service, write.check.unwrap().1), (None, 0));
+    assert_eq!((write.service, write.checks[0].index), (None, 0));
     let bed = Bed::registered().change(|instance| instance.checks[0].well_formed = false);
     assert_eq!(put(bed.decide(&key("p")).step).fields, ["check"]);
     let bed = Bed::registered().change(|instance| instance.embellished = true);
@@ -191,7 +209,7 @@ fn checks_of_ours_that_nobody_asks_for_go_and_those_of_others_stay() {
     let ours = format!("{}:api", instance_key("p").id);
     let mut bed = with(&ours);
     let write = put(bed.decide(&key("p")).step);
-    assert_eq!((write.service, write.check), (None, None));
+    assert_eq!((write.service, write.checks), (None, Vec::new()));
     assert_eq!(write.surplus, [(Text::from(&*ours), 12)]);
     bed.rules.mode = Mode::UpsertOnly;
     assert_eq!(bed.decide(&key("p")).step, Step::Settled);
@@ -310,7 +328,7 @@ fn what_may_not_go_is_taken_out_of_service_when_its_address_is_anothers() {
     let finding = bed.decide(&key("p"));
     assert!(finding.held().is_some(), "it is still held");
     let write = put(finding.step);
-    let (check, _) = write.check.as_ref().unwrap();
+    let check = &write.checks[0].check;
     assert_eq!((check.status, &write.service), (Health::Critical, &None));
     assert!(check.output.contains("Pod/shop/other"), "{}", check.output);
     let bed = bed.change(|instance| instance.checks[0].check.status = Health::Critical);

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Done};
+use super::asking::Asking;
 use super::claim::Claimant;
 use super::contest::Contests;
 use super::dirty::{Cause, Dirty, Due};
@@ -26,6 +27,7 @@ use super::report::Report;
 use super::rounds::Rounds;
 use super::signals::{Signal, Topic};
 use super::sweep::Sweeper;
+use crate::checks::{Orders, Told};
 use crate::consul::Client;
 use crate::desired::index::Index;
 use crate::k8s::{KubeEvent, Relist};
@@ -60,6 +62,21 @@ pub struct Options {
     pub take_over: Option<String>,
     /// `--policy`, `--drift` and the limits of removals.
     pub rules: Rules,
+}
+
+/// What the engine hears from, until it is stopped.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Events of Kubernetes.
+    pub kubernetes: mpsc::Receiver<KubeEvent>,
+    /// Changes in Consul.
+    pub signals: mpsc::Receiver<Signal>,
+    /// How instances are that were asked.
+    pub told: mpsc::Receiver<Told>,
+    /// What the epoch is to say, once it is known.
+    pub epoch: oneshot::Receiver<Epoch>,
+    /// Why the API server is another cluster's, if it is.
+    pub stranger: watch::Receiver<Option<String>>,
 }
 
 /// Why the engine ended by itself.
@@ -148,6 +165,8 @@ pub struct Engine {
     pub(super) claimant: Option<Claimant>,
     /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
     take_over: Option<String>,
+    /// What instances are asked.
+    pub(super) asking: Asking,
     pub(super) reads: usize,
     pub(super) jobs: JoinSet<Done>,
     pub(super) audit_at: Option<Instant>,
@@ -163,6 +182,7 @@ impl Engine {
         consul: Client,
         index: Index,
         mut report: Report,
+        orders: Orders,
         options: Options,
     ) -> (Self, watch::Receiver<Readiness>) {
         let Options {
@@ -218,6 +238,7 @@ impl Engine {
             stranger: None,
             claimant: None,
             take_over,
+            asking: Asking::new(orders),
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -234,14 +255,14 @@ impl Engine {
     }
 
     /// Works until stopped; then waits a moment for the writes that are under way.
-    pub async fn run(
-        mut self,
-        mut kubernetes: mpsc::Receiver<KubeEvent>,
-        mut signals: mpsc::Receiver<Signal>,
-        mut epoch: oneshot::Receiver<Epoch>,
-        mut stranger: watch::Receiver<Option<String>>,
-        stop: CancellationToken,
-    ) -> Result<(), EngineError> {
+    pub async fn run(mut self, inputs: Inputs, stop: CancellationToken) -> Result<(), EngineError> {
+        let Inputs {
+            mut kubernetes,
+            mut signals,
+            mut told,
+            mut epoch,
+            mut stranger,
+        } = inputs;
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
         loop {
             // One moment for both: what falls due after it is what there is to wake up for.
@@ -271,6 +292,12 @@ impl Engine {
                     self.meet(now, Instant::now());
                 }
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
+                Some(news) = told.recv() => {
+                    self.heard(news);
+                    while let Ok(news) = told.try_recv() {
+                        self.heard(news);
+                    }
+                }
                 () = sleep_until(wake), if wake.is_some() => {}
             }
         }
@@ -326,6 +353,7 @@ impl Engine {
         self.confirm_missing(now);
         self.start_reads(now);
         self.claim(now);
+        self.begin_or_end_asking(now);
         self.ripen_vacancies(now);
         self.ripen_refusals(now);
         if self.rules.mode == Mode::DryRun {

@@ -2,6 +2,7 @@
 
 mod absorb;
 pub mod apply;
+mod asking;
 pub mod carry;
 pub mod claim;
 mod complaints;

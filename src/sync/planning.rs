@@ -15,7 +15,7 @@ use crate::plan::{self, Finding, Mode, Step};
 use crate::status::board::{Reason, Trouble};
 
 /// Room for an instance and for the proxy beside it, in operations: more than they commonly need.
-const ROOM_FOR_TWO: usize = 16;
+const ROOM_FOR_TWO: usize = 44;
 /// Keys planned in a row before events are looked at again.
 const PLANNED_IN_A_ROW: usize = 512;
 
@@ -259,7 +259,7 @@ impl Engine {
         let (Key::Instance(instance), Step::Put(write)) = (key, step) else {
             return None;
         };
-        write.check.as_ref()?;
+        write.checks.first()?;
         let other = Key::Instance(InstanceKey {
             node: instance.node.clone(),
             id: instance.id.counterpart(self.index.cluster())?,

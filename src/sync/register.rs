@@ -20,7 +20,7 @@ use crate::model::key::{InstanceKey, Key};
 use crate::model::marks;
 use crate::model::names::{ClusterName, InstanceId};
 use crate::model::text::Text;
-use crate::observed::entry::{wire_readiness, wire_service};
+use crate::observed::entry::{wire_check, wire_service};
 use crate::plan::batch::BatchedStep;
 use crate::plan::{InstanceWrite, Step};
 
@@ -92,9 +92,9 @@ async fn registered(
             return Ok(outdated("the epoch"));
         }
     }
-    let check = write.check.as_ref();
-    let check = check.map(|(check, _)| wire_readiness(key, &write.name, write.check_kind, check));
-    let checks: Vec<HealthCheck> = check.into_iter().collect();
+    let checks = write.checks.iter();
+    let checks = checks.map(|it| wire_check(key, &write.name, &it.kind, &it.check));
+    let checks: Vec<HealthCheck> = checks.collect();
     let registration = Registration {
         // With an address, since Consul creates a node that went meanwhile.
         node: RegisteredNode::Kept {
@@ -177,13 +177,13 @@ async fn stored(
     let Some(service) = of(key, services.unwrap_or_default()) else {
         return Ok(outdated("the instance went at once"));
     };
-    let check_id = write.check_kind.id(&key.id);
-    let check = checks.value.into_iter();
-    let check = check.filter(|check| *check.check_id == *check_id);
-    let check = check.map(|check| TxnResult::Check(Box::new(check)));
+    let written: Vec<String> = write.checks.iter().map(|it| it.kind.id(&key.id)).collect();
+    let checks = checks.value.into_iter();
+    let checks = checks.filter(|check| written.iter().any(|id| **id == *check.check_id));
+    let checks = checks.map(|check| TxnResult::Check(Box::new(check)));
     let service = TxnResult::Service(Box::new(service));
     Ok(TxnOutcome::Applied(
-        std::iter::once(service).chain(check).collect(),
+        std::iter::once(service).chain(checks).collect(),
     ))
 }
 

@@ -163,6 +163,9 @@ impl Engine {
 
     /// Notes what was found under a key, for status and Events.
     pub(super) fn note(&mut self, key: &Key, finding: &Finding) {
+        if let Key::Instance(key) = key {
+            self.ask(key, &finding.asks);
+        }
         match (&finding.step, finding.held()) {
             // What stands there is not known: how it stands is what was told last.
             (Step::Waiting, _) => return,

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::engine::{Engine, Options};
+use super::engine::{Engine, Inputs, Options};
 use super::report::Report;
 use super::signals;
 use crate::api::RegistrationObject;
@@ -186,7 +186,7 @@ fn engine(client: Client) -> Engine {
         take_over: None,
         rules: Rules::default(),
     };
-    Engine::new(client, index, report, options).0
+    Engine::new(client, index, report, crate::checks::channel().0, options).0
 }
 
 struct Bed {
@@ -237,8 +237,14 @@ impl Bed {
         let stopped = stop.clone();
         let engine = tokio::spawn(async move {
             let (_, stranger) = watch::channel(None);
-            let run = engine.run(events_in, signals_in, introduced, stranger, stopped);
-            run.await.unwrap();
+            let inputs = Inputs {
+                kubernetes: events_in,
+                signals: signals_in,
+                told: crate::checks::channel().2,
+                epoch: introduced,
+                stranger,
+            };
+            engine.run(inputs, stopped).await.unwrap();
         });
         Self {
             consul,

@@ -190,9 +190,8 @@ impl Engine {
                 TxnResult::Check(check) => {
                     index = index.max(check.modify_index);
                     let mut written = ObservedCheck::of(check, Some(&key.id));
-                    if let Some((wanted, _)) = &write.check
-                        && written.check == *wanted
-                    {
+                    let mut wanted = write.checks.iter().map(|it| &it.check);
+                    if let Some(wanted) = wanted.find(|wanted| written.check == **wanted) {
                         written.check = wanted.clone();
                     }
                     replace(&mut checks, written);
@@ -427,6 +426,7 @@ mod tests {
                 output: "".into(),
             },
             well_formed: true,
+            protocol: None,
             modify_index,
         };
         let mut checks = vec![check(1)];

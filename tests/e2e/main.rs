@@ -13,6 +13,7 @@
 )]
 
 mod chart;
+mod checks;
 mod drift;
 mod faults;
 mod fence;

@@ -26,9 +26,9 @@ use lictor::model::key::Key;
 use lictor::model::kind::Kind;
 use lictor::model::names::ClusterName;
 use lictor::model::owner::Owner;
-use lictor::model::text::Pairs;
+use lictor::model::text::{Pairs, Text};
 use lictor::observed::entry::{
-    ObservedCheck, ObservedInstance, ObservedNode, wire_node_check, wire_readiness, wire_service,
+    ObservedCheck, ObservedInstance, ObservedNode, wire_check, wire_node_check, wire_service,
 };
 use lictor::observed::mirror::Mirror;
 use lictor::plan::{self, Rules, Step};
@@ -228,13 +228,15 @@ impl Bed {
                 });
                 let after = service.as_ref().map(ObservedInstance::of);
                 let mut instance = after.or(before).unwrap();
-                instance.checks = match write.check {
-                    Some((check, _)) => {
-                        let check = wire_readiness(key, &write.name, write.check_kind, &check);
-                        vec![ObservedCheck::of(&check, Some(&key.id))]
-                    }
-                    None => checks,
-                };
+                instance.checks = checks;
+                for it in &write.checks {
+                    let check = wire_check(key, &write.name, &it.kind, &it.check);
+                    let check = ObservedCheck::of(&check, Some(&key.id));
+                    instance.checks.retain(|known| known.id != check.id);
+                    instance.checks.push(check);
+                }
+                let gone = |id: &Text| write.surplus.iter().any(|(surplus, _)| surplus == id);
+                instance.checks.retain(|check| !gone(&check.id));
                 self.mirror.wrote_instance(key, Some(instance));
             }
             (Key::Instance(key), Step::Remove(_)) => self.mirror.wrote_instance(key, None),

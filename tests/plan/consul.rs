@@ -9,7 +9,7 @@ use lictor::model::key::Key;
 use lictor::model::names::{ClusterName, NodeName};
 use lictor::model::text::{Pairs, Text};
 use lictor::observed::content::NodeContent;
-use lictor::observed::entry::{wire_node_check, wire_readiness, wire_service};
+use lictor::observed::entry::{wire_check, wire_node_check, wire_service};
 use lictor::plan::Step;
 use lictor::plan::batch::BatchedStep;
 
@@ -90,11 +90,9 @@ impl Consul {
                     let stored = self.service_cas(key.node.as_ref(), service, *cas)?;
                     left.push(Left::Service(stored));
                 }
-                if let Some((check, cas)) = &write.check {
-                    left.push(self.check_cas(
-                        wire_readiness(key, &write.name, write.check_kind, check),
-                        *cas,
-                    )?);
+                for it in &write.checks {
+                    let check = wire_check(key, &write.name, &it.kind, &it.check);
+                    left.push(self.check_cas(check, it.index)?);
                 }
                 for (id, cas) in &write.surplus {
                     let place = (key.node.to_string(), id.to_string());

@@ -255,6 +255,7 @@ impl Reg {
             health: Some(api::Health {
                 not_ready: self.warning.then_some(api::NotReady::Warning),
                 terminating: self.deregister.then_some(api::Terminating::Deregister),
+                ..api::Health::default()
             }),
             connect: self.mesh.connect(),
             ..ServiceRegistrationSpec::default()

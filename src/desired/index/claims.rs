@@ -449,6 +449,7 @@ impl Index {
                 let held = Held {
                     owner: claimant.owner.clone(),
                     service: claimant.service.as_ref(),
+                    port: 0,
                     pod: match &claimant.target {
                         Target::Pod(pod) => Some(pod),
                         Target::Endpoint(_) => None,

@@ -8,11 +8,11 @@ use crate::desired::annotations::Annotations;
 use crate::desired::claim::{
     Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Resolved, Shape, Target, endpoint,
 };
-use crate::desired::health;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::shape::{self, Context};
 use crate::desired::spec::{InstanceSpec, Terminating};
 use crate::desired::watches::Watch;
+use crate::desired::{health, probe};
 use crate::model::entry::{Health, Node};
 use crate::model::facts::NodeFacts;
 use crate::model::key::InstanceKey;
@@ -57,7 +57,8 @@ impl Index {
                 adopt: false,
             }));
         }
-        let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..]));
+        let own = held.map_or(0, |held| held.port);
+        let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..], own));
         match claim {
             Some(claim) => Resolved::Claimed(Box::new(claim)),
             None => Resolved::Unclaimed(self.absence_of(key, held)),
@@ -115,14 +116,17 @@ impl Index {
         })
     }
 
-    fn claim(&self, key: &InstanceKey, holder: &Claimant, others: &[Claimant]) -> Option<Claim> {
+    /// `own` is the port of what Consul holds there of ours.
+    fn claim(
+        &self,
+        key: &InstanceKey,
+        holder: &Claimant,
+        others: &[Claimant],
+        own: u16,
+    ) -> Option<Claim> {
         let (shape, live) = match &holder.target {
-            Target::Pod(pod) => self.pod_claim(key, holder, pod)?,
-            Target::Endpoint(name) => {
-                let claims = self.registration(&holder.owner)?.claims()?;
-                let live = Live::of_endpoint(claims, holder.service.as_ref());
-                (self.endpoint_shape(key, holder, name)?, live)
-            }
+            Target::Pod(pod) => self.pod_claim(key, holder, pod, own)?,
+            Target::Endpoint(name) => self.endpoint_claim(key, holder, name, own)?,
         };
         let losers = others
             .iter()
@@ -140,7 +144,13 @@ impl Index {
         })
     }
 
-    fn pod_claim(&self, key: &InstanceKey, holder: &Claimant, pod: &Text) -> Option<(Shape, Live)> {
+    fn pod_claim(
+        &self,
+        key: &InstanceKey,
+        holder: &Claimant,
+        pod: &Text,
+        own: u16,
+    ) -> Option<(Shape, Live)> {
         let row = self
             .pods
             .get(&(holder.owner.namespace.clone(), pod.clone()))?;
@@ -153,11 +163,17 @@ impl Index {
         // What is said about the service holds for the proxy beside it.
         let service = claims.map_or(&holder.service, |claims| &claims.service);
         let health = annotations.overlay_health(service, base.clone());
-        let live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
+        let mut live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
         let context = self.context(key, service, &holder.owner);
-        let shape = annotations
-            .overlay(service, base)
-            .and_then(|spec| shape::of_pod(context, pod, &spec));
+        let shape = annotations.overlay(service, base).and_then(|spec| {
+            let instance = shape::of_pod(context, pod, &spec)?;
+            live.asked = Some(probe::of_pod(&spec, pod, instance.port)?);
+            Ok(instance)
+        });
+        if shape.is_err() {
+            // Health goes on.
+            live.asked = Some(probe::of_kept_pod(&health, pod, own));
+        }
         let sidecar = claims.and_then(|claims| claims.proxy_under(holder.service.as_ref()));
         let shape = shape.map(|instance| match sidecar {
             None => instance,
@@ -207,12 +223,19 @@ impl Index {
         let pod = self.pod(&owner.namespace, name)?;
         let context = self.context(key, &claims.service, owner);
         let without = shape::of_pod(context, pod, &claims.spec);
+        let without = without.and_then(|instance| probe::of_pod(&claims.spec, pod, instance.port));
         let without = without.err().unwrap_or_default();
         let adds = problems.iter().any(|problem| !without.contains(problem));
         adds.then(|| Owner::pod(&owner.namespace, name))
     }
 
-    fn endpoint_shape(&self, key: &InstanceKey, holder: &Claimant, name: &str) -> Option<Shape> {
+    fn endpoint_claim(
+        &self,
+        key: &InstanceKey,
+        holder: &Claimant,
+        name: &str,
+        own: u16,
+    ) -> Option<(Shape, Live)> {
         let registration = self.registration(&holder.owner)?;
         let claims = registration.claims()?;
         let Claims {
@@ -226,7 +249,15 @@ impl Index {
         };
         let context = self.context(key, service, &holder.owner);
         let endpoint = endpoint(endpoints, name)?;
+        let mut live = Live::of_endpoint(claims, holder.service.as_ref(), None);
         let shape = shape::of_endpoint(context, &registration.uid, endpoint, spec);
+        let shape = shape.and_then(|instance| {
+            live.asked = Some(probe::of_endpoint(spec, endpoint)?);
+            Ok(instance)
+        });
+        if shape.is_err() {
+            live.asked = Some(probe::of_kept_endpoint(spec, own));
+        }
         let sidecar = claims.proxy_under(holder.service.as_ref());
         let shape = shape.map(|instance| match sidecar {
             None => instance,
@@ -239,7 +270,8 @@ impl Index {
                 sidecar.beside(instance, &id)
             }
         });
-        Some(shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid))
+        let shape = shape.map_or_else(|why| Shape::Frozen(Freeze::Invalid(why)), Shape::Valid);
+        Some((shape, live))
     }
 
     /// The objects that may keep what an entry says that it is of.
@@ -285,9 +317,12 @@ impl Index {
             Content::Paused { .. } => Some(Freeze::Paused),
             Content::Invalid(problem) => Some(Freeze::Invalid(vec![problem.clone()])),
         });
+        let known = registration.and_then(RegistrationRow::last_good);
         if held.pod.is_none() {
-            let known = registration.and_then(RegistrationRow::last_good);
-            let live = known.map(|claims| Live::of_endpoint(claims, held.service));
+            let live = known.map(|claims| {
+                let asked = probe::of_kept_endpoint(&claims.spec, held.port);
+                Live::of_endpoint(claims, held.service, Some(asked))
+            });
             return owner_freeze.map(|freeze| (freeze, live.unwrap_or_default()));
         }
         let row = keepers.pod?;
@@ -303,7 +338,6 @@ impl Index {
         let freeze = owner_freeze
             .or_else(|| pod_freeze(annotations, held, claimed))
             .or_else(|| self.renamed(key, held, row))?;
-        let known = registration.and_then(RegistrationRow::last_good);
         let service: ServiceName = match known {
             Some(claims) if claims.proxy_under(held.service).is_some() => claims.service.clone(),
             _ => held.service.parse().ok()?,
@@ -311,7 +345,9 @@ impl Index {
         let base = known.map_or_else(|| health_of(held), |claims| claims.spec.clone());
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;
-        Some((freeze, Live::of_pod(pod, spec.address, readiness)))
+        let mut live = Live::of_pod(pod, spec.address, readiness);
+        live.asked = known.map(|_| probe::of_kept_pod(&spec, pod, held.port));
+        Some((freeze, live))
     }
 
     /// Whether the owner names another service for the pod now, and what it asks for there is invalid:
@@ -331,7 +367,7 @@ impl Index {
     /// Why what the holder of a key asks for cannot be registered.
     pub(super) fn freeze_of_claim(&self, key: &InstanceKey) -> Option<Freeze> {
         let holder = self.claimants(key).first()?;
-        match self.claim(key, holder, &[])?.shape {
+        match self.claim(key, holder, &[], 0)?.shape {
             Shape::Frozen(freeze) => Some(freeze),
             Shape::Valid(_) => None,
         }

@@ -39,7 +39,7 @@ impl Bed {
     }
 }
 
-fn proxy_key(pod: &str) -> Key {
+pub(super) fn proxy_key(pod: &str) -> Key {
     let InstanceKey { node, id } = instance_key(pod);
     let id = id.counterpart(&"a".parse().unwrap()).unwrap();
     Key::Instance(InstanceKey { node, id })
@@ -53,7 +53,7 @@ fn a_proxy_comes_with_its_instance_and_its_check_follows() {
     let bed = bed.carry_out(&node, 10).carry_out(&key("p"), 11);
     let write = put(bed.decide(&proxy_key("p")).step);
     assert!(write.creates() && !write.needs_register());
-    assert_eq!(write.check_kind, CheckKind::Alias);
+    assert_eq!(write.checks[0].kind, CheckKind::Alias);
     let bed = bed.carry_out(&proxy_key("p"), 12);
     assert_eq!(bed.decide(&proxy_key("p")).step, Step::Settled);
 
@@ -63,8 +63,8 @@ fn a_proxy_comes_with_its_instance_and_its_check_follows() {
         (proxy_key("p"), CheckKind::Alias),
     ] {
         let write = put(bed.decide(&key).step);
-        assert_eq!((write.service, write.check_kind), (None, kind));
-        assert_eq!(write.check.unwrap().0.status, Health::Critical);
+        assert_eq!((write.service, &write.checks[0].kind), (None, &kind));
+        assert_eq!(write.checks[0].check.status, Health::Critical);
     }
     let bed = bed.with(pod("p"));
 
@@ -73,8 +73,8 @@ fn a_proxy_comes_with_its_instance_and_its_check_follows() {
     let bed = bed.meshed(&sidecar);
     let write = put(bed.decide(&proxy_key("p")).step);
     assert_eq!(
-        (&*write.fields, write.check.clone()),
-        (&["proxy"] as &[_], None)
+        (&*write.fields, write.checks.clone()),
+        (&["proxy"] as &[_], Vec::new())
     );
     assert!(write.needs_register());
     assert_eq!(bed.decide(&key("p")).step, Step::Settled);
@@ -82,7 +82,7 @@ fn a_proxy_comes_with_its_instance_and_its_check_follows() {
     let bed = bed.carry_out_service(&proxy_key("p"), 13);
     let bed = bed.with(pod("p").not_ready("app", ""));
     let write = put(bed.decide(&proxy_key("p")).step);
-    assert!(!write.needs_register() && write.check.is_some());
+    assert!(!write.needs_register() && !write.checks.is_empty());
 
     // Where both differ, the check goes first, together with that of the instance.
     let bed = bed.with(pod("p").not_ready("app", "").ips(&["10.0.0.9"]));

@@ -184,13 +184,14 @@ async fn a_check_that_was_removed_is_known_to_be_gone() {
     let Step::Put(write) = decide(&engine) else {
         panic!("not planned")
     };
-    let (service, (check, _)) = (write.service.unwrap().0, write.check.unwrap());
+    let (service, check) = (write.service.unwrap().0, write.checks[0].check.clone());
     let mut there = ObservedInstance::of(&wire_service(&instance("p"), &service));
     for id in [CheckKind::Readiness.id(&instance("p").id), surplus_id()] {
         there.checks.push(ObservedCheck {
             id: id.into(),
             check: check.clone(),
             well_formed: true,
+            protocol: None,
             modify_index: 3,
         });
     }

@@ -1,0 +1,167 @@
+//! Where no check may connect to. Pure.
+//!
+//! The address of an instance comes from a pod's status or from a `ServiceRegistration`, and so from
+//! people with far fewer rights than this process has where it runs.
+#![cfg_attr(not(test), deny(clippy::disallowed_types, clippy::disallowed_methods))]
+
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// Where no check may connect to.
+#[derive(Clone, Debug, Default)]
+pub struct Forbidden {
+    allows_local: bool,
+    apis: HashSet<SocketAddr>,
+}
+
+impl Forbidden {
+    /// `allows_local` is `--allow-local-checks`; `apis` is where the API server and Consul are.
+    #[must_use]
+    pub fn new(allows_local: bool, apis: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let apis = apis.into_iter();
+        Self {
+            allows_local,
+            apis: apis
+                .map(|at| SocketAddr::new(bare(at.ip()), at.port()))
+                .collect(),
+        }
+    }
+
+    /// Why this may not be connected to, if it may not.
+    #[must_use]
+    pub fn why(&self, address: SocketAddr) -> Option<&'static str> {
+        let ip = bare(address.ip());
+        if ip.is_unspecified() || ip.is_multicast() || is_broadcast(ip) {
+            return Some("it is no address of one host");
+        }
+        if self.allows_local {
+            return None;
+        }
+        if ip.is_loopback() {
+            return Some("it is a loopback address");
+        }
+        if is_link_local(ip) {
+            return Some("it is a link-local address");
+        }
+        if is_metadata(ip) {
+            return Some("it is a cloud's metadata service");
+        }
+        let is_api = self.apis.contains(&SocketAddr::new(ip, address.port()));
+        is_api.then_some("it is the API server's or Consul's")
+    }
+}
+
+fn is_broadcast(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(ip) if ip.is_broadcast())
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        // 0.0.0.0/8 is this host, whatever follows the zero.
+        IpAddr::V4(ip) => ip.is_link_local() || ip.octets()[0] == 0,
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}
+
+/// An address as what it leads to: one of IPv4 in whatever dress of IPv6.
+fn bare(ip: IpAddr) -> IpAddr {
+    let IpAddr::V6(dressed) = ip.to_canonical() else {
+        return ip.to_canonical();
+    };
+    let (high, low) = match dressed.segments() {
+        // Neither is dressed: this host and no host.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => return ip,
+        // Compatible (RFC 4291) and translated by hosts (RFC 2765).
+        [0, 0, 0, 0, 0 | 0xffff, 0, high, low]
+        // Translated by the network (RFC 6052, RFC 8215).
+        | [0x64, 0xff9b, 0 | 1, _, _, _, high, low]
+        // 6to4 (RFC 3056).
+        | [0x2002, high, low, ..] => (high, low),
+        _ => return ip,
+    };
+    Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)).into()
+}
+
+/// Metadata services of clouds that are not link-local: of Azure, Alibaba and Oracle; the range that AWS keeps
+/// for its own over IPv6, and Google's.
+fn is_metadata(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            [[168, 63, 129, 16], [100, 100, 100, 200], [192, 0, 0, 192]].contains(&ip.octets())
+        }
+        IpAddr::V6(ip) => matches!(
+            ip.segments(),
+            [0xfd00, 0xec2, ..] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254]
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ip: &str, port: u16) -> SocketAddr {
+        SocketAddr::new(ip.parse().unwrap(), port)
+    }
+
+    #[test]
+    fn what_is_local_is_refused_in_whatever_dress() {
+        let forbidden = Forbidden::new(false, []);
+        for ip in [
+            "127.0.0.1",
+            "127.8.0.1",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "::",
+            "255.255.255.255",
+            "224.0.0.1",
+            "ff02::1",
+            "168.63.129.16",
+            "100.100.100.200",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "64:ff9b::a83f:8110",
+            "64:ff9b:1::7f00:1",
+            "::ffff:0:127.0.0.1",
+            "::ffff:0:0:1",
+        ] {
+            assert!(forbidden.why(at(ip, 80)).is_some(), "{ip}");
+        }
+        for ip in [
+            "10.244.0.7",
+            "192.168.1.10",
+            "203.0.113.9",
+            "fd00::7",
+            "2001:db8::1",
+        ] {
+            assert_eq!(forbidden.why(at(ip, 80)), None, "{ip}");
+        }
+    }
+
+    #[test]
+    fn the_apis_are_refused_and_other_ports_beside_them_are_not() {
+        let forbidden = Forbidden::new(false, [at("10.0.0.1", 6443), at("10.0.0.2", 8500)]);
+        assert!(forbidden.why(at("10.0.0.1", 6443)).is_some());
+        assert!(forbidden.why(at("::ffff:10.0.0.1", 6443)).is_some());
+        assert!(forbidden.why(at("64:ff9b::a00:1", 6443)).is_some());
+        assert!(forbidden.why(at("10.0.0.2", 8500)).is_some());
+        assert_eq!(forbidden.why(at("10.0.0.1", 8080)), None);
+    }
+
+    #[test]
+    fn local_checks_are_allowed_on_demand_and_what_is_no_host_never() {
+        let forbidden = Forbidden::new(true, [at("127.0.0.1", 6443)]);
+        assert_eq!(forbidden.why(at("127.0.0.1", 6443)), None);
+        assert!(forbidden.why(at("0.0.0.0", 80)).is_some());
+        assert!(forbidden.why(at("224.0.0.1", 80)).is_some());
+    }
+}

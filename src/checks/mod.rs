@@ -1,0 +1,18 @@
+//! Checks that Lictor runs itself: instances are asked over HTTP, TCP or gRPC how they are.
+//!
+//! [`prober`] is one task that owns a [`roster`] of all checks and starts a bounded number of runs at
+//! once; a check that waits for its next run is a row and no task. It hears from the engine what to ask,
+//! and tells it of every change. What is connected to is judged by [`forbidden`] first, each time, after
+//! its name was looked up: whoever may write a `ServiceRegistration`, or the status of a pod, shall not
+//! have this process talk to itself, to the API server, to Consul or to a cloud's metadata.
+
+pub mod apis;
+mod ask;
+mod connect;
+pub mod forbidden;
+pub mod prober;
+mod roster;
+mod tally;
+mod tls;
+
+pub use prober::{Orders, Prober, Told, channel};

@@ -1,0 +1,212 @@
+//! The one task that runs all checks.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rand::Rng as _;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::apis::{self, Api};
+use super::ask::Asker;
+use super::roster::{Ended, Follow, Roster, Run};
+use crate::desired::probe::Asked;
+use crate::metrics::Metrics;
+use crate::model::entry::{Check, Health};
+use crate::model::key::InstanceKey;
+use crate::model::text::Text;
+
+/// Runs under way at once. Each has a socket, and may wait for as long as its timeout.
+const RUNS: usize = 512;
+/// Changes that may wait for the engine; then the next runs wait.
+const TOLD: usize = 1024;
+
+const NAME: &str = "the prober";
+
+/// A check has another status than was told last, or its first one.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The instance.
+    pub key: InstanceKey,
+    /// The name of the check within its registration.
+    pub name: Text,
+    /// What was found.
+    pub check: Check,
+    /// The number of the order that it was found under.
+    pub order: u64,
+    /// When.
+    pub at: Instant,
+}
+
+enum Order {
+    Follow {
+        key: InstanceKey,
+        host: Text,
+        asked: Box<[Asked]>,
+        known: Box<[Option<Health>]>,
+        number: u64,
+    },
+    Forget(InstanceKey),
+    ForgetAll,
+}
+
+/// Where the engine says what to ask.
+///
+/// It never waits: it says so once for each change of an instance, and the prober does no more than to
+/// note it.
+#[derive(Clone, Debug)]
+pub struct Orders(UnboundedSender<Order>);
+
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Order")
+    }
+}
+
+impl Orders {
+    /// An instance is to be asked this at this host, and nothing else; of each it is said what is known.
+    /// What is told of it from now on has this number.
+    pub fn follow(
+        &self,
+        key: InstanceKey,
+        host: Text,
+        asked: Box<[Asked]>,
+        known: Box<[Option<Health>]>,
+        number: u64,
+    ) {
+        self.give(Order::Follow {
+            key,
+            host,
+            asked,
+            known,
+            number,
+        });
+    }
+
+    /// An instance is not asked any more.
+    pub fn forget(&self, key: InstanceKey) {
+        self.give(Order::Forget(key));
+    }
+
+    /// Nothing is asked any more.
+    pub fn forget_all(&self) {
+        self.give(Order::ForgetAll);
+    }
+
+    fn give(&self, order: Order) {
+        // Without the prober the process ends.
+        let _ = self.0.send(order);
+    }
+}
+
+/// Runs checks.
+pub struct Prober {
+    orders: UnboundedReceiver<Order>,
+    told: mpsc::Sender<Told>,
+    roster: Roster,
+}
+
+/// Both ends of a prober, and what it tells.
+#[must_use]
+pub fn channel() -> (Orders, Prober, mpsc::Receiver<Told>) {
+    let (orders, orders_in) = mpsc::unbounded_channel();
+    let (told, told_out) = mpsc::channel(TOLD);
+    let prober = Prober {
+        orders: orders_in,
+        told,
+        roster: Roster::default(),
+    };
+    (Orders(orders), prober, told_out)
+}
+
+impl Prober {
+    /// Works until the engine is gone, and tells its name then. Keeps away from these APIs, and unless it is allowed from all
+    /// that is local.
+    pub async fn run(
+        mut self,
+        apis: Vec<Api>,
+        allows_local: bool,
+        metrics: Metrics,
+    ) -> anyhow::Result<&'static str> {
+        let (forbidden_in, mut forbidden) = watch::channel(None);
+        let follow = apis::follow(apis, allows_local, forbidden_in);
+        let _follow = AbortOnDropHandle::new(tokio::spawn(follow));
+        // What Consul shows is worth more than a check that could not be run.
+        let known = forbidden.wait_for(Option::is_some).await;
+        known.context("where the APIs are is not looked up any more")?;
+        let asker = Asker::new(forbidden).context("cannot set up TLS for checks")?;
+        let asker = Arc::new(asker);
+        let mut runs: JoinSet<(u64, Check)> = JoinSet::new();
+        loop {
+            let now = Instant::now();
+            while runs.len() < RUNS
+                && let Some(Run { id, due, target }) = self.roster.take(now, chance)
+            {
+                metrics.check_lateness.observe((now - due).as_secs_f64());
+                let asker = asker.clone();
+                runs.spawn(async move { (id, asker.ask(&target).await) });
+            }
+            let next = self.roster.next().filter(|_| runs.len() < RUNS);
+            tokio::select! {
+                order = self.orders.recv() => {
+                    let Some(order) = order else { return Ok(NAME) };
+                    self.take(order);
+                    while let Ok(order) = self.orders.try_recv() {
+                        self.take(order);
+                    }
+                    let checks = i64::try_from(self.roster.len()).unwrap_or(i64::MAX);
+                    metrics.checks.set(checks);
+                }
+                Some(run) = runs.join_next() => {
+                    let (id, check) = run.context("the run of a check broke down")?;
+                    let Some(ended) = self.roster.ended(id, check.status) else {
+                        continue;
+                    };
+                    let Ended { key, name, order } = ended;
+                    let at = Instant::now();
+                    let told = Told { key, name, check, order, at };
+                    if self.told.send(told).await.is_err() {
+                        return Ok(NAME);
+                    }
+                }
+                () = sleep(next), if next.is_some() => {}
+            }
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Follow {
+                key,
+                host,
+                asked,
+                known,
+                number,
+            } => {
+                let now = Instant::now();
+                let asked = Follow {
+                    host: &host,
+                    asked: &asked,
+                    known: &known,
+                    order: number,
+                };
+                self.roster.follow(&key, &asked, now, chance);
+            }
+            Order::Forget(key) => self.roster.forget(&key),
+            Order::ForgetAll => self.roster = Roster::default(),
+        }
+    }
+}
+
+async fn sleep(until: Option<Instant>) {
+    if let Some(until) = until {
+        sleep_until(until).await;
+    }
+}
+
+fn chance() -> f64 {
+    rand::rng().random()
+}

@@ -1,0 +1,203 @@
+//! The checks that an instance is to have, and what differs from them.
+
+use std::collections::HashMap;
+
+use super::{Mode, Scope};
+use crate::desired::claim::{Claim, Live, Shape};
+use crate::desired::probe::Asked;
+use crate::model::entry::{Check, CheckKind, Health, Mesh, Service};
+use crate::model::key::InstanceKey;
+use crate::model::text::Text;
+use crate::observed::entry::ObservedInstance;
+
+/// What a check says that was never run.
+const NOT_ASKED: &str = "not asked yet";
+/// What is between the question and the answer in the output of a check.
+pub const ANSWER: &str = ": ";
+
+/// A write of a check of an instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckWrite {
+    /// Which one it is.
+    pub kind: CheckKind,
+    /// What it is to say.
+    pub check: Check,
+    /// The `ModifyIndex` that it must have; 0 to create it.
+    pub index: u64,
+}
+
+/// What was found when instances were asked, as far as they were since the start.
+#[derive(Debug, Default)]
+pub struct Verdicts(HashMap<InstanceKey, Vec<(Text, Check)>>);
+
+impl Verdicts {
+    /// What was found by the check of this name.
+    #[must_use]
+    pub fn get(&self, key: &InstanceKey, name: &str) -> Option<&Check> {
+        let found = self.0.get(key)?.iter();
+        let mut found = found.filter(|(of, _)| **of == *name);
+        found.next().map(|(_, check)| check)
+    }
+
+    /// A check was run.
+    pub fn found(&mut self, key: InstanceKey, name: Text, check: Check) {
+        let found = self.0.entry(key).or_default();
+        match found.iter_mut().find(|(of, _)| *of == name) {
+            Some((_, known)) => *known = check,
+            None => found.push((name, check)),
+        }
+    }
+
+    /// Nothing is known any more.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Of an instance only the checks of which this holds are known any more.
+    pub fn retain(&mut self, key: &InstanceKey, is_known: impl Fn(&str) -> bool) {
+        if let Some(found) = self.0.get_mut(key) {
+            found.retain(|(of, _)| is_known(of));
+            if found.is_empty() {
+                self.0.remove(key);
+            }
+        }
+    }
+}
+
+/// All checks that an instance is to have, as far as it is known which.
+pub(super) fn wanted(
+    key: &InstanceKey,
+    service: &Service,
+    claim: &Claim,
+    scope: &Scope<'_>,
+) -> Vec<(CheckKind, Check)> {
+    let live = &claim.live;
+    let is_proxy = matches!(service.mesh.as_deref(), Some(Mesh::Proxy(_)));
+    let is_kept = matches!(claim.shape, Shape::Frozen(_));
+    let asked = live.asked.iter().flatten();
+    if !is_proxy {
+        let readiness = live.readiness.clone();
+        let readiness = readiness.map(|check| (CheckKind::Readiness, check));
+        let probes = asked.map(|asked| (asked.probe.kind(), found(key, asked, scope)));
+        return readiness.into_iter().chain(probes).collect();
+    }
+    let beside = key.id.counterpart(scope.desired.cluster());
+    let beside = beside.map(|id| InstanceKey {
+        node: key.node.clone(),
+        id,
+    });
+    let worst = beside.and_then(|beside| {
+        let found = asked.map(|asked| (asked.probe.name.clone(), found(&beside, asked, scope)));
+        let kept = is_kept.then(|| unasked(&beside, live, scope));
+        let found = found.chain(kept.into_iter().flatten());
+        // Of several that are as bad, the first.
+        found.reduce(|worst, next| {
+            if next.1.status > worst.1.status {
+                next
+            } else {
+                worst
+            }
+        })
+    });
+    let alias = match (live.readiness.clone(), worst) {
+        (Some(ready), Some((_, found))) if ready.status >= found.status => Some(ready),
+        (_, Some((name, found))) => Some(Check {
+            status: found.status,
+            output: format!("{name}: {}", found.output).into(),
+        }),
+        (ready, None) => ready,
+    };
+    alias
+        .map(|check| (CheckKind::Alias, check))
+        .into_iter()
+        .collect()
+}
+
+/// The checks of an instance of which it cannot be told here whether and where to ask.
+fn unasked<'a>(
+    key: &'a InstanceKey,
+    live: &'a Live,
+    scope: &Scope<'a>,
+) -> impl Iterator<Item = (Text, Check)> + 'a {
+    let there = scope.observed.instance(key).into_iter();
+    let checks = there.flat_map(|there| &there.checks);
+    checks.filter_map(|there| {
+        let (_, name) = there.id.rsplit_once(':')?;
+        let mut asked = live.asked.iter().flatten();
+        let is_asked = asked.any(|asked| *asked.probe.name == *name);
+        let found = scope.rules.verdicts.get(key, name);
+        let check = found.unwrap_or(&there.check);
+        (there.protocol.is_some() && !is_asked).then(|| (name.into(), check.clone()))
+    })
+}
+
+/// What a check of an instance is to say.
+fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
+    let kind = asked.probe.kind();
+    let there = scope.observed.instance(key);
+    let there = there.and_then(|there| there.check(&kind.id(&key.id)));
+    let there = there.filter(|there| there.is_of(&kind));
+    let found = scope.rules.verdicts.get(key, &asked.probe.name);
+    match (found, there) {
+        // What is beside the status tells of the run in which it came about.
+        (Some(found), Some(there)) if is_same(found, &there.check) => there.check.clone(),
+        (Some(found), _) => found.clone(),
+        // It stays until it was asked again.
+        (None, Some(there)) => there.check.clone(),
+        (None, None) => Check {
+            status: Health::Critical,
+            output: NOT_ASKED.into(),
+        },
+    }
+}
+
+/// Whether two runs asked the same and found the same.
+fn is_same(found: &Check, there: &Check) -> bool {
+    let question = |check: &'_ Check| {
+        let parts = check.output.split_once(ANSWER);
+        parts.map(|(question, _)| question.to_owned())
+    };
+    found.status == there.status && question(found) == question(there)
+}
+
+/// Those of the wanted checks that are not there as they are to be.
+pub(super) fn differing(
+    key: &InstanceKey,
+    wanted: &[(CheckKind, Check)],
+    there: &ObservedInstance,
+) -> Vec<CheckWrite> {
+    let differs = |(kind, check): &(CheckKind, Check)| {
+        let there = there.check(&kind.id(&key.id));
+        let equal = there.is_some_and(|there| there.is_of(kind) && there.check == *check);
+        (!equal).then(|| CheckWrite {
+            kind: kind.clone(),
+            check: check.clone(),
+            index: there.map_or(0, |there| there.modify_index),
+        })
+    };
+    wanted.iter().filter_map(differs).collect()
+}
+
+/// The checks of an instance that are ours by their id and that nobody asks for: what is left of a
+/// newer release, or of another hand, would keep it out of service for good. Checks of operators have
+/// other ids.
+pub(super) fn surplus(
+    key: &InstanceKey,
+    claim: &Claim,
+    wanted: &[(CheckKind, Check)],
+    there: &ObservedInstance,
+    mode: Mode,
+) -> Vec<(Text, u64)> {
+    let is_known = matches!(claim.shape, Shape::Valid(_)) && claim.live.asked.is_some();
+    if !is_known || mode == Mode::UpsertOnly {
+        return Vec::new();
+    }
+    let prefix = format!("{}:", key.id);
+    let wanted: Vec<String> = wanted.iter().map(|(kind, _)| kind.id(&key.id)).collect();
+    let checks = there.checks.iter();
+    checks
+        .filter(|check| check.id.starts_with(&prefix))
+        .filter(|check| !wanted.iter().any(|wanted| **wanted == *check.id))
+        .map(|check| (check.id.clone(), check.modify_index))
+        .collect()
+}

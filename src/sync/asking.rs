@@ -1,0 +1,155 @@
+//! What instances are asked, and what the engine makes of what is found.
+
+use std::collections::HashMap;
+
+use tokio::time::Instant;
+
+use super::dirty::{Cause, Due};
+use super::engine::Engine;
+use crate::checks::{Orders, Told};
+use crate::desired::probe::Asked;
+use crate::model::entry::Health;
+use crate::model::key::{InstanceKey, Key};
+use crate::model::marks;
+use crate::plan::{Asks, Mode, Subject};
+
+/// What instances are asked now.
+#[derive(Debug)]
+pub(super) struct Asking {
+    orders: Orders,
+    /// Whether this process is the one that asks.
+    begun: bool,
+    of: HashMap<InstanceKey, Followed>,
+    /// Counted up with each order, so that what was found under an older one can be told.
+    orders_given: u64,
+}
+
+#[derive(Debug)]
+struct Followed {
+    subject: Subject,
+    asked: Box<[Asked]>,
+    order: u64,
+}
+
+impl Asking {
+    pub(super) fn new(orders: Orders) -> Self {
+        Self {
+            orders,
+            begun: false,
+            of: HashMap::new(),
+            orders_given: 0,
+        }
+    }
+}
+
+impl Engine {
+    /// Begins to ask once this process may write, and ends when another one does: what was found until
+    /// then is worth nothing any more.
+    pub(super) fn begin_or_end_asking(&mut self, now: Instant) {
+        let begins = self.fence.index().is_some() && self.rules.mode != Mode::DryRun;
+        if begins == self.asking.begun {
+            return;
+        }
+        self.asking.begun = begins;
+        if begins {
+            self.touch_all(Cause::Read, now);
+            return;
+        }
+        self.asking.orders.forget_all();
+        self.asking.of.clear();
+        self.rules.verdicts.clear();
+    }
+
+    /// What an instance is to be asked was found out.
+    pub(super) fn ask(&mut self, key: &InstanceKey, asks: &Asks) {
+        if !self.asking.begun {
+            return;
+        }
+        match asks {
+            Asks::Kept => {}
+            Asks::Nothing => {
+                if self.asking.of.remove(key).is_some() {
+                    self.asking.orders.forget(key.clone());
+                    self.rules.verdicts.retain(key, |_| false);
+                }
+            }
+            Asks::These(subject, asked) => self.follow(key, subject, asked),
+        }
+    }
+
+    fn follow(&mut self, key: &InstanceKey, subject: &Subject, asked: &[Asked]) {
+        let before = self.asking.of.get(key);
+        if before.is_some_and(|it| it.subject == *subject && *it.asked == *asked) {
+            return;
+        }
+        let is_same = before.is_some_and(|it| it.subject == *subject);
+        let is_unchanged = |name: &str| {
+            let of = |asked: &[Asked]| asked.iter().find(|it| *it.probe.name == *name).cloned();
+            is_same && before.and_then(|it| of(&it.asked)) == of(asked)
+        };
+        self.rules.verdicts.retain(key, is_unchanged);
+        if before.is_some_and(|it| it.subject.uid != subject.uid) {
+            // What was found of its predecessor is nothing to go on.
+            self.asking.orders.forget(key.clone());
+        }
+        let known = asked
+            .iter()
+            .map(|asked| self.known_status(key, subject, asked));
+        let known = known.collect();
+        self.asking.orders_given += 1;
+        let order = self.asking.orders_given;
+        let host = subject.host.clone();
+        let followed = Followed {
+            subject: subject.clone(),
+            asked: asked.into(),
+            order,
+        };
+        self.asking.of.insert(key.clone(), followed);
+        let orders = &self.asking.orders;
+        orders.follow(key.clone(), host, asked.into(), known, order);
+    }
+
+    /// What Consul shows of a check: what was found by whoever asked before.
+    fn known_status(&self, key: &InstanceKey, subject: &Subject, asked: &Asked) -> Option<Health> {
+        let kind = asked.probe.kind();
+        let there = self.mirror.instance(key)?;
+        let uid = there.service.meta.get(marks::UID);
+        if there.service.address != subject.host || uid != Some(&subject.uid) {
+            return None;
+        }
+        let check = there.check(&kind.id(&key.id))?;
+        check.is_of(&kind).then_some(check.check.status)
+    }
+
+    /// An instance was asked, and it is news how it is.
+    pub(super) fn heard(&mut self, told: Told) {
+        let Told {
+            key,
+            name,
+            check,
+            order,
+            at,
+        } = told;
+        let followed = self.asking.of.get(&key);
+        // What was found under an order that does not hold any more is of something else.
+        if followed.is_none_or(|followed| followed.order != order) {
+            return;
+        }
+        self.rules.verdicts.found(key.clone(), name, check);
+        let due = Due {
+            // As when Kubernetes says how a pod is.
+            cause: Cause::Kubernetes,
+            since: at,
+        };
+        let proxy = key.id.counterpart(self.index.cluster());
+        let proxy = proxy.map(|id| InstanceKey {
+            node: key.node.clone(),
+            id,
+        });
+        // Also one that is just being written.
+        let proxy = proxy.filter(|proxy| !self.index.claimants(proxy).is_empty());
+        for key in proxy.into_iter().chain([key]) {
+            self.dirty.touch(Key::Instance(key), due);
+        }
+    }
+}
