@@ -24,9 +24,9 @@ impl Args {
         let mut command = cargo::command();
         command.arg("test").env("LICTOR_TESTBED_BIN", tools.bin);
         if env::var_os(THREADS).is_none() {
-            // Tests mostly wait for servers.
+            // Tests wait for servers much of the time, and the servers are busy on these cores, too.
             let cores = thread::available_parallelism().map_or(2, NonZero::get);
-            command.env(THREADS, (2 * cores).to_string());
+            command.env(THREADS, (cores + 1).to_string());
         }
         if !self.names_a_package() {
             command.arg("--workspace");
