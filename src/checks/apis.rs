@@ -27,10 +27,8 @@ pub async fn follow(
     allows_local: bool,
     forbidden: watch::Sender<Option<Arc<Forbidden>>>,
 ) {
-    let mut known: Vec<(Api, Vec<SocketAddr>)> = Vec::new();
-    for api in apis {
-        known.push((api, Vec::new()));
-    }
+    let known = apis.into_iter().map(|api| (api, Vec::new()));
+    let mut known: Vec<(Api, Vec<SocketAddr>)> = known.collect();
     loop {
         let mut complete = true;
         for (api, addresses) in &mut known {
@@ -41,12 +39,11 @@ pub async fn follow(
                 tracing::warn!("checks cannot keep away from {host}:{port}, which has no address");
             }
             // What it had before may be one of several that take turns.
-            addresses.extend(
-                found
-                    .into_iter()
-                    .filter(|it| !addresses.contains(it))
-                    .collect::<Vec<_>>(),
-            );
+            for address in found {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
             let surplus = addresses.len().saturating_sub(MOST_ADDRESSES);
             addresses.drain(..surplus);
         }

@@ -1,7 +1,25 @@
 //! Builders of Kubernetes facts for unit tests.
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::api::object::Object;
 use crate::model::facts::{ContainerPort, NodeFacts, Phase, PodFacts, Tristate, UnreadyContainer};
 use crate::model::text::{Pairs, Text};
+
+/// An object of ours of namespace `shop`, whose uid is its name.
+pub(crate) fn object<S: DeserializeOwned, T>(name: &str, spec: Value) -> Object<S, T> {
+    Object {
+        namespace: "shop".into(),
+        name: name.into(),
+        uid: name.into(),
+        created: 1,
+        generation: 1,
+        annotations: Pairs::default(),
+        spec: Ok(Box::new(serde_json::from_value(spec).unwrap())),
+        status: None,
+    }
+}
 
 /// A pod that runs and is ready on node `n1` in namespace `shop`, to be varied.
 pub(crate) struct PodFixture(PodFacts);

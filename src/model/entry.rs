@@ -94,10 +94,17 @@ impl Service {
     /// The check of ours that carries its readiness.
     #[must_use]
     pub fn check_kind(&self) -> CheckKind {
-        match self.mesh.as_deref() {
-            Some(Mesh::Proxy(_)) => CheckKind::Alias,
-            Some(Mesh::Native) | None => CheckKind::Readiness,
+        if self.is_proxy() {
+            CheckKind::Alias
+        } else {
+            CheckKind::Readiness
         }
+    }
+
+    /// Whether it is the proxy of another instance.
+    #[must_use]
+    pub fn is_proxy(&self) -> bool {
+        matches!(self.mesh.as_deref(), Some(Mesh::Proxy(_)))
     }
 
     /// Whether a transaction of Consul's would leave something of it out without a word.

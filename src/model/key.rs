@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::kind::Kind;
-use super::names::{Destination, InstanceId, NodeName, QueryName, ServiceName};
+use super::names::{ClusterName, Destination, InstanceId, NodeName, QueryName, ServiceName};
 use super::source::SourceName;
 
 /// The place of a service instance in Consul's catalog: ids are unique on their node.
@@ -14,6 +14,17 @@ pub struct InstanceKey {
     pub node: NodeName,
     /// The id on that node.
     pub id: InstanceId,
+}
+
+impl InstanceKey {
+    /// The key of the proxy beside the instance; where it is one itself, that of its instance.
+    #[must_use]
+    pub fn counterpart(&self, cluster: &ClusterName) -> Option<Self> {
+        Some(Self {
+            node: self.node.clone(),
+            id: self.id.counterpart(cluster)?,
+        })
+    }
 }
 
 /// A source of the intentions of a destination.

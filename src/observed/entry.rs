@@ -84,6 +84,13 @@ impl ObservedInstance {
         self.checks.iter().find(|check| *check.id == *id)
     }
 
+    /// Its check of this kind, if there is one that is made as such.
+    #[must_use]
+    pub fn check_of(&self, key: &InstanceKey, kind: &CheckKind) -> Option<&ObservedCheck> {
+        self.check(&kind.id(&key.id))
+            .filter(|check| check.is_of(kind))
+    }
+
     /// The worst status of its checks; an instance without checks passes.
     #[must_use]
     pub fn health(&self) -> Health {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{Mode, Scope};
 use crate::desired::claim::{Claim, Live, Shape};
 use crate::desired::probe::Asked;
-use crate::model::entry::{Check, CheckKind, Health, Mesh, Service};
+use crate::model::entry::{Check, CheckKind, Health, Service};
 use crate::model::key::InstanceKey;
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
@@ -72,20 +72,15 @@ pub(super) fn wanted(
     scope: &Scope<'_>,
 ) -> Vec<(CheckKind, Check)> {
     let live = &claim.live;
-    let is_proxy = matches!(service.mesh.as_deref(), Some(Mesh::Proxy(_)));
     let is_kept = matches!(claim.shape, Shape::Frozen(_));
     let asked = live.asked.iter().flatten();
-    if !is_proxy {
+    if !service.is_proxy() {
         let readiness = live.readiness.clone();
         let readiness = readiness.map(|check| (CheckKind::Readiness, check));
         let probes = asked.map(|asked| (asked.probe.kind(), found(key, asked, scope)));
         return readiness.into_iter().chain(probes).collect();
     }
-    let beside = key.id.counterpart(scope.desired.cluster());
-    let beside = beside.map(|id| InstanceKey {
-        node: key.node.clone(),
-        id,
-    });
+    let beside = key.counterpart(scope.desired.cluster());
     let worst = beside.and_then(|beside| {
         let found = asked.map(|asked| (asked.probe.name.clone(), found(&beside, asked, scope)));
         let kept = is_kept.then(|| unasked(&beside, live, scope));
@@ -133,10 +128,8 @@ fn unasked<'a>(
 
 /// What a check of an instance is to say.
 fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
-    let kind = asked.probe.kind();
     let there = scope.observed.instance(key);
-    let there = there.and_then(|there| there.check(&kind.id(&key.id)));
-    let there = there.filter(|there| there.is_of(&kind));
+    let there = there.and_then(|there| there.check_of(key, &asked.probe.kind()));
     let found = scope.rules.verdicts.get(key, &asked.probe.name);
     match (found, there) {
         // What is beside the status tells of the run in which it came about.
@@ -153,21 +146,22 @@ fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
 
 /// Whether two runs asked the same and found the same.
 fn is_same(found: &Check, there: &Check) -> bool {
-    let question = |check: &'_ Check| {
-        let parts = check.output.split_once(ANSWER);
-        parts.map(|(question, _)| question.to_owned())
-    };
     found.status == there.status && question(found) == question(there)
 }
 
-/// Those of the wanted checks that are not there as they are to be.
+fn question(check: &Check) -> Option<&str> {
+    let (question, _) = check.output.split_once(ANSWER)?;
+    Some(question)
+}
+
+/// Those of the wanted checks that are not there as they are to be; all, where nothing is there.
 pub(super) fn differing(
     key: &InstanceKey,
     wanted: &[(CheckKind, Check)],
-    there: &ObservedInstance,
+    there: Option<&ObservedInstance>,
 ) -> Vec<CheckWrite> {
     let differs = |(kind, check): &(CheckKind, Check)| {
-        let there = there.check(&kind.id(&key.id));
+        let there = there.and_then(|there| there.check(&kind.id(&key.id)));
         let equal = there.is_some_and(|there| there.is_of(kind) && there.check == *check);
         (!equal).then(|| CheckWrite {
             kind: kind.clone(),

@@ -14,10 +14,12 @@ mod node;
 pub mod panic;
 pub mod vacancy;
 
+use std::borrow::Cow;
+
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
 use crate::desired::probe::Asked;
-use crate::model::entry::{Check, Health, Mesh, Node, Service};
+use crate::model::entry::{Check, Health, Node, Service};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::owner::{Owner, OwnerKind};
@@ -355,10 +357,9 @@ fn decide_instance(
 }
 
 /// What an instance is to be asked, so that it is known how it is.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Asks {
     /// Nothing: it is not claimed, or has no checks.
-    #[default]
     Nothing,
     /// What it is asked already: it is not known what should be.
     Kept,
@@ -377,28 +378,21 @@ pub struct Subject {
 
 fn asks(claim: &Claim, there: Option<&ObservedInstance>) -> Asks {
     let service = match &claim.shape {
-        Shape::Valid(service) => Some(service),
-        Shape::Frozen(_) => there.map(|there| &there.service),
+        Shape::Valid(service) => Some(Cow::Borrowed(service)),
+        Shape::Frozen(_) => there.map(|there| Cow::Owned(claim.live.onto(&there.service))),
     };
-    let Some(service) = service.filter(|service| !is_proxy(service)) else {
+    let Some(service) = service.filter(|service| !service.is_proxy()) else {
         return Asks::Nothing;
-    };
-    let address = match &claim.shape {
-        Shape::Valid(service) => service.address.clone(),
-        Shape::Frozen(_) => claim.live.onto(service).address,
     };
     match &claim.live.asked {
         None => Asks::Kept,
         Some(asked) if asked.is_empty() => Asks::Nothing,
         Some(asked) => {
             let uid = service.meta.get(marks::UID).cloned().unwrap_or_default();
-            Asks::These(Subject { host: address, uid }, asked.clone())
+            let host = service.address.clone();
+            Asks::These(Subject { host, uid }, asked.clone())
         }
     }
-}
-
-fn is_proxy(service: &Service) -> bool {
-    matches!(service.mesh.as_deref(), Some(Mesh::Proxy(_)))
 }
 
 /// Whether an entry without any owner's mark is taken over (`spec.adopt`). Where the input is invalid
@@ -478,14 +472,7 @@ fn create(key: &InstanceKey, claim: &Claim, scope: &Scope<'_>) -> Step {
             owner: claim.owner.clone(),
             name: service.name.clone(),
             service: Some((service.clone(), 0)),
-            checks: checks::wanted(key, service, claim, scope)
-                .into_iter()
-                .map(|(kind, check)| CheckWrite {
-                    kind,
-                    check,
-                    index: 0,
-                })
-                .collect(),
+            checks: checks::differing(key, &checks::wanted(key, service, claim, scope), None),
             surplus: Vec::new(),
             fields: Vec::new(),
             rest: false,
@@ -510,7 +497,7 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Sc
         fields.push("kind");
     }
     let service = (!fields.is_empty()).then_some((wanted, there.modify_index));
-    let checks = checks::differing(key, &wanted_checks, there);
+    let checks = checks::differing(key, &wanted_checks, Some(there));
     let surplus = checks::surplus(key, claim, &wanted_checks, there, scope.rules.mode);
     if !checks.is_empty() {
         fields.push("check");

@@ -6,7 +6,7 @@ use globset::GlobSet;
 use super::*;
 use crate::api::LabelSelector;
 use crate::consul::wire;
-use crate::desired::fixtures::{PodFixture, node, pod};
+use crate::desired::fixtures::{PodFixture, node, object, pod};
 use crate::desired::index::Touched;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::spec::InstanceSpec;

@@ -117,8 +117,7 @@ impl Engine {
         if there.service.address != subject.host || uid != Some(&subject.uid) {
             return None;
         }
-        let check = there.check(&kind.id(&key.id))?;
-        check.is_of(&kind).then_some(check.check.status)
+        there.check_of(key, &kind).map(|there| there.check.status)
     }
 
     /// An instance was asked, and it is news how it is.
@@ -141,11 +140,7 @@ impl Engine {
             cause: Cause::Kubernetes,
             since: at,
         };
-        let proxy = key.id.counterpart(self.index.cluster());
-        let proxy = proxy.map(|id| InstanceKey {
-            node: key.node.clone(),
-            id,
-        });
+        let proxy = key.counterpart(self.index.cluster());
         // Also one that is just being written.
         let proxy = proxy.filter(|proxy| !self.index.claimants(proxy).is_empty());
         for key in proxy.into_iter().chain([key]) {

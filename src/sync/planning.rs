@@ -7,7 +7,7 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::register;
 use crate::desired::watches::Watch;
-use crate::model::key::{InstanceKey, Key, Place};
+use crate::model::key::{Key, Place};
 use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
 use crate::plan::gate::Hold;
@@ -260,10 +260,7 @@ impl Engine {
             return None;
         };
         write.checks.first()?;
-        let other = Key::Instance(InstanceKey {
-            node: instance.node.clone(),
-            id: instance.id.counterpart(self.index.cluster())?,
-        });
+        let other = Key::Instance(instance.counterpart(self.index.cluster())?);
         if self.alone.contains(key) || self.alone.contains(&other) {
             return None;
         }

@@ -26,14 +26,13 @@ use super::report::Report;
 use super::signals;
 use crate::api::RegistrationObject;
 use crate::consul::{Client, ConsulConfig, ConsulSettings};
-use crate::desired::fixtures::{node, pod};
+use crate::desired::fixtures::{node, object, pod};
 use crate::desired::index::Index;
 use crate::k8s::events::EventWriter;
 use crate::k8s::status::StatusWriter;
 use crate::k8s::{Change, KubeEvent, Relist, WatchEvent};
 use crate::metrics::Metrics;
 use crate::model::facts::PodFacts;
-use crate::model::text::Pairs;
 use crate::plan::Rules;
 use crate::test_log::Log;
 
@@ -450,16 +449,7 @@ async fn nothing_is_told_of_pods_before_everything_is_listed() {
     bed.list(Change::Pod, pods).await;
     bed.list(Change::Node, vec![node("n1")]).await;
     let spec = json!({"selector": {"matchLabels": {"app": "payment"}}});
-    let payment = RegistrationObject {
-        namespace: "shop".into(),
-        name: "payment".into(),
-        uid: "uid".into(),
-        created: 1,
-        generation: 1,
-        annotations: Pairs::default(),
-        spec: Ok(serde_json::from_value(spec).unwrap()),
-        status: None,
-    };
+    let payment: RegistrationObject = object("payment", spec);
     bed.list(Change::Intention, Vec::new()).await;
     bed.list(Change::PreparedQuery, Vec::new()).await;
     bed.list(Change::Registration, vec![payment]).await;

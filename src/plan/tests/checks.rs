@@ -7,16 +7,7 @@ use crate::plan::Asks;
 fn asking(checks: &serde_json::Value) -> Registration {
     let spec = serde_json::json!({"selector": {}, "port": 8080, "health": {"checks": checks},
                                   "connect": {"sidecar": {"port": 20000}}});
-    Registration::of(&crate::api::RegistrationObject {
-        namespace: "shop".into(),
-        name: "web".into(),
-        uid: "uid".into(),
-        created: 1,
-        generation: 1,
-        annotations: Pairs::default(),
-        spec: Ok(serde_json::from_value(spec).unwrap()),
-        status: None,
-    })
+    Registration::of(&object("web", spec))
 }
 
 impl Bed {

@@ -5,16 +5,7 @@ use super::*;
 /// A registration of the service `web` that selects every pod, with this `connect`.
 fn meshed(connect: &serde_json::Value) -> Registration {
     let spec = serde_json::json!({"selector": {}, "port": 8080, "connect": connect});
-    Registration::of(&crate::api::RegistrationObject {
-        namespace: "shop".into(),
-        name: "web".into(),
-        uid: "uid".into(),
-        created: 1,
-        generation: 1,
-        annotations: Pairs::default(),
-        spec: Ok(serde_json::from_value(spec).unwrap()),
-        status: None,
-    })
+    Registration::of(&object("web", spec))
 }
 
 impl Bed {
@@ -40,9 +31,8 @@ impl Bed {
 }
 
 pub(super) fn proxy_key(pod: &str) -> Key {
-    let InstanceKey { node, id } = instance_key(pod);
-    let id = id.counterpart(&"a".parse().unwrap()).unwrap();
-    Key::Instance(InstanceKey { node, id })
+    let beside = instance_key(pod).counterpart(&"a".parse().unwrap());
+    Key::Instance(beside.unwrap())
 }
 
 #[test]

@@ -26,16 +26,7 @@ fn no_pod() -> Change {
 /// A registration of the service `web` that selects the pod.
 fn registration() -> RegistrationObject {
     let spec = json!({"selector": {"matchLabels": {"app": "web"}}});
-    RegistrationObject {
-        namespace: "shop".into(),
-        name: "web".into(),
-        uid: "uid".into(),
-        created: 1,
-        generation: 1,
-        annotations: Pairs::default(),
-        spec: Ok(serde_json::from_value(spec).unwrap()),
-        status: None,
-    }
+    object("web", spec)
 }
 
 fn selected() -> Change {

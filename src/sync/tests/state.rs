@@ -1,7 +1,6 @@
 //! What the engine makes of single outcomes, without any Consul.
 
 use super::*;
-use crate::api::object::Object;
 use crate::consul::{TxnOutcome, TxnResult};
 use crate::desired::claim::Absence;
 use crate::desired::index::Touched;
@@ -329,19 +328,6 @@ async fn a_kind_that_is_missing_holds_up_only_what_it_could_claim() {
     assert_eq!(engine.held, [source("web")].into());
     take(&mut engine, Change::Intention(WatchEvent::Healthy));
     assert!(engine.held.is_empty());
-}
-
-fn object<S: serde::de::DeserializeOwned, T>(name: &str, spec: Value) -> Object<S, T> {
-    Object {
-        namespace: "shop".into(),
-        name: name.into(),
-        uid: name.into(),
-        created: 1,
-        generation: 1,
-        annotations: Pairs::default(),
-        spec: Ok(Box::new(serde_json::from_value(spec).unwrap())),
-        status: None,
-    }
 }
 
 /// Consul takes rules for requests only after the protocol, and both may be asked for at once.
