@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use globset::GlobSet;
-use k8s_openapi::api::core::v1::Namespace;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,8 +16,8 @@ use crate::checks;
 use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
 use crate::desired::index::Index;
 use crate::k8s;
-use crate::k8s::Regarding;
 use crate::k8s::client::ClientOptions;
+use crate::k8s::{Home, Regarding};
 use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
@@ -36,13 +35,6 @@ const SIGNAL_BUFFER: usize = 16;
 const TOKEN_INTERVAL: Duration = Duration::from_mins(3);
 /// How often the token is checked while it is not, or Consul does not answer.
 const TOKEN_RETRY: Duration = Duration::from_secs(2);
-
-/// How long the API server may take to show a namespace.
-const KUBE_SYSTEM_DEADLINE: Duration = Duration::from_secs(10);
-/// How often it is asked again.
-const KUBE_SYSTEM_RETRY: Duration = Duration::from_secs(2);
-/// How often to look whether the API server is ours again.
-const STRANGER_LOOK: Duration = Duration::from_secs(10);
 
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
@@ -101,10 +93,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
     let mut parts = JoinSet::new();
+    let home = Home::new(kube);
     for kind in Kind::ALL {
         let watch = k8s::watch(
             kind,
-            kube.clone(),
+            home.clone(),
             None,
             event_sender.clone(),
             engine.relists(),
@@ -129,13 +122,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     );
     parts.spawn(ending("the watch of Consul", signals));
     let (epoch_sender, epoch_receiver) = oneshot::channel();
-    let (stranger_sender, stranger) = watch::channel(None);
-    tokio::spawn(tell_cluster(
-        kube,
-        epoch_sender,
-        engine.relists(),
-        stranger_sender,
-    ));
+    tokio::spawn(async move {
+        let uid = home.uid().await.to_string();
+        // Nobody waits for it any more only where the engine ended.
+        let _ = epoch_sender.send(epoch_of(uid, EpochKind::Run));
+    });
     let shown = Shown {
         readiness,
         registry: Arc::new(registry),
@@ -151,7 +142,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         signals: signal_receiver,
         told,
         epoch: epoch_receiver,
-        stranger,
     };
     let engine = engine.run(inputs, stop.clone());
 
@@ -172,72 +162,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 async fn ending(part: &'static str, run: impl Future<Output = ()>) -> anyhow::Result<&'static str> {
     run.await;
     Ok(part)
-}
-
-/// The UID of the namespace `kube-system`, which tells Kubernetes clusters apart.
-pub async fn kube_system_uid(kube: &kube::Client) -> Result<String, String> {
-    let namespaces = kube::Api::<Namespace>::all(kube.clone());
-    let found = k8s::client::within(KUBE_SYSTEM_DEADLINE, namespaces.get("kube-system")).await;
-    let found = found.map_err(|error| error.to_string())?;
-    found.metadata.uid.ok_or_else(|| "it has no UID".to_owned())
-}
-
-/// Finds out which Kubernetes cluster this is, for the epoch, and whenever everything is listed anew to
-/// confirm what is found missing, whether it still is: another cluster behind the address lacks all of
-/// ours.
-async fn tell_cluster(
-    kube: kube::Client,
-    epoch: oneshot::Sender<Epoch>,
-    mut relists: k8s::Relist,
-    stranger: watch::Sender<Option<String>>,
-) {
-    let ours = read_uid(&kube).await;
-    // Nobody waits for it any more only where the engine ended.
-    let _ = epoch.send(epoch_of(ours.clone(), EpochKind::Run));
-    loop {
-        let strange = stranger.borrow().is_some();
-        let goes_on = tokio::select! {
-            asked = relists.changed() => asked.is_ok(),
-            () = tokio::time::sleep(STRANGER_LOOK), if strange => true,
-        };
-        if !goes_on {
-            return;
-        }
-        let uid = read_uid(&kube).await;
-        let why = (uid != ours).then(|| {
-            format!(
-                "ClusterNameTaken: the API server is another Kubernetes cluster's than at the start, its \
-                 kube-system has UID {uid} and not {ours}: nothing is written until the address leads \
-                 back; restart this process if it is right"
-            )
-        });
-        match &why {
-            Some(why) if !strange => tracing::error!("{why}"),
-            None if strange => tracing::warn!("the API server is that of the start again"),
-            _ => {}
-        }
-        stranger.send_replace(why);
-    }
-}
-
-/// Asks until it is answered: what cannot be read says nothing about whose it is.
-async fn read_uid(kube: &kube::Client) -> String {
-    let mut told = None;
-    loop {
-        match kube_system_uid(kube).await {
-            Ok(uid) => return uid,
-            Err(error) => {
-                if told.as_ref() != Some(&error) {
-                    tracing::warn!(
-                        "cannot read the namespace kube-system, whose UID tells clusters apart: \
-                         {error}"
-                    );
-                }
-                told = Some(error);
-            }
-        }
-        tokio::time::sleep(KUBE_SYSTEM_RETRY).await;
-    }
 }
 
 /// The first epoch of this process.

@@ -14,7 +14,7 @@ use crate::consul::{Client, Fence};
 use crate::gc::entries::DoomedEntry;
 use crate::gc::remove::{Removed, Remover};
 use crate::gc::{Doomed, ask, dead, offline, verify_token};
-use crate::k8s;
+use crate::k8s::{self, home::kube_system_uid};
 use crate::model::epoch::{self, EpochKind};
 use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
@@ -185,9 +185,7 @@ impl Held {
 }
 
 async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> anyhow::Result<u64> {
-    let uid = app::kube_system_uid(kube).await.map_err(|error| {
-        anyhow::anyhow!("cannot read the namespace kube-system, whose UID is needed: {error}")
-    })?;
+    let uid = kube_system_uid(kube).await?.to_string();
     let claimant = Claimant {
         cluster: cluster.clone(),
         epoch: app::epoch_of(uid, EpochKind::Gc),

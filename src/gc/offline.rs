@@ -13,7 +13,7 @@ use super::{Doomed, read_all};
 use crate::consul::Client;
 use crate::desired::index::{Index, Touched};
 use crate::desired::watches::Watch;
-use crate::k8s;
+use crate::k8s::{self, Home};
 use crate::model::key::Key;
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
@@ -63,9 +63,10 @@ async fn listed(
     let (_asks, relist) = watch::channel(());
     // Ends them all when it is dropped.
     let mut watches = JoinSet::new();
+    let home = Home::new(kube.clone());
     for kind in Kind::ALL {
-        let (kube, sender, relist) = (kube.clone(), sender.clone(), relist.clone());
-        watches.spawn(k8s::watch(kind, kube, None, sender, relist));
+        let (home, sender, relist) = (home.clone(), sender.clone(), relist.clone());
+        watches.spawn(k8s::watch(kind, home, None, sender, relist));
     }
     let mut index = Index::new(cluster.clone(), excluded);
     while !index.watches.all_complete() {

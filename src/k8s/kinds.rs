@@ -2,10 +2,10 @@
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use kube::Client;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::home::Home;
 use super::trim::Trim;
 use crate::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
 use crate::model::facts::{NodeFacts, PodFacts};
@@ -61,6 +61,8 @@ pub enum BrokenKind {
     Missing,
     /// Its CRD is being deleted, or was made anew: its objects go with that, and nobody meant these.
     Leaving,
+    /// Another Kubernetes cluster than at the start answers: what it shows is not ours.
+    Stranger,
     /// The API server refuses our identity, or what it may do.
     Denied,
     /// No connection, or no answer in time.
@@ -104,13 +106,13 @@ macro_rules! kinds {
         #[must_use]
         pub fn watch(
             kind: Kind,
-            client: Client,
+            home: Home,
             scope: Option<Text>,
             events: mpsc::Sender<KubeEvent>,
             relist: Relist,
         ) -> BoxFuture<'static, ()> {
             match kind {
-                $(Kind::$kind => super::watch::watch::<$object>(client, scope, events, relist).boxed(),)+
+                $(Kind::$kind => super::watch::watch::<$object>(home, scope, events, relist).boxed(),)+
             }
         }
 

@@ -4,6 +4,8 @@
 pub mod client;
 pub mod crd;
 pub mod events;
+mod failures;
+pub mod home;
 pub mod kinds;
 mod machine;
 pub mod status;
@@ -11,5 +13,6 @@ pub mod trim;
 mod watch;
 
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
+pub use home::Home;
 pub use kinds::{Broken, BrokenKind, Change, KubeEvent, Relist, WatchEvent, watch};
 pub use status::{ObjectStatus, StatusSender, StatusUpdate};

@@ -12,14 +12,19 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use futures::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _};
+use kube::Resource as _;
+use kube::core::Request;
 use kube::core::params::{ListParams, WatchParams};
-use kube::core::{Request, Status};
-use kube::{Client, Resource as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::crd::{CrdState, Fate, crd_state};
-use super::kinds::{Broken, BrokenKind, KubeEvent, Relist, WatchEvent, Watched};
+use super::failures::{
+    endless, failed, leaving, other, overdue, refused, unanswered, undecodable, unknown,
+    unreachable,
+};
+use super::home::Home;
+use super::kinds::{BrokenKind, KubeEvent, Relist, WatchEvent, Watched};
 use super::machine::{Failure, Machine, PROBATION, Say, Step};
 use super::trim::{self, Line, Page, Texts};
 use crate::model::text::Text;
@@ -60,16 +65,16 @@ struct Unheard;
 
 /// Watches one kind, in the whole cluster or in one namespace, until the receiver is gone.
 pub(super) async fn watch<T: Watched>(
-    client: Client,
+    home: Home,
     scope: Option<Text>,
     events: mpsc::Sender<KubeEvent>,
     relist: Relist,
 ) {
-    watch_within::<T>(client, scope, events, relist, LIMITS).await;
+    watch_within::<T>(home, scope, events, relist, LIMITS).await;
 }
 
 async fn watch_within<T: Watched>(
-    client: Client,
+    home: Home,
     scope: Option<Text>,
     events: mpsc::Sender<KubeEvent>,
     relist: Relist,
@@ -77,7 +82,7 @@ async fn watch_within<T: Watched>(
 ) {
     let watch = Watch::<T> {
         path: T::Resource::url_path(&(), scope.as_deref()),
-        client,
+        home,
         limits,
         machine: Machine::new(),
         crd: None,
@@ -96,7 +101,7 @@ async fn watch_within<T: Watched>(
 
 struct Watch<T> {
     path: String,
-    client: Client,
+    home: Home,
     limits: Limits,
     machine: Machine,
     /// The CRD as it was before the last list began, where the kind has one and it is known.
@@ -174,15 +179,7 @@ impl<T: Watched> Watch<T> {
             continue_token: token,
             ..ListParams::default()
         };
-        let page = match self.page(&params).await {
-            // What is no longer in the list may have gone with the CRD.
-            Ok(page) if page.continue_token.is_none() => match self.fate().await {
-                Fate::Go => Err(leaving()),
-                Fate::Stay | Fate::Unknown => Ok(page),
-            },
-            page => page,
-        };
-        let say = match page {
+        let say = match self.own_page(&params).await {
             Ok(page) => {
                 self.out.send(WatchEvent::Page(page.items)).await?;
                 let version = page.resource_version;
@@ -200,6 +197,31 @@ impl<T: Watched> Watch<T> {
         self.out.say(say).await
     }
 
+    /// A page of a list that shows, from its beginning to its end, what is ours.
+    async fn own_page(&mut self, params: &ListParams) -> Result<Page<T>, Failure> {
+        if params.continue_token.is_none() {
+            self.at_home().await?;
+        }
+        let page = self.page(params).await?;
+        if page.continue_token.is_none() {
+            self.at_home().await?;
+            // What is no longer in the list may have gone with the CRD.
+            if self.fate().await == Fate::Go {
+                return Err(leaving());
+            }
+        }
+        Ok(page)
+    }
+
+    /// Fails where another cluster answers at the address, or where that cannot be known.
+    async fn at_home(&self) -> Result<(), Failure> {
+        match self.home.look().await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(stranger)) => Err(other(BrokenKind::Stranger, stranger.to_string())),
+            Err(error) => Err(unknown(error)),
+        }
+    }
+
     async fn page(&mut self, params: &ListParams) -> Result<Page<T>, Failure> {
         let body = self.body(params).await?;
         trim::page::<T>(&body, &mut self.texts).map_err(|error| undecodable(&error))
@@ -210,7 +232,7 @@ impl<T: Watched> Watch<T> {
             .list(params)
             .map_err(|error| failed(&error))?;
         let read = async {
-            let answer = self.client.request_stream(request);
+            let answer = self.home.client().request_stream(request);
             let stream = answered("a list", answer, self.limits.open).await?;
             let mut stream = std::pin::pin!(stream);
             let mut body = Vec::new();
@@ -232,6 +254,7 @@ impl<T: Watched> Watch<T> {
 
     /// Looks whether the store was taken back while it could not be watched.
     async fn look(&mut self) -> Result<bool, Failure> {
+        self.at_home().await?;
         let params = ListParams {
             limit: Some(1),
             ..ListParams::default()
@@ -268,10 +291,15 @@ impl<T: Watched> Watch<T> {
         };
         let stream = match Request::new(&*self.path).watch(&params, from) {
             Ok(request) => {
-                let answer = self.client.request_stream(request);
+                let answer = self.home.client().request_stream(request);
                 answered("a watch", answer, self.limits.open).await
             }
             Err(error) => Err(failed(&error)),
+        };
+        // Once it is open: the address may have led away before, and an open connection stays.
+        let stream = match stream {
+            Ok(stream) => self.at_home().await.map(|()| stream),
+            Err(failure) => Err(failure),
         };
         let say = match stream {
             Ok(stream) => {
@@ -293,7 +321,7 @@ impl<T: Watched> Watch<T> {
     /// The state of the kind's CRD; `None` if it has none, or if that is not known.
     async fn crd_state(&self) -> Option<CrdState> {
         let name = T::CRD?;
-        let state = crd_state(&self.client, name).await;
+        let state = crd_state(self.home.client(), name).await;
         state
             .inspect_err(|error| tracing::debug!("cannot read the CRD {name}: {error}"))
             .ok()
@@ -383,97 +411,6 @@ async fn asked(relist: &mut Relist) {
     if relist.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-// === failures ===
-
-fn unanswered(error: kube::Error) -> Failure {
-    match error {
-        kube::Error::Api(status) => refused(&status),
-        kube::Error::HyperError(error) => unreachable(&error),
-        kube::Error::Service(error) => unreachable(&*error),
-        other => failed(&other),
-    }
-}
-
-fn refused(status: &Status) -> Failure {
-    let kind = match status.code {
-        410 => return Failure::Gone,
-        // The API server says so in the stream of a watch, with another code.
-        _ if status.reason == "Expired" || status.reason == "Gone" => return Failure::Gone,
-        404 => BrokenKind::Missing,
-        401 | 403 => BrokenKind::Denied,
-        _ => BrokenKind::Failed,
-    };
-    let pause = status
-        .details
-        .as_ref()
-        .map(|details| details.retry_after_seconds)
-        .unwrap_or_default();
-    let message = match kind {
-        BrokenKind::Missing => {
-            "the API server does not serve this kind: is its CRD installed?".into()
-        }
-        _ => Text::from(format!("{} {}", status.code, status.message)),
-    };
-    Failure::Other {
-        why: Broken { kind, message },
-        pause: (pause > 0).then(|| Duration::from_secs(pause.into())),
-    }
-}
-
-fn other(kind: BrokenKind, message: impl Into<Text>) -> Failure {
-    Failure::Other {
-        why: Broken {
-            kind,
-            message: message.into(),
-        },
-        pause: None,
-    }
-}
-
-fn overdue(what: &str, deadline: Duration) -> Failure {
-    other(
-        BrokenKind::Unreachable,
-        format!("no answer to {what} within {deadline:?}"),
-    )
-}
-
-fn endless(what: &str) -> Failure {
-    other(
-        BrokenKind::Failed,
-        format!("the answer to {what} is longer than any that the API server gives"),
-    )
-}
-
-fn unreachable(error: &(dyn std::error::Error + 'static)) -> Failure {
-    other(BrokenKind::Unreachable, chain(error))
-}
-
-fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
-    other(BrokenKind::Failed, chain(error))
-}
-
-fn leaving() -> Failure {
-    Failure::Leaving("its CRD is being deleted, or was made anew: what it had is kept".into())
-}
-
-fn undecodable(error: &serde_json::Error) -> Failure {
-    Failure::Undecodable(format!("the API server's answer cannot be understood: {error}").into())
-}
-
-/// An error with its causes; most say only together what happened.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::apply::{self, Done};
 use super::asking::Asking;
 use super::claim::Claimant;
 use super::contest::Contests;
-use super::dirty::{Cause, Dirty, Due};
+use super::dirty::{Dirty, Due};
 use super::entries::{self, TableState};
 use super::fence::Fence;
 use super::gc::Shown;
@@ -75,8 +75,6 @@ pub struct Inputs {
     pub told: mpsc::Receiver<Told>,
     /// What the epoch is to say, once it is known.
     pub epoch: oneshot::Receiver<Epoch>,
-    /// Why the API server is another cluster's, if it is.
-    pub stranger: watch::Receiver<Option<String>>,
 }
 
 /// Why the engine ended by itself.
@@ -159,8 +157,8 @@ pub struct Engine {
     /// Why what stands under the key of the epoch is none, if it is not: nothing is written until somebody
     /// mends it.
     pub(super) no_epoch: Option<String>,
-    /// Why the API server is another cluster's than it was, if it is: all is judged, and nothing written.
-    pub(super) stranger: Option<String>,
+    /// The kinds for which another cluster than at the start answers: all is judged, and nothing written.
+    pub(super) strange: BTreeSet<Kind>,
     /// What the epoch is claimed with; not known before the cluster's UID is.
     pub(super) claimant: Option<Claimant>,
     /// The UID of the Kubernetes cluster that this one replaces (`--take-over`).
@@ -235,7 +233,7 @@ impl Engine {
             fence_key,
             shown: None,
             no_epoch: None,
-            stranger: None,
+            strange: BTreeSet::new(),
             claimant: None,
             take_over,
             asking: Asking::new(orders),
@@ -261,7 +259,6 @@ impl Engine {
             mut signals,
             mut told,
             mut epoch,
-            mut stranger,
         } = inputs;
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
         loop {
@@ -287,10 +284,6 @@ impl Engine {
                     }
                 }
                 Ok(known) = &mut epoch, if self.claimant.is_none() => self.introduce(known),
-                Ok(()) = stranger.changed() => {
-                    let now = stranger.borrow_and_update().clone();
-                    self.meet(now, Instant::now());
-                }
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 Some(news) = told.recv() => {
                     self.heard(news);
@@ -365,10 +358,11 @@ impl Engine {
         // Before Consul is known, only its absence is worth telling.
         let outage = self.why_not().map(str::to_owned);
         let known = self.mirror.completeness() == Completeness::Complete || outage.is_some();
-        let stranger = self.stranger.as_deref();
-        let outage = outage.as_deref().or(stranger).or(self.fence.name_taken());
-        // Whoever replaced this process tells people from now on.
-        let tells = !self.fence.is_replaced() && self.rules.mode != Mode::DryRun;
+        let outage = outage.as_deref().or(self.fence.name_taken());
+        // Whoever replaced this process tells people from now on, and another cluster's objects are
+        // nobody's that are known here.
+        let replaced = self.fence.is_replaced() || !self.strange.is_empty();
+        let tells = !replaced && self.rules.mode != Mode::DryRun;
         if self.index.watches.all_listed() && known && tells {
             self.report.flush(&self.index, outage, now);
         }
@@ -456,16 +450,6 @@ impl Engine {
             && self.is_ready()
             && self.own.under_way() + self.entry_writes < limit
             && self.pace.may_begin(now)
-    }
-
-    /// The API server is another cluster's, or is ours again. What was left because of it is planned
-    /// again.
-    fn meet(&mut self, stranger: Option<String>, now: Instant) {
-        let ours_again = self.stranger.is_some() && stranger.is_none();
-        self.stranger = stranger;
-        if ours_again && self.mirror.completeness() == Completeness::Complete {
-            self.touch_all(Cause::Read, now);
-        }
     }
 
     fn introduce(&mut self, epoch: Epoch) {

@@ -34,6 +34,7 @@ impl Engine {
         let at = event.at;
         let mut touched = Touched::default();
         let news = self.news_of_nodes(&event.change);
+        let was_strange = !self.strange.is_empty();
         let kind = match &event.change {
             Change::Pod(event) => {
                 self.watched(Kind::Pod, event);
@@ -66,6 +67,10 @@ impl Engine {
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);
         self.touch(touched, at);
+        if was_strange && self.strange.is_empty() && self.known_once {
+            // What was left because of it is planned again.
+            self.touch_all(Cause::Read, at);
+        }
         if !was_complete && *self.index.watches.state(kind) == Watch::Complete {
             self.complete_again(kind, at);
         }
@@ -92,7 +97,11 @@ impl Engine {
     fn watched<T>(&mut self, kind: Kind, event: &WatchEvent<T>) {
         match event {
             WatchEvent::Listing => self.rounds.listing(kind),
+            WatchEvent::Healthy => {
+                self.strange.remove(&kind);
+            }
             WatchEvent::Listed { .. } => {
+                self.strange.remove(&kind);
                 self.missing.remove(&kind);
                 if let Some(kinds) = self.rounds.listed(kind) {
                     self.rules.guard.listed(&kinds);
@@ -101,6 +110,11 @@ impl Engine {
             WatchEvent::Broken(broken) => {
                 if let Some(kinds) = self.rounds.broken(kind) {
                     self.rules.guard.listed(&kinds);
+                }
+                if broken.kind == BrokenKind::Stranger {
+                    self.strange.insert(kind);
+                } else {
+                    self.strange.remove(&kind);
                 }
                 if broken.kind == BrokenKind::Missing {
                     self.missing.insert(kind);

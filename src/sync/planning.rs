@@ -154,7 +154,7 @@ impl Engine {
                 step
             }
         };
-        if self.stranger.is_some() {
+        if !self.strange.is_empty() {
             return false;
         }
         if due.cause == Cause::Written {

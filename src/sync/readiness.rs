@@ -49,7 +49,6 @@ impl Engine {
                 }
             }
         }
-        remarks.extend(self.stranger.clone());
         let stands_by = self.fence.stands_by().or(self.no_epoch.as_deref());
         if let Some(why) = stands_by {
             remarks.push(why.to_owned());

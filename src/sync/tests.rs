@@ -16,7 +16,7 @@ use globset::GlobSet;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -235,13 +235,11 @@ impl Bed {
         ));
         let stopped = stop.clone();
         let engine = tokio::spawn(async move {
-            let (_, stranger) = watch::channel(None);
             let inputs = Inputs {
                 kubernetes: events_in,
                 signals: signals_in,
                 told: crate::checks::channel().2,
                 epoch: introduced,
-                stranger,
             };
             engine.run(inputs, stopped).await.unwrap();
         });

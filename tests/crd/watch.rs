@@ -152,10 +152,11 @@ async fn watches_tell_what_is_and_what_they_do_not_know() -> Result<()> {
 
     let (sender, events) = mpsc::channel(64);
     let (_asks, relist) = watch::channel(());
+    let home = k8s::Home::new(client.clone());
     for kind in Kind::ALL {
         tokio::spawn(k8s::watch(
             kind,
-            client.clone(),
+            home.clone(),
             None,
             sender.clone(),
             relist.clone(),

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use super::super::home::Home;
 use super::super::kinds::{Broken, BrokenKind, Change, KubeEvent, WatchEvent};
 use super::{LIMITS, Limits, watch_within};
 use crate::model::facts::PodFacts;
@@ -14,7 +15,9 @@ use crate::model::kind::Kind;
 
 /// The server and the receiver.
 struct Bench {
-    listener: TcpListener,
+    calls: mpsc::Receiver<Call>,
+    /// What is answered when it is asked whose the API server is.
+    whose: watch::Sender<(&'static str, String)>,
     events: mpsc::Receiver<KubeEvent>,
     relist: watch::Sender<()>,
 }
@@ -35,17 +38,21 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        let (whose, answer) = watch::channel(("200 OK", kube_system("ours")));
+        let (forward, calls) = mpsc::channel(16);
+        tokio::spawn(serve(listener, answer, forward));
         let (sender, events) = mpsc::channel(16);
         let (relist, asked) = watch::channel(());
         tokio::spawn(watch_within::<PodFacts>(
-            client,
+            Home::new(client),
             Some("shop".into()),
             sender,
             asked,
             limits,
         ));
         Self {
-            listener,
+            calls,
+            whose,
             events,
             relist,
         }
@@ -86,14 +93,16 @@ impl Bench {
     }
 
     async fn any_call(&mut self) -> Call {
-        let (mut stream, _) = self.listener.accept().await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.unwrap());
-        }
-        let head = String::from_utf8(head).unwrap();
-        let target = head.split(' ').nth(1).unwrap().to_owned();
-        Call { target, stream }
+        self.calls.recv().await.unwrap()
+    }
+
+    /// Another cluster answers from now on.
+    fn lead_away(&self) {
+        self.whose.send_replace(("200 OK", kube_system("theirs")));
+    }
+
+    fn lead_back(&self) {
+        self.whose.send_replace(("200 OK", kube_system("ours")));
     }
 
     async fn event(&mut self) -> WatchEvent<PodFacts> {
@@ -109,6 +118,35 @@ impl Bench {
         match self.event().await {
             WatchEvent::Broken(broken) => broken,
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Passes all calls on but those that ask whose the API server is.
+async fn serve(
+    listener: TcpListener,
+    whose: watch::Receiver<(&'static str, String)>,
+    calls: mpsc::Sender<Call>,
+) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else {
+                break;
+            };
+            head.push(byte);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let Some(target) = head.split(' ').nth(1) else {
+            continue;
+        };
+        let target = target.to_owned();
+        let call = Call { target, stream };
+        if call.target == "/api/v1/namespaces/kube-system" {
+            let (status, body) = whose.borrow().clone();
+            call.answer(status, &body).await;
+        } else if calls.send(call).await.is_err() {
+            return;
         }
     }
 }
@@ -152,6 +190,10 @@ fn pod(name: &str, version: &str) -> String {
     format!(
         r#"{{"metadata":{{"namespace":"shop","name":"{name}","uid":"{name}-uid","resourceVersion":"{version}"}}}}"#
     )
+}
+
+fn kube_system(uid: &str) -> String {
+    format!(r#"{{"metadata":{{"name":"kube-system","uid":"{uid}"}}}}"#)
 }
 
 /// A page of a list of a store at this version.
@@ -384,6 +426,67 @@ async fn what_cannot_be_understood_is_told_and_listed_again() {
 const SOON: Duration = Duration::from_millis(200);
 
 #[tokio::test]
+async fn what_another_cluster_shows_is_not_heard() {
+    // It answers when a watch has ended, and its stream would be taken for a change.
+    let mut bench = Bench::listed().await;
+    let mut watch = bench.call().await;
+    watch.open().await;
+    watch.line("ADDED", &pod("b", "11")).await;
+    assert_eq!(names(&bench.event().await), ["applied", "b"]);
+    bench.lead_away();
+    watch.end().await;
+    let mut watch = bench.call().await;
+    watch.open().await;
+    watch.line("DELETED", &pod("a", "12")).await;
+    let broken = bench.broken().await;
+    assert_eq!(broken.kind, BrokenKind::Stranger);
+    for part in ["ClusterNameTaken", "UID theirs", "not ours"] {
+        assert!(broken.message.contains(part), "{}", broken.message);
+    }
+    // A list that is asked for is not made.
+    bench.relist.send_replace(());
+    assert_eq!(bench.event().await, WatchEvent::Listing);
+    assert_eq!(bench.event().await, WatchEvent::Listing, "once more");
+    assert!(bench.calls.is_empty(), "it lists what is not ours");
+
+    // The address leads back, and away again while the list is under way.
+    bench.lead_back();
+    let list = bench.call().await;
+    assert!(list.target.contains("limit=500"), "{}", list.target);
+    bench.lead_away();
+    list.answer("200 OK", &store_at("20")).await;
+    let mut event = bench.event().await;
+    while event == WatchEvent::Listing {
+        if *bench.whose.borrow() != ("200 OK", kube_system("ours")) {
+            bench.lead_back();
+            bench.call().await.answer("200 OK", &store_at("21")).await;
+        }
+        event = bench.event().await;
+    }
+    assert_eq!(names(&event), ["a"]);
+    let listed = WatchEvent::Listed {
+        resource_version: "21".into(),
+    };
+    assert_eq!(bench.event().await, listed);
+}
+
+#[tokio::test]
+async fn who_cannot_say_whose_it_is_is_not_believed() {
+    let mut bench = Bench::start().await;
+    let forbidden = r#"{"kind":"Status","code":403,"reason":"Forbidden","message":"forbidden"}"#;
+    bench
+        .whose
+        .send_replace(("403 Forbidden", forbidden.to_owned()));
+    assert_eq!(bench.event().await, WatchEvent::Listing);
+    let broken = bench.broken().await;
+    assert_eq!(broken.kind, BrokenKind::Denied);
+    for part in ["namespace kube-system", "forbidden"] {
+        assert!(broken.message.contains(part), "{}", broken.message);
+    }
+    assert!(bench.calls.is_empty(), "it lists");
+}
+
+#[tokio::test]
 async fn silence_is_a_failure() {
     let mut bench = Bench::listed_within(Limits {
         line: SOON,
@@ -476,7 +579,7 @@ async fn it_ends_with_its_receiver() {
     let (_asks, relist) = watch::channel(());
     let watch = tokio::spawn(super::super::kinds::watch(
         Kind::Node,
-        client,
+        Home::new(client),
         None,
         sender,
         relist,

@@ -84,7 +84,7 @@ impl Engine {
             }
             return;
         };
-        if self.stranger.is_some() {
+        if !self.strange.is_empty() {
             return;
         }
         if due.cause == Cause::Written {

@@ -389,7 +389,7 @@ async fn what_is_not_there_and_not_asked_for_is_forgotten() {
     let vain = Intention::of(&object("vain", api));
     engine.index.apply_intention(vain, &mut touched);
     // Nothing can be written.
-    engine.stranger = Some("another cluster".to_owned());
+    engine.strange.insert(Kind::Pod);
     touch(&mut engine, touched);
     let mut touched = Touched::default();
     engine

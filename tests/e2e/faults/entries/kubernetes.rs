@@ -243,10 +243,12 @@ async fn rights_on_intentions_that_are_withdrawn_cost_nothing() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_wiped_etcd_removes_no_intention_and_no_query() -> Result<()> {
+async fn an_etcd_of_before_all_removes_no_intention_and_no_query() -> Result<()> {
     let (_guard, installed) = alone().await?;
     let scene = Scene::on(installed).await?;
     let lictor = scene.lictor_with(&[&admin(&scene)]).await?;
+    let older = scene.bed.dir().join("saved-before-all-entries");
+    scene.bed.save_kubernetes(&older).await?;
     let kept = settle(&scene).await?;
     let mut oracles = vec![kept.watch(&scene).await?];
     for kind in [Kind::Intention, Kind::PreparedQuery] {
@@ -257,12 +259,10 @@ async fn a_wiped_etcd_removes_no_intention_and_no_query() -> Result<()> {
     for kind in [Kind::Intention, Kind::PreparedQuery] {
         oracles.push(kept_of_many(&scene, kind).await?.watch(&scene).await?);
     }
-    let saved = scene.bed.dir().join("saved-before-wipe-of-entries");
+    let saved = scene.bed.dir().join("saved-with-all-entries");
     scene.bed.save_kubernetes(&saved).await?;
     restoring(installed, &saved, async {
-        scene.bed.wipe_kubernetes().await?;
-        let crds = crate::support::run(&["crds"]).await?.1;
-        scene.bed.kubectl_apply(&crds).await?;
+        scene.bed.restore_kubernetes(&older).await?;
         lictor.shows("lictor_held_deletes", 27.0).await?;
         until("the guard to tell of it", async || {
             ensure!(lictor.log().contains("DeletesHeld"), "it is not told");

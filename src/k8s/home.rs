@@ -1,0 +1,111 @@
+//! Which Kubernetes cluster is behind the address: the one of the start, or another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, Client};
+use tokio::sync::OnceCell;
+use tokio::time::sleep;
+
+use super::client::{CallError, within};
+use crate::model::text::Text;
+
+/// The namespace that every cluster has from its first moment, and whose UID tells clusters apart.
+const NAMESPACE: &str = "kube-system";
+/// How long the API server may take to show it.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is asked again at the start.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Asks for the UID of the namespace `kube-system`. Needs `get` on it.
+pub async fn kube_system_uid(client: &Client) -> Result<Text, UidError> {
+    let namespaces = Api::<Namespace>::all(client.clone());
+    let found = within(DEADLINE, namespaces.get_metadata(NAMESPACE)).await?;
+    found.metadata.uid.map(Text::from).ok_or(UidError::None)
+}
+
+/// Why it is not known which cluster this is.
+#[derive(Debug, thiserror::Error)]
+pub enum UidError {
+    /// The namespace cannot be read.
+    #[error("{}: the namespace kube-system, whose UID tells clusters apart, cannot be read", said(.0))]
+    Unread(#[from] CallError),
+    /// What was read is no namespace of a cluster.
+    #[error("the namespace kube-system, whose UID tells clusters apart, has none")]
+    None,
+}
+
+/// What the API server said, if it did, without how it was said.
+fn said(error: &CallError) -> String {
+    error.status().map_or_else(
+        || error.to_string(),
+        |status| format!("{} {}", status.code, status.message),
+    )
+}
+
+/// Another cluster than at the start answers at the address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ClusterNameTaken: the API server is another Kubernetes cluster's than at the start, its \
+     kube-system has UID {theirs} and not {ours}: nothing is written until the address leads back; \
+     restart this process if it is right"
+)]
+pub(super) struct Stranger {
+    ours: Text,
+    theirs: Text,
+}
+
+/// The way to an API server, and the cluster that it belonged to when it first answered. What another
+/// cluster shows at the same address is never taken for a change of ours.
+#[derive(Clone)]
+pub struct Home {
+    client: Client,
+    ours: Arc<OnceCell<Text>>,
+}
+
+impl Home {
+    /// Of a client that has not been used yet.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            ours: Arc::default(),
+        }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The UID that tells the cluster of the start from others. Asks until it is answered: what cannot
+    /// be read says nothing about whose it is.
+    pub async fn uid(&self) -> Text {
+        let mut told = None;
+        loop {
+            let known = self.ours.get_or_try_init(|| kube_system_uid(&self.client));
+            match known.await {
+                Ok(ours) => return ours.clone(),
+                Err(error) => {
+                    let error = error.to_string();
+                    if told.as_ref() != Some(&error) {
+                        tracing::warn!("{error}");
+                    }
+                    told = Some(error);
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Looks whose the API server is now.
+    pub(super) async fn look(&self) -> Result<Result<(), Stranger>, UidError> {
+        let theirs = kube_system_uid(&self.client).await?;
+        let ours = self.ours.get_or_init(async || theirs.clone()).await.clone();
+        Ok(if theirs == ours {
+            Ok(())
+        } else {
+            Err(Stranger { ours, theirs })
+        })
+    }
+}
