@@ -104,7 +104,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         );
         parts.spawn(ending("a watch of Kubernetes", watch));
     }
-    drop(event_sender);
+    let leases = k8s::watch_leases(engine.namespaces_of_leases(), home.clone(), event_sender);
+    parts.spawn(ending("the watch of Leases", leases));
     parts.spawn(prober.run(apis, allow_local_checks, metrics.clone()));
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));

@@ -33,6 +33,7 @@ pub mod cli;
 pub mod consul;
 pub mod desired;
 pub mod gc;
+pub mod heartbeat;
 pub mod k8s;
 pub mod metrics;
 pub mod model;

@@ -83,6 +83,8 @@ pub struct Metrics {
     pub checks: Gauge,
     /// `lictor_check_lateness_seconds`: how long after its time the run of a check began.
     pub check_lateness: Histogram,
+    /// `lictor_sessions`: sessions in Consul that are kept alive for checks that follow them.
+    pub sessions: Gauge,
 }
 
 impl Metrics {
@@ -109,6 +111,7 @@ impl Metrics {
             events_dropped: Counter::default(),
             checks: Gauge::default(),
             check_lateness: histogram(),
+            sessions: Gauge::default(),
         };
         metrics.register(registry.sub_registry_with_prefix("lictor"));
         registry.register_collector(Box::new(Process));
@@ -136,10 +139,13 @@ impl Metrics {
             events_dropped,
             checks,
             check_lateness,
+            sessions,
         } = self.clone();
         registry.register("checks", "Checks that this process runs", checks);
         let help = "How long after its time the run of a check began";
         registry.register_with_unit("check_lateness", help, Unit::Seconds, check_lateness);
+        let help = "Sessions in Consul that are kept alive for checks that follow them";
+        registry.register("sessions", help, sessions);
         registry.register("owned", "Entries of ours that Consul holds", owned);
         registry.register("operations", "Operations on Consul", operations);
         let help = "From an event to Consul's acknowledgement of what it asked for";

@@ -52,12 +52,15 @@ pub enum Terminating {
     Deregister,
 }
 
-/// A check that Lictor runs: exactly one of http, tcp and grpc.
+/// A check: one that Lictor runs over http, tcp or grpc, or the ttl of a Lease that the workload renews.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(
-        "[has(self.http), has(self.tcp), has(self.grpc)].filter(given, given).size() == 1"
-    ).message("give exactly one of http, tcp and grpc")
+        "[has(self.http), has(self.tcp), has(self.grpc), has(self.ttl)].filter(given, given).size() == 1"
+    ).message("give exactly one of http, tcp, grpc and ttl"),
+    validation = Rule::new(
+        "!has(self.ttl) || !(has(self.interval) || has(self.timeout) || has(self.failuresBeforeCritical) || has(self.successesBeforePassing))"
+    ).message("nothing is run for a ttl check: leave out interval, timeout, failuresBeforeCritical and successesBeforePassing")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
@@ -77,6 +80,9 @@ pub struct Check {
     /// The health service of gRPC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcCheck>,
+    /// A Lease that the workload renews while it makes progress. Needs Consul 1.21 or later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TtlCheck>,
     /// Time from one run to the next, 1s to 24h. Default: 10s.
     #[schemars(length(max = 32))]
     #[x_kube(validation = schema::duration_between("interval", "1s", "24h"))]
@@ -95,6 +101,20 @@ pub struct Check {
     #[schemars(range(min = 1, max = 100))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successes_before_passing: Option<u32>,
+}
+
+/// A Lease that the workload renews while it makes progress: it passes while that was renewed within ttl.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TtlCheck {
+    /// Name of the Lease, in the namespace of this object; of a pod it may say `${pod.name}` and whatever
+    /// else tags may.
+    #[schemars(length(min = 1, max = 512))]
+    pub lease: String,
+    /// How long a renewal is good for, 10s to 24h, in whole seconds.
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = schema::duration_between("ttl", "10s", "24h"))]
+    pub ttl: String,
 }
 
 /// A request over HTTP: 2xx passes, 429 warns, everything else is critical.

@@ -139,6 +139,7 @@ impl Asker {
             },
             Question::Http(question) => http(target, question, stream).await,
             Question::Grpc(service) => grpc(target, service, stream).await,
+            Question::Lease(_) => Err("nothing is asked for a Lease".to_owned()),
         };
         answer.unwrap_or_else(|why| (Health::Critical, why))
     }
@@ -265,6 +266,7 @@ fn described(target: &Target) -> String {
         Question::Tcp => format!("TCP {authority}"),
         Question::Grpc(service) if service.is_empty() => format!("gRPC {authority}"),
         Question::Grpc(service) => format!("gRPC {authority}/{service}"),
+        Question::Lease(heartbeat) => format!("Lease {}", heartbeat.lease),
     }
 }
 

@@ -212,7 +212,7 @@ impl Roster {
     }
 }
 
-fn target(host: &Text, Asked { probe, port }: &Asked) -> Target {
+fn target(host: &Text, Asked { probe, port, .. }: &Asked) -> Target {
     Target {
         host: host.clone(),
         port: *port,
@@ -252,6 +252,7 @@ mod tests {
         let with_port = |probe: &Arc<Probe>| Asked {
             probe: probe.clone(),
             port: 80,
+            lease: Text::default(),
         };
         probes.iter().map(with_port).collect()
     }

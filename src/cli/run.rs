@@ -144,6 +144,10 @@ pub(super) struct Run {
         value_name = "DURATION"
     )]
     node_grace: Duration,
+    /// Let Consul itself turn all instances critical when no Lictor has reached it for this long, or up to
+    /// twice as long; by default their health stays as it was last seen. 1m to 24h; needs Consul 1.21 or later
+    #[arg(long, env = "LICTOR_DEAD_AFTER", value_parser = dead_after, value_name = "DURATION")]
+    dead_after: Option<Duration>,
     /// Let checks ask loopback and link-local addresses, the API server and Consul: for tests, or where
     /// all is on one machine
     #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
@@ -182,6 +186,7 @@ impl Run {
                     }),
                     nodes: NodePanic::new(self.node_panic),
                     vacancies: Vacancies::new(self.node_grace),
+                    dead_after: self.dead_after,
                     ..Rules::default()
                 },
             },
@@ -234,6 +239,22 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Err("must be at most 8760h".to_owned());
     }
     Ok(parsed)
+}
+
+/// What the time to live of a session may be, but for less than a minute, which would be an outage whenever
+/// Lictor is started anew.
+fn dead_after(text: &str) -> Result<Duration, String> {
+    let after = duration(text)?;
+    if after < Duration::from_mins(1) {
+        return Err("must be at least 1m".to_owned());
+    }
+    if after > Duration::from_hours(24) {
+        return Err("must be at most 24h".to_owned());
+    }
+    if after.subsec_nanos() != 0 {
+        return Err("must be a number of whole seconds".to_owned());
+    }
+    Ok(after)
 }
 
 pub(super) fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{Client, ConsulError, ErrorClass, Request};
+use crate::model::text::Text;
 
 /// Who answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,18 @@ struct Replication {
 #[serde(rename_all = "PascalCase")]
 struct SelfBody {
     config: SelfConfig,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Server {
+    service_meta: ServerMeta,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ServerMeta {
+    version: Option<Text>,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +99,22 @@ impl Client {
         }
         self.read_entries_from(&primary);
         Ok(())
+    }
+
+    /// The lowest version among the servers, as they tell it in the catalog; `None` where they do not. Needs
+    /// `service:read` on `consul`.
+    pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
+        let request = Request::get("catalog/service").segment("consul");
+        let servers: Vec<Server> = self.send(&request).await?.json()?.value;
+        let versions = servers
+            .into_iter()
+            .filter_map(|server| server.service_meta.version);
+        Ok(versions.min_by_key(|version| {
+            let numbers = version
+                .split('.')
+                .map(|part| part.parse::<u64>().unwrap_or(u64::MAX));
+            numbers.collect::<Vec<_>>()
+        }))
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.

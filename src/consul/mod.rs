@@ -18,6 +18,7 @@ mod kv;
 mod query;
 mod request;
 mod response;
+mod session;
 mod token;
 mod transport;
 mod txn;
@@ -33,6 +34,7 @@ pub use consistency::{Consistency, Observed, Quality, TokenStanding};
 pub use error::{ConsulError, ErrorClass};
 pub use request::Request;
 pub use response::Response;
+pub use session::Session;
 pub use txn::{
     Fence, MAX_BODY_BYTES, MAX_OPS, Txn, TxnError, TxnFailure, TxnFull, TxnOp, TxnOutcome,
     TxnResult,

@@ -9,12 +9,13 @@ use jiff::SignedDuration;
 
 use super::shape::Endpoint;
 use super::spec::{AddressChoice, InstanceSpec, PortChoice};
+use super::template;
 use crate::api::health as api;
 use crate::api::service_registration::Port;
 use crate::model::entry::{CheckKind, Protocol};
 use crate::model::facts::PodFacts;
 use crate::model::limits::MAX_CHECKS;
-use crate::model::names::is_dns_label;
+use crate::model::names::{is_dns_label, is_dns_subdomain};
 use crate::model::text::Text;
 
 /// From one run to the next, where nothing is said.
@@ -25,6 +26,9 @@ const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(24);
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_mins(1);
+
+/// The least and the longest `TTL` of a session that Consul takes (`SessionTTLMin`, `SessionTTLMax`).
+const TTLS: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(24);
 
 /// A check of a registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,17 @@ pub enum Question {
     Tcp,
     /// The health service of gRPC, about this service; empty for the server as a whole.
     Grpc(Text),
+    /// Nothing: whether a Lease was renewed.
+    Lease(Heartbeat),
+}
+
+/// A Lease that is renewed while a workload makes progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// The name of the Lease, as a template.
+    pub lease: Text,
+    /// How long a renewal is good for.
+    pub ttl: Duration,
 }
 
 /// A request over HTTP.
@@ -90,21 +105,34 @@ pub type Probes = Arc<[Arc<Probe>]>;
 pub struct Asked {
     /// What is asked.
     pub probe: Arc<Probe>,
-    /// The port of the instance that it is asked at.
+    /// The port of the instance that it is asked at; 0 where nothing is asked.
     pub port: u16,
+    /// The name of the Lease that is looked at, for a [`Question::Lease`]; else empty.
+    pub lease: Text,
+}
+
+impl Asked {
+    /// What is looked at, where that is a Lease.
+    #[must_use]
+    pub fn heartbeat(&self) -> Option<&Heartbeat> {
+        match &self.probe.question {
+            Question::Lease(heartbeat) => Some(heartbeat),
+            Question::Http(_) | Question::Tcp | Question::Grpc(_) => None,
+        }
+    }
 }
 
 /// The checks of an instance of a pod; `own` is the instance's port. As an error all that is wrong.
 pub fn of_pod(spec: &InstanceSpec, pod: &PodFacts, own: u16) -> Result<Box<[Asked]>, Vec<String>> {
-    asked(spec, |probe| probe.port_of_pod(pod, spec.address, own))
+    asked(spec, |probe| probe.on_pod(pod, spec.address, own))
 }
 
 /// The checks of an instance of an endpoint.
 pub fn of_endpoint(spec: &InstanceSpec, endpoint: &Endpoint) -> Result<Box<[Asked]>, Vec<String>> {
     let name = &endpoint.name;
-    let port = |probe: &Probe| probe.port_of_endpoint(endpoint.port);
+    let place = |probe: &Probe| probe.on_endpoint(endpoint.port);
     asked(spec, |probe| {
-        port(probe).map_err(|problem| format!("endpoint {name}: {problem}"))
+        place(probe).map_err(|problem| format!("endpoint {name}: {problem}"))
     })
 }
 
@@ -112,34 +140,38 @@ pub fn of_endpoint(spec: &InstanceSpec, endpoint: &Endpoint) -> Result<Box<[Aske
 /// Consul has.
 #[must_use]
 pub fn of_kept_pod(spec: &InstanceSpec, pod: &PodFacts, own: u16) -> Box<[Asked]> {
-    kept(spec, |probe| probe.port_of_pod(pod, spec.address, own))
+    kept(spec, |probe| probe.on_pod(pod, spec.address, own))
 }
 
 /// The same of an endpoint.
 #[must_use]
 pub fn of_kept_endpoint(spec: &InstanceSpec, own: u16) -> Box<[Asked]> {
-    kept(spec, |probe| probe.port_of_endpoint(own))
+    kept(spec, |probe| probe.on_endpoint(own))
 }
 
-fn kept(spec: &InstanceSpec, port: impl Fn(&Probe) -> Result<u16, String>) -> Box<[Asked]> {
+/// The port that is asked at, or else the Lease that is looked at.
+type Place = Result<(u16, Text), String>;
+
+fn kept(spec: &InstanceSpec, place: impl Fn(&Probe) -> Place) -> Box<[Asked]> {
     let asked = |probe: &Arc<Probe>| {
-        let port = port(probe).ok()?;
+        let (port, lease) = place(probe).ok()?;
         let probe = probe.clone();
-        Some(Asked { probe, port })
+        Some(Asked { probe, port, lease })
     };
     spec.probes.iter().filter_map(asked).collect()
 }
 
 fn asked(
     spec: &InstanceSpec,
-    port: impl Fn(&Probe) -> Result<u16, String>,
+    place: impl Fn(&Probe) -> Place,
 ) -> Result<Box<[Asked]>, Vec<String>> {
     let (mut asked, mut problems) = (Vec::new(), Vec::new());
     for probe in spec.probes.iter() {
-        match port(probe) {
-            Ok(port) => asked.push(Asked {
+        match place(probe) {
+            Ok((port, lease)) => asked.push(Asked {
                 probe: probe.clone(),
                 port,
+                lease,
             }),
             Err(problem) => problems.push(format!("health.checks: {}: {problem}", probe.name)),
         }
@@ -161,8 +193,23 @@ impl Probe {
                 Question::Http(_) => Protocol::Http,
                 Question::Tcp => Protocol::Tcp,
                 Question::Grpc(_) => Protocol::Grpc,
+                Question::Lease(_) => Protocol::Session,
             },
         }
+    }
+
+    fn on_pod(&self, pod: &PodFacts, address: AddressChoice, own: u16) -> Place {
+        if let Question::Lease(heartbeat) = &self.question {
+            return Ok((0, heartbeat.lease_of(Some(pod))?));
+        }
+        Ok((self.port_of_pod(pod, address, own)?, Text::default()))
+    }
+
+    fn on_endpoint(&self, own: u16) -> Place {
+        if let Question::Lease(heartbeat) = &self.question {
+            return Ok((0, heartbeat.lease_of(None)?));
+        }
+        Ok((self.port_of_endpoint(own)?, Text::default()))
     }
 
     /// The port of a pod that it is asked at; `own` is that of the instance. Nothing is asked at a port
@@ -221,6 +268,23 @@ impl Probe {
     }
 }
 
+impl Heartbeat {
+    fn lease_of(&self, pod: Option<&PodFacts>) -> Result<Text, String> {
+        let template = &self.lease;
+        let name =
+            template::render(template, pod).map_err(|problem| format!("ttl.lease: {problem}"))?;
+        match name {
+            Some(name) if is_dns_subdomain(&name) => Ok(name.into()),
+            Some(name) => Err(format!(
+                "ttl.lease: {name:?} cannot be the name of a Lease: use lower-case letters, digits, '-' and '.'"
+            )),
+            None => Err(format!(
+                "ttl.lease: {template:?} names a label or an annotation that the pod lacks"
+            )),
+        }
+    }
+}
+
 fn own_port(own: u16) -> Result<u16, String> {
     if own == 0 {
         return Err("the instance has no port: give the check one".to_owned());
@@ -263,19 +327,21 @@ fn probe(check: &api::Check) -> Result<Probe, String> {
         http,
         tcp,
         grpc,
+        ttl,
         interval,
         timeout,
         failures_before_critical,
         successes_before_passing,
     } = check;
-    let (question, port) = match (http, tcp, grpc) {
-        (Some(http), None, None) => (Question::Http(request(http)?), &http.port),
-        (None, Some(tcp), None) => (Question::Tcp, &tcp.port),
-        (None, None, Some(grpc)) => {
+    let (question, port) = match (http, tcp, grpc, ttl) {
+        (Some(http), None, None, None) => (Question::Http(request(http)?), &http.port),
+        (None, Some(tcp), None, None) => (Question::Tcp, &tcp.port),
+        (None, None, Some(grpc), None) => {
             let service = grpc.service.as_deref().unwrap_or_default();
             (Question::Grpc(service.into()), &grpc.port)
         }
-        _ => return Err("exactly one of http, tcp and grpc must be set".to_owned()),
+        (None, None, None, Some(ttl)) => (Question::Lease(heartbeat(ttl)?), &None),
+        _ => return Err("exactly one of http, tcp, grpc and ttl must be set".to_owned()),
     };
     let port = match port {
         None => PortChoice::Default,
@@ -291,6 +357,18 @@ fn probe(check: &api::Check) -> Result<Probe, String> {
         timeout: duration("timeout", timeout.as_deref(), DEFAULT_TIMEOUT, TIMEOUTS)?,
         failures: failures_before_critical.unwrap_or(1).max(1),
         successes: successes_before_passing.unwrap_or(1).max(1),
+    })
+}
+
+fn heartbeat(ttl: &api::TtlCheck) -> Result<Heartbeat, String> {
+    let api::TtlCheck { lease, ttl } = ttl;
+    let ttl = duration("ttl", Some(ttl), *TTLS.start(), TTLS)?;
+    if ttl.subsec_nanos() != 0 {
+        return Err("ttl must be a number of whole seconds".to_owned());
+    }
+    Ok(Heartbeat {
+        lease: lease.as_str().into(),
+        ttl,
     })
 }
 
@@ -412,6 +490,33 @@ mod tests {
         let own = one(&json!({"name": "a", "tcp": {}}));
         assert_eq!(own.port_of_pod(&pod, PodIp, 9000), Ok(9000));
         assert!(own.port_of_pod(&pod, PodIp, 0).is_err());
+    }
+
+    #[test]
+    fn a_lease_is_named_by_its_pod_and_asked_nothing() {
+        let check = json!({"name": "a", "ttl": {"lease": "${pod.name}.beat", "ttl": "30s"}});
+        let probe = one(&check);
+        let facts = pod("web-0").facts();
+        assert_eq!(probe.on_pod(&facts, PodIp, 0), Ok((0, "web-0.beat".into())));
+        assert!(probe.on_endpoint(1).unwrap_err().contains("needs a pod"));
+        assert!(probe.kind().follows_session());
+        for (ttl, says) in [
+            (json!({"lease": "A", "ttl": "30s"}), "lower-case"),
+            (
+                json!({"lease": "${pod.labels['x']}", "ttl": "30s"}),
+                "lacks",
+            ),
+            (json!({"lease": "${pod.uid}", "ttl": "30s"}), "pod.uid"),
+        ] {
+            let probe = one(&json!({"name": "a", "ttl": ttl}));
+            let problem = probe.on_pod(&facts, PodIp, 0).unwrap_err();
+            assert!(problem.contains(says), "{problem}");
+        }
+        for (ttl, says) in [("9s", "10s"), ("25h", "86400s"), ("10.5s", "whole")] {
+            let check = json!([{"name": "a", "ttl": {"lease": "x", "ttl": ttl}}]);
+            let problem = read(&check).unwrap_err();
+            assert!(problem.contains(says), "{problem}");
+        }
     }
 
     #[test]

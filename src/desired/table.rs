@@ -81,6 +81,11 @@ impl<T> Table<T> {
         self.rows.get_mut(name).map(|row| &mut row.value)
     }
 
+    /// All objects, by namespace and name.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.rows.values().map(|row| &row.value)
+    }
+
     /// The objects of one namespace, by name.
     pub fn in_namespace(&self, namespace: &Text) -> impl Iterator<Item = &T> {
         let from = (namespace.clone(), Text::from(""));

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::home::Home;
 use super::trim::Trim;
 use crate::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
-use crate::model::facts::{NodeFacts, PodFacts};
+use crate::model::facts::{LeaseFacts, NodeFacts, PodFacts};
 use crate::model::kind::Kind;
 use crate::model::text::Text;
 
@@ -143,4 +143,6 @@ kinds! {
     Intention(IntentionObject),
     /// To a `PreparedQuery`.
     PreparedQuery(PreparedQueryObject),
+    /// To a Lease.
+    Lease(LeaseFacts),
 }

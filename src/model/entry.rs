@@ -199,10 +199,12 @@ pub enum Protocol {
     Tcp,
     /// The health service of gRPC.
     Grpc,
+    /// Not at all: it follows a session of the check's own name, in which somebody vouches for it.
+    Session,
 }
 
 impl Protocol {
-    const ALL: [Self; 3] = [Self::Http, Self::Tcp, Self::Grpc];
+    const ALL: [Self; 4] = [Self::Http, Self::Tcp, Self::Grpc, Self::Session];
 
     /// The type of such a check, as Consul calls it.
     #[must_use]
@@ -211,6 +213,8 @@ impl Protocol {
             Self::Http => "http",
             Self::Tcp => "tcp",
             Self::Grpc => "grpc",
+            // Consul itself acts on this one (`SessionCheckType` is no constant of its API).
+            Self::Session => "session",
         }
     }
 
@@ -263,6 +267,18 @@ impl CheckKind {
         }
     }
 
+    /// Whether it follows a session.
+    #[must_use]
+    pub fn follows_session(&self) -> bool {
+        matches!(
+            self,
+            Self::Probe {
+                protocol: Protocol::Session,
+                ..
+            }
+        )
+    }
+
     /// Its type. That of a readiness check is what consul-k8s calls it, those of the others are Consul's.
     #[must_use]
     pub fn check_type(&self) -> &'static str {
@@ -276,9 +292,11 @@ impl CheckKind {
 
 /// The id of the check on a synthetic node that follows the Kubernetes node's condition `Ready`.
 pub const NODE_CHECK_ID: &str = "lictor-node";
-/// The id of the check on a synthetic node by which Consul itself would notice that Lictor is dead. This
-/// release writes none.
+/// The id of the check on a synthetic node by which Consul itself notices that Lictor is dead, and the name of
+/// the session that it follows.
 pub const ALIVE_CHECK_ID: &str = "lictor-alive";
+/// The name of that check.
+pub const ALIVE_CHECK_NAME: &str = "Lictor is alive";
 /// The name of the node check.
 pub const NODE_CHECK_NAME: &str = "Kubernetes node";
 /// The type of the node check.

@@ -48,6 +48,19 @@ pub struct UnreadyContainer {
     pub reason: Text,
 }
 
+/// A Lease, trimmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseFacts {
+    /// `metadata.namespace`.
+    pub namespace: Text,
+    /// `metadata.name`.
+    pub name: Text,
+    /// `spec.renewTime`, as it is written; empty where it was never renewed.
+    pub renewed: Text,
+    /// Whether its annotation `lictor.io/status` is `critical`.
+    pub critical: bool,
+}
+
 /// A pod, trimmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {

@@ -13,10 +13,13 @@ pub enum Kind {
     Intention,
     /// `lictor.io/v1alpha1` `PreparedQuery`.
     PreparedQuery,
+    /// `coordination.k8s.io/v1` Lease. It claims nothing, and is watched only in namespaces where a check
+    /// looks at one.
+    Lease,
 }
 
 impl Kind {
-    /// All kinds.
+    /// All kinds whose objects claim something in Consul, or are needed to tell what is claimed.
     pub const ALL: [Self; 5] = [
         Self::Pod,
         Self::Node,
@@ -29,7 +32,7 @@ impl Kind {
     #[must_use]
     pub const fn crd(self) -> Option<&'static str> {
         match self {
-            Self::Pod | Self::Node => None,
+            Self::Pod | Self::Node | Self::Lease => None,
             Self::Registration => Some("serviceregistrations.lictor.io"),
             Self::Intention => Some("intentions.lictor.io"),
             Self::PreparedQuery => Some("preparedqueries.lictor.io"),
@@ -45,6 +48,7 @@ impl Kind {
             Self::Registration => "serviceregistrations",
             Self::Intention => "intentions",
             Self::PreparedQuery => "preparedqueries",
+            Self::Lease => "leases",
         }
     }
 }

@@ -5,6 +5,20 @@ use std::str::FromStr;
 
 use super::text::Text;
 
+/// Whether `name` is a DNS subdomain, as the names of most Kubernetes objects are: at most 253 lower-case letters,
+/// digits, `-` and `.`, where each part between dots begins and ends with a letter or digit.
+#[must_use]
+pub fn is_dns_subdomain(name: &str) -> bool {
+    let part = |part: &str| {
+        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !part.is_empty()
+            && part.bytes().all(inner)
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(part)
+}
+
 /// Whether `name` is a lower-case DNS label (RFC 1123): 1 to 63 of `[a-z0-9-]`, no hyphen at an end.
 #[must_use]
 pub fn is_dns_label(name: &str) -> bool {

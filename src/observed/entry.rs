@@ -2,8 +2,9 @@
 
 use crate::consul::wire;
 use crate::model::entry::{
-    CONNECT_PROXY, Check, CheckKind, Health, Mesh, NODE_CHECK_ID, NODE_CHECK_NAME, NODE_CHECK_TYPE,
-    Node, Protocol, Proxy, Service, TaggedAddress, Upstream, VIRTUAL_ADDRESS, Weights,
+    ALIVE_CHECK_ID, ALIVE_CHECK_NAME, CONNECT_PROXY, Check, CheckKind, Health, Mesh, NODE_CHECK_ID,
+    NODE_CHECK_NAME, NODE_CHECK_TYPE, Node, Protocol, Proxy, Service, TaggedAddress, Upstream,
+    VIRTUAL_ADDRESS, Weights,
 };
 use crate::model::key::InstanceKey;
 use crate::model::names::InstanceId;
@@ -120,6 +121,14 @@ impl ObservedNode {
         self.checks.iter().find(|check| *check.id == *NODE_CHECK_ID)
     }
 
+    /// The check `lictor-alive`.
+    #[must_use]
+    pub fn alive_check(&self) -> Option<&ObservedCheck> {
+        self.checks
+            .iter()
+            .find(|check| *check.id == *ALIVE_CHECK_ID)
+    }
+
     /// The worst status of its checks, which counts for every instance on it.
     #[must_use]
     pub fn health(&self) -> Health {
@@ -137,11 +146,14 @@ impl ObservedCheck {
             parts.filter(|(of, _)| InstanceId::observed(of) == *id)
         });
         let protocol = suffix.and_then(|_| Protocol::parse(&check.check_type));
+        let follows_itself = session_name(check) == Some(&*check.check_id);
         let (is_ours, well_formed) = match (instance, suffix) {
             (Some(id), Some((_, suffix))) => {
                 let named = InstanceId::observed(&check.service_id) == *id;
+                let is_session = protocol == Some(Protocol::Session);
                 let shaped = match CheckKind::fixed(suffix) {
                     Some(kind) => shaped(&kind.name(), kind.check_type()),
+                    None if is_session => *check.name == *suffix && follows_itself,
                     None => *check.name == *suffix && protocol.is_some(),
                 };
                 (true, named && shaped)
@@ -149,6 +161,13 @@ impl ObservedCheck {
             (None, _) if *check.check_id == *NODE_CHECK_ID => {
                 let shaped = shaped(NODE_CHECK_NAME, NODE_CHECK_TYPE);
                 (true, check.service_id.is_empty() && shaped)
+            }
+            (None, _) if *check.check_id == *ALIVE_CHECK_ID => {
+                let shaped = shaped(ALIVE_CHECK_NAME, Protocol::Session.as_str());
+                (
+                    true,
+                    check.service_id.is_empty() && shaped && follows_itself,
+                )
             }
             _ => (false, true),
         };
@@ -170,6 +189,12 @@ impl ObservedCheck {
         }
     }
 
+    /// Whether it follows a session of its own name.
+    #[must_use]
+    pub fn follows_session(&self) -> bool {
+        self.well_formed && self.protocol == Some(Protocol::Session)
+    }
+
     /// Whether it is made as one of this kind is, whatever it says.
     #[must_use]
     pub fn is_of(&self, kind: &CheckKind) -> bool {
@@ -180,6 +205,13 @@ impl ObservedCheck {
         self.well_formed && self.protocol == protocol
     }
 }
+
+/// The name of the sessions that a check follows.
+fn session_name(check: &wire::HealthCheck) -> Option<&str> {
+    check.definition.as_ref()?.get(SESSION_NAME)?.as_str()
+}
+
+const SESSION_NAME: &str = "SessionName";
 
 fn worst(checks: &[ObservedCheck]) -> Health {
     checks
@@ -360,6 +392,27 @@ pub fn wire_check(
         service_id: key.id.text().clone(),
         service_name: service.clone(),
         check_type: kind.check_type().into(),
+        definition: kind
+            .follows_session()
+            .then(|| Box::new(follows(&kind.id(&key.id)))),
+        ..wire::HealthCheck::default()
+    }
+}
+
+fn follows(session: &str) -> serde_json::Value {
+    serde_json::json!({ SESSION_NAME: session })
+}
+
+/// The check by which Consul notices that Lictor is dead, as Consul takes it.
+#[must_use]
+pub fn wire_alive_check(node: &Text, status: Health) -> wire::HealthCheck {
+    wire::HealthCheck {
+        node: node.clone(),
+        check_id: ALIVE_CHECK_ID.into(),
+        name: ALIVE_CHECK_NAME.into(),
+        status: status.as_str().into(),
+        check_type: Protocol::Session.as_str().into(),
+        definition: Some(Box::new(follows(ALIVE_CHECK_ID))),
         ..wire::HealthCheck::default()
     }
 }

@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use super::{Mode, Scope};
 use crate::desired::claim::{Claim, Live, Shape};
 use crate::desired::probe::Asked;
-use crate::model::entry::{Check, CheckKind, Health, Service};
+use crate::model::entry::{Check, CheckKind, Health, Protocol, Service};
 use crate::model::key::InstanceKey;
 use crate::model::text::Text;
-use crate::observed::entry::ObservedInstance;
+use crate::observed::entry::{ObservedCheck, ObservedInstance};
 
 /// What a check says that was never run.
 const NOT_ASKED: &str = "not asked yet";
+/// What a check says for which nobody has vouched yet.
+const NO_SESSION: &str = "no sign of life yet";
 /// What is between the question and the answer in the output of a check.
 pub const ANSWER: &str = ": ";
 
@@ -73,7 +75,8 @@ pub(super) fn wanted(
 ) -> Vec<(CheckKind, Check)> {
     let live = &claim.live;
     let is_kept = matches!(claim.shape, Shape::Frozen(_));
-    let asked = live.asked.iter().flatten();
+    let can_follow = |asked: &&Asked| asked.heartbeat().is_none() || scope.rules.sessions.is_ok();
+    let asked = live.asked.iter().flatten().filter(can_follow);
     if !service.is_proxy() {
         let readiness = live.readiness.clone();
         let readiness = readiness.map(|check| (CheckKind::Readiness, check));
@@ -139,7 +142,10 @@ fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
         (None, Some(there)) => there.check.clone(),
         (None, None) => Check {
             status: Health::Critical,
-            output: NOT_ASKED.into(),
+            output: match asked.heartbeat() {
+                None => NOT_ASKED.into(),
+                Some(_) => NO_SESSION.into(),
+            },
         },
     }
 }
@@ -183,15 +189,20 @@ pub(super) fn surplus(
     mode: Mode,
 ) -> Vec<(Text, u64)> {
     let is_known = matches!(claim.shape, Shape::Valid(_)) && claim.live.asked.is_some();
-    if !is_known || mode == Mode::UpsertOnly {
+    if !is_known {
         return Vec::new();
     }
+    // A check whose session nobody renews any more would turn critical.
+    let goes = |check: &&ObservedCheck| {
+        mode != Mode::UpsertOnly || check.protocol == Some(Protocol::Session)
+    };
     let prefix = format!("{}:", key.id);
     let wanted: Vec<String> = wanted.iter().map(|(kind, _)| kind.id(&key.id)).collect();
     let checks = there.checks.iter();
     checks
         .filter(|check| check.id.starts_with(&prefix))
         .filter(|check| !wanted.iter().any(|wanted| **wanted == *check.id))
+        .filter(goes)
         .map(|check| (check.id.clone(), check.modify_index))
         .collect()
 }

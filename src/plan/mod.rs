@@ -15,6 +15,7 @@ pub mod panic;
 pub mod vacancy;
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
@@ -82,6 +83,10 @@ pub struct Rules {
     pub refusals: Refusals,
     /// What was found when instances were asked.
     pub verdicts: Verdicts,
+    /// `--dead-after`: after how long without Lictor a node turns critical.
+    pub dead_after: Option<Duration>,
+    /// Whether Consul has checks that follow sessions; else why not.
+    pub sessions: Result<(), Text>,
 }
 
 impl Default for Rules {
@@ -94,6 +99,8 @@ impl Default for Rules {
             vacancies: Vacancies::default(),
             refusals: Refusals::default(),
             verdicts: Verdicts::default(),
+            dead_after: None,
+            sessions: Ok(()),
         }
     }
 }
@@ -170,6 +177,19 @@ pub struct NodeWrite {
     pub check: Option<(Check, u64)>,
     /// Further checks of ours by their id, to be removed; the `ModifyIndex` of each.
     pub surplus: Vec<(Text, u64)>,
+    /// The check `lictor-alive`, with this status. It cannot be in a transaction, so that nothing else is
+    /// written with it.
+    pub alive: Option<Health>,
+    /// Whether that check is left for the next write.
+    pub rest: bool,
+}
+
+impl NodeWrite {
+    /// Whether it cannot be in a transaction: Consul would leave something out without a word.
+    #[must_use]
+    pub fn needs_register(&self) -> bool {
+        self.alive.is_some()
+    }
 }
 
 /// A write of an instance; the parts that are equal are left out.
@@ -204,6 +224,7 @@ impl InstanceWrite {
     pub fn needs_register(&self) -> bool {
         let service = self.service.as_ref();
         service.is_some_and(|(service, _)| service.needs_register())
+            || self.checks.iter().any(|it| it.kind.follows_session())
     }
 }
 
@@ -496,7 +517,8 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Sc
     if there.embellished && !frozen && !fields.contains(&"kind") {
         fields.push("kind");
     }
-    let service = (!fields.is_empty()).then_some((wanted, there.modify_index));
+    let service = (!fields.is_empty()).then(|| (wanted.clone(), there.modify_index));
+    let service_in_transaction = service.is_some() && !wanted.needs_register();
     let checks = checks::differing(key, &wanted_checks, Some(there));
     let surplus = checks::surplus(key, claim, &wanted_checks, there, scope.rules.mode);
     if !checks.is_empty() {
@@ -517,6 +539,19 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Sc
         fields,
         rest: false,
     };
+    let (sessions, others): (Vec<_>, Vec<_>) = std::mem::take(&mut write.checks)
+        .into_iter()
+        .partition(|it| it.kind.follows_session());
+    write.checks = others;
+    if !sessions.is_empty() {
+        if write.checks.is_empty() && write.surplus.is_empty() && !service_in_transaction {
+            // With the entry as it is to be, whose index is compared.
+            write.service = Some((wanted, there.modify_index));
+            write.checks = sessions;
+            return Step::Put(write);
+        }
+        write.rest = true;
+    }
     if write.needs_register() && !write.checks.is_empty() {
         write.service = None;
         write.surplus.clear();

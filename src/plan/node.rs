@@ -4,7 +4,7 @@
 use super::{Mode, NodeWrite, Rules, Step};
 use crate::desired::claim::DesiredNode;
 use crate::desired::index::Index;
-use crate::model::entry::ALIVE_CHECK_ID;
+use crate::model::entry::{ALIVE_CHECK_ID, Health};
 use crate::model::marks;
 use crate::model::names::NodeName;
 use crate::model::text::Text;
@@ -44,18 +44,23 @@ pub(super) fn decide_node(
         let settled = equal || (worse && rules.nodes.holds());
         (!settled).then(|| (check, there.map_or(0, |there| there.modify_index)))
     });
-    let is_surplus = |check: &&ObservedCheck| *check.id == *ALIVE_CHECK_ID;
+    // Nobody renews its session then, and all that is on the node would turn critical: so it goes under every
+    // policy.
+    let is_surplus =
+        |check: &&ObservedCheck| *check.id == *ALIVE_CHECK_ID && rules.dead_after.is_none();
     let surplus: Vec<(Text, u64)> = ours
-        .filter(|_| rules.mode != Mode::UpsertOnly)
         .into_iter()
         .flat_map(|ours| ours.checks.iter().filter(is_surplus))
         .map(|check| (check.id.clone(), check.modify_index))
         .collect();
+    let alive = alive(ours, rules);
     match (&node, &check) {
         (None, None) if !surplus.is_empty() => Step::PutNode(NodeWrite {
             node: None,
             check: None,
             surplus,
+            alive: None,
+            rest: false,
         }),
         (None, None) if index > 0 && is_vacant(name, desired, observed, rules) => {
             if rules.vacancies.is_ripe(name) {
@@ -64,12 +69,32 @@ pub(super) fn decide_node(
                 Step::Lingering
             }
         }
+        (None, None) if alive.is_some() => Step::PutNode(NodeWrite {
+            node: None,
+            check: None,
+            surplus,
+            alive,
+            rest: false,
+        }),
         (None, None) => Step::Settled,
         _ => Step::PutNode(NodeWrite {
             node,
             check,
             surplus,
+            alive: None,
+            rest: alive.is_some(),
         }),
+    }
+}
+
+/// The status that the check `lictor-alive` is to be written with, if it is not there as it should be. A new
+/// one passes: else the node would be out of service until its session is there.
+fn alive(ours: Option<&ObservedNode>, rules: &Rules) -> Option<Health> {
+    rules.dead_after.filter(|_| rules.sessions.is_ok())?;
+    match ours.and_then(ObservedNode::alive_check) {
+        None => Some(Health::Passing),
+        Some(there) if !there.well_formed => Some(there.check.status),
+        Some(_) => None,
     }
 }
 

@@ -30,6 +30,8 @@ impl Engine {
             }
             Done::WroteEntry(written) => self.absorb_entry(*written),
             Done::ReadTable(read) => self.absorb_table(read),
+            Done::Acted(acted) => self.absorb_act(*acted),
+            Done::ReadSessions(read) => self.absorb_sessions(*read),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
@@ -103,6 +105,7 @@ impl Engine {
     fn start_over(&mut self) {
         tracing::warn!("the epoch was lost: what Consul holds is read anew");
         self.mirror.start_over();
+        self.doubt_sessions(Instant::now());
         self.loading = None;
         self.unread.clear();
         self.own.forget();

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::claim::{ClaimError, Claimant, Claimed};
 use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
+use super::sessions::Acted;
 use crate::consul::{
     Client, Consistency, ConsulError, ErrorClass, Fence, Observed, Quality, Txn, TxnError,
     TxnFailure, TxnOp, TxnOutcome,
@@ -43,6 +44,10 @@ pub enum Done {
     ReadTable(TableRead),
     /// `lictor gc` was answered, or not.
     Answered(Answered),
+    /// A session was created, renewed or ended, or was not.
+    Acted(Box<Acted>),
+    /// It was read which sessions there are.
+    ReadSessions(Box<super::sessions::Read>),
     /// The epoch was claimed.
     Claimed(Result<Claimed, ClaimError>),
     /// The list of our nodes was read.

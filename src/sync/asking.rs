@@ -73,7 +73,15 @@ impl Engine {
                     self.rules.verdicts.retain(key, |_| false);
                 }
             }
-            Asks::These(subject, asked) => self.follow(key, subject, asked),
+            Asks::These(subject, asked) => {
+                let run = |asked: &&Asked| asked.heartbeat().is_none();
+                let asked: Box<[Asked]> = asked.iter().filter(run).cloned().collect();
+                if asked.is_empty() {
+                    self.ask(key, &Asks::Nothing);
+                } else {
+                    self.follow(key, subject, &asked);
+                }
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::{self, Done};
 use super::asking::Asking;
+use super::beats::Beats;
 use super::claim::Claimant;
 use super::contest::Contests;
 use super::dirty::{Dirty, Due};
@@ -165,6 +166,8 @@ pub struct Engine {
     take_over: Option<String>,
     /// What instances are asked.
     pub(super) asking: Asking,
+    /// Checks that follow sessions.
+    pub(super) beats: Beats,
     pub(super) reads: usize,
     pub(super) jobs: JoinSet<Done>,
     pub(super) audit_at: Option<Instant>,
@@ -237,6 +240,7 @@ impl Engine {
             claimant: None,
             take_over,
             asking: Asking::new(orders),
+            beats: Beats::new(),
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -325,6 +329,7 @@ impl Engine {
             self.rules.vacancies.wake_at(),
             self.report.wake_at(),
             self.rules.refusals.wake_at(),
+            self.beats.wake_at(),
             self.audit_at,
         ]
         .into_iter()
@@ -347,6 +352,7 @@ impl Engine {
         self.start_reads(now);
         self.claim(now);
         self.begin_or_end_asking(now);
+        self.beat(now);
         self.ripen_vacancies(now);
         self.ripen_refusals(now);
         if self.rules.mode == Mode::DryRun {

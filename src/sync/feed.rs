@@ -73,6 +73,8 @@ pub fn feed(index: &mut Index, change: Change, touched: &mut Touched) {
                 }
             },
         ),
+        // It claims nothing.
+        Change::Lease(_) => {}
     }
 }
 

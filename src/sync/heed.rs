@@ -32,6 +32,12 @@ const AUDIT_INTERVAL: Duration = Duration::from_mins(10);
 impl Engine {
     pub(super) fn take(&mut self, event: KubeEvent) {
         let at = event.at;
+        if let Change::Lease(news) = event.change {
+            if let Some(namespace) = &event.scope {
+                self.hear_leases(namespace, news, at);
+            }
+            return;
+        }
         let mut touched = Touched::default();
         let news = self.news_of_nodes(&event.change);
         let was_strange = !self.strange.is_empty();
@@ -62,6 +68,7 @@ impl Engine {
                 self.watched(Kind::PreparedQuery, event);
                 Kind::PreparedQuery
             }
+            Change::Lease(_) => return,
         };
         let was_complete = *self.index.watches.state(kind) == Watch::Complete;
         feed(&mut self.index, event.change, &mut touched);

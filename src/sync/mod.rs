@@ -3,6 +3,7 @@
 mod absorb;
 pub mod apply;
 mod asking;
+mod beats;
 pub mod carry;
 pub mod claim;
 mod complaints;
@@ -24,6 +25,7 @@ pub mod readiness;
 mod register;
 pub mod report;
 pub mod rounds;
+mod sessions;
 pub mod signals;
 pub mod sweep;
 mod tell;

@@ -209,6 +209,9 @@ impl Engine {
             }
             return self.register(key, step, due, now);
         }
+        if matches!(&step, Step::PutNode(write) if write.needs_register()) {
+            return self.register(key, step, due, now);
+        }
         let beside = self.take_beside(&key, &step);
         if let Some((other, other_due)) = &beside
             && batch.room() < ROOM_FOR_TWO

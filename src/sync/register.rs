@@ -16,13 +16,14 @@ use crate::consul::{
     Client, Consistency, ConsulError, Fence, RegisteredNode, Registration, Txn, TxnError,
     TxnFailure, TxnOp, TxnOutcome, TxnResult,
 };
+use crate::model::entry::{ALIVE_CHECK_ID, Health};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks;
-use crate::model::names::{ClusterName, InstanceId};
+use crate::model::names::{ClusterName, InstanceId, NodeName};
 use crate::model::text::Text;
-use crate::observed::entry::{wire_check, wire_service};
+use crate::observed::entry::{wire_alive_check, wire_check, wire_service};
 use crate::plan::batch::BatchedStep;
-use crate::plan::{InstanceWrite, Step};
+use crate::plan::{InstanceWrite, NodeWrite, Step};
 
 /// Carries out the write of an instance behind the epoch with this index, and answers like a
 /// transaction would.
@@ -41,7 +42,14 @@ pub async fn write(
         (Key::Instance(key), Step::Put(write)) => {
             registered(&client, &cluster, fence, key, write).await
         }
-        _ => Ok(outdated("it is no write of an instance")),
+        (
+            Key::Node(name),
+            Step::PutNode(NodeWrite {
+                alive: Some(status),
+                ..
+            }),
+        ) => alive(&client, &cluster, fence, name, *status).await,
+        _ => Ok(outdated("it is no write of an instance or a node")),
     };
     let ops = match &outcome {
         Ok(TxnOutcome::Applied(results)) => 0..results.len(),
@@ -76,21 +84,8 @@ async fn registered(
         Ok(node) => node,
         Err(why) => return Ok(outdated(why)),
     };
-    match carry::check_epoch(client, fence).await? {
-        None => {}
-        Some(Carried::Fenced { what, reason }) => {
-            let what = what.into();
-            return Ok(TxnOutcome::Fenced { what, reason });
-        }
-        Some(Carried::NoEpoch(what) | Carried::Denied(what)) => {
-            return Ok(TxnOutcome::Fenced {
-                what: what.into(),
-                reason: TxnFailure::PermissionDenied,
-            });
-        }
-        Some(Carried::Done(..) | Carried::Unseen(_) | Carried::Outdated) => {
-            return Ok(outdated("the epoch"));
-        }
+    if let Some(why_not) = fenced(client, fence).await? {
+        return Ok(why_not);
     }
     let checks = write.checks.iter();
     let checks = checks.map(|it| wire_check(key, &write.name, &it.kind, &it.check));
@@ -109,6 +104,68 @@ async fn registered(
     stored(client, key, write).await
 }
 
+/// Writes the check by which Consul notices that Lictor is dead.
+async fn alive(
+    client: &Client,
+    cluster: &ClusterName,
+    fence: Fence<'_>,
+    name: &NodeName,
+    status: Health,
+) -> Result<TxnOutcome, ConsulError> {
+    let read = client.node_services(name.as_ref(), Consistency::Consistent);
+    let Some(Some((node, _))) = read.await?.authoritative() else {
+        return Ok(outdated("the node is not there, or not known to be"));
+    };
+    if !is_ours(&node, cluster) {
+        return Ok(outdated("the node is not marked as ours"));
+    }
+    if let Some(why_not) = fenced(client, fence).await? {
+        return Ok(why_not);
+    }
+    let registration = Registration {
+        node: RegisteredNode::Kept {
+            name: &node.name,
+            address: &node.address,
+        },
+        service: None,
+        checks: &[wire_alive_check(name.text(), status)],
+    };
+    client.register(&registration).await?;
+    let checks = client
+        .node_checks(name.as_ref(), Consistency::Consistent)
+        .await?;
+    let is_it = |check: &HealthCheck| *check.check_id == *ALIVE_CHECK_ID;
+    let written = checks.value.into_iter().filter(is_it);
+    Ok(TxnOutcome::Applied(
+        written
+            .map(|check| TxnResult::Check(Box::new(check)))
+            .collect(),
+    ))
+}
+
+/// Why the epoch forbids to write, if it does.
+async fn fenced(client: &Client, fence: Fence<'_>) -> Result<Option<TxnOutcome>, ConsulError> {
+    Ok(match carry::check_epoch(client, fence).await? {
+        None => None,
+        Some(Carried::Fenced { what, reason }) => {
+            let what = what.into();
+            Some(TxnOutcome::Fenced { what, reason })
+        }
+        Some(Carried::NoEpoch(what) | Carried::Denied(what)) => Some(TxnOutcome::Fenced {
+            what: what.into(),
+            reason: TxnFailure::PermissionDenied,
+        }),
+        Some(Carried::Done(..) | Carried::Unseen(_) | Carried::Outdated) => {
+            Some(outdated("the epoch"))
+        }
+    })
+}
+
+fn is_ours(node: &Node, cluster: &ClusterName) -> bool {
+    let mark = node.meta.get(marks::CLUSTER);
+    mark.is_some_and(|mark| **mark == *cluster.as_ref())
+}
+
 /// The node, if it is ours and the instance there has this index; else why not.
 async fn still(
     client: &Client,
@@ -120,8 +177,7 @@ async fn still(
     let Some(Some((node, services))) = read.await?.authoritative() else {
         return Ok(Err("the node is not there, or not known to be"));
     };
-    let mark = node.meta.get(marks::CLUSTER);
-    if mark.is_none_or(|mark| **mark != *cluster.as_ref()) {
+    if !is_ours(&node, cluster) {
         return Ok(Err("the node is not marked as ours"));
     }
     if of(key, services).map_or(0, |there| there.modify_index) != index {

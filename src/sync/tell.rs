@@ -165,6 +165,7 @@ impl Engine {
     pub(super) fn note(&mut self, key: &Key, finding: &Finding) {
         if let Key::Instance(key) = key {
             self.ask(key, &finding.asks);
+            self.follow_beats(key, finding, Instant::now());
         }
         match (&finding.step, finding.held()) {
             // What stands there is not known: how it stands is what was told last.
@@ -197,6 +198,7 @@ impl Engine {
         }
         self.tell_lost_removal(key);
         if let Key::Node(name) = key {
+            self.follow_node(name, Instant::now());
             match finding.step {
                 Step::Lingering => self.rules.vacancies.found(name, Instant::now()),
                 Step::RemoveNode(_) => {}
@@ -214,6 +216,7 @@ impl Engine {
         let mut standings = Vec::new();
         if let Some(owner) = &finding.owner {
             let trouble = trouble_of(key, finding, registered.is_some());
+            let trouble = trouble.or_else(|| self.beat_trouble(key));
             standings.push((
                 owner.clone(),
                 Standing {

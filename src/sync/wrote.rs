@@ -87,7 +87,11 @@ impl Engine {
                 .propagation
                 .observe((at - due.since).as_secs_f64());
         }
-        let rest = matches!(&step, Step::Put(write) if write.rest);
+        let rest = match &step {
+            Step::Put(write) => write.rest,
+            Step::PutNode(write) => write.rest,
+            _ => false,
+        };
         let drift = due.cause == Cause::Drift;
         if drift {
             let label = KindLabel { kind: key.kind() };
@@ -396,7 +400,8 @@ impl Engine {
 }
 
 /// Puts a check in the place of the one of the same id; they are sorted by it.
-fn replace(checks: &mut Vec<ObservedCheck>, check: ObservedCheck) {
+/// Puts a check in the place of the one of its id.
+pub(super) fn replace(checks: &mut Vec<ObservedCheck>, check: ObservedCheck) {
     match checks.binary_search_by(|known| known.id.cmp(&check.id)) {
         Ok(at) => checks[at] = check,
         Err(at) => checks.insert(at, check),

@@ -45,11 +45,15 @@ pub async fn checks_are_judged(client: &Client) -> Result<()> {
             checks(&json!([{"name": "a", "tcp": {}}, {"name": "a", "grpc": {}}])),
             "Duplicate value",
         ),
-        (one(json!({})), "give exactly one of http, tcp and grpc"),
+        (
+            one(json!({})),
+            "give exactly one of http, tcp, grpc and ttl",
+        ),
         (
             one(json!({"tcp": {}, "http": {}})),
-            "give exactly one of http, tcp and grpc",
+            "give exactly one of http, tcp, grpc and ttl",
         ),
+        (one(json!({"ttl": {"lease": "worker", "ttl": "9s"}})), "ttl"),
         (
             one(json!({"name": "ready", "tcp": {}})),
             "ready and alias are checks that every instance has",
@@ -104,6 +108,39 @@ pub async fn checks_are_judged(client: &Client) -> Result<()> {
             "on one line",
         ),
         (one(json!({"grpc": {"service": "a b"}})), "without spaces"),
+    ];
+    for (spec, says) in bad {
+        refused::<ServiceRegistration>(client, "bad", &spec, says).await?;
+    }
+    heartbeats_are_judged(client).await
+}
+
+async fn heartbeats_are_judged(client: &Client) -> Result<()> {
+    let good = [
+        one(json!({"ttl": {"lease": "${pod.name}", "ttl": "10s"}})),
+        one(json!({"ttl": {"lease": "worker", "ttl": "24h"}})),
+    ];
+    for spec in good {
+        taken::<ServiceRegistration>(client, "good", &spec).await?;
+    }
+    let bad = [
+        (
+            one(json!({"tcp": {}, "ttl": {"lease": "worker", "ttl": "10s"}})),
+            "give exactly one of http, tcp, grpc and ttl",
+        ),
+        (
+            one(json!({"ttl": {"lease": "worker", "ttl": "10s"}, "interval": "10s"})),
+            "nothing is run for a ttl check",
+        ),
+        (
+            one(json!({"ttl": {"lease": "worker", "ttl": "25h"}})),
+            "ttl",
+        ),
+        (
+            one(json!({"ttl": {"lease": "", "ttl": "10s"}})),
+            "at least 1",
+        ),
+        (one(json!({"ttl": {"lease": "worker"}})), "Required value"),
     ];
     for (spec, says) in bad {
         refused::<ServiceRegistration>(client, "bad", &spec, says).await?;

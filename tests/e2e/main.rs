@@ -20,6 +20,7 @@ mod fence;
 mod gc;
 mod gc_entries;
 mod guard;
+mod heartbeats;
 mod intentions;
 mod invalid;
 mod mesh;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::faults::three;
-use crate::support::{Instance, Kind, Lictor, Scene, until};
+use crate::support::{Instance, Kind, Lictor, Scene, rights_of_the_docs, until};
 
 /// A service with a proxy that listens for it, and another service whose proxy calls it.
 struct Mesh {
@@ -449,17 +449,6 @@ async fn endpoints_have_proxies_too() -> Result<()> {
     scene.unregister("ledger").await?;
     scene.gone_id(&sidecar, &id).await?;
     mesh.refused().await
-}
-
-/// The rights that the docs say Lictor needs in Consul, for this cluster.
-fn rights_of_the_docs(cluster: &str) -> Result<String> {
-    let docs = include_str!("../../docs/operations.md");
-    let (_, section) = docs
-        .split_once("## Rights in Consul")
-        .context("no section")?;
-    let (_, block) = section.split_once("```hcl\n").context("no rights")?;
-    let (rights, _) = block.split_once("```").context("no end")?;
-    Ok(rights.replace("NAME", cluster))
 }
 
 /// With ACLs nobody may call whom no intention lets call.

@@ -352,7 +352,7 @@ impl World {
                 }
             }
             // There are none in this world.
-            Kind::Intention | Kind::PreparedQuery => {}
+            Kind::Intention | Kind::PreparedQuery | Kind::Lease => {}
         }
         self.touch(touched);
     }

@@ -144,7 +144,9 @@ impl Index {
             Kind::Pod => self.pods.begin_list(),
             Kind::Registration => self.registrations.begin_list(),
             Kind::Node => self.nodes.begin_list(),
-            Kind::Intention | Kind::PreparedQuery => self.begin_list_of_entries(kind),
+            Kind::Intention | Kind::PreparedQuery | Kind::Lease => {
+                self.begin_list_of_entries(kind);
+            }
         }
     }
 
@@ -162,7 +164,9 @@ impl Index {
                 }
             }
             Kind::Node => {}
-            Kind::Intention | Kind::PreparedQuery => self.end_list_of_entries(kind, touched),
+            Kind::Intention | Kind::PreparedQuery | Kind::Lease => {
+                self.end_list_of_entries(kind, touched);
+            }
         }
         self.watches.complete(kind);
         if kind == Kind::Node {

@@ -188,6 +188,18 @@ impl Index {
         ))
     }
 
+    /// Whether any registration has a check that looks at a Lease.
+    #[must_use]
+    pub fn has_heartbeats(&self) -> bool {
+        self.registrations.values().any(|row| {
+            let claims = row.registration.claims();
+            claims.is_some_and(|claims| {
+                let mut probes = claims.spec.probes.iter();
+                probes.any(|probe| matches!(probe.question, probe::Question::Lease(_)))
+            })
+        })
+    }
+
     fn context<'a>(
         &'a self,
         key: &'a InstanceKey,

@@ -1,6 +1,7 @@
 //! From the bytes of the API server to facts, in one step: what Lictor does not use is skipped while
 //! it is read, and never held.
 
+mod lease;
 mod lenient;
 mod node;
 mod object;

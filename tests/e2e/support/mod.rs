@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use lictor_testbed::{Bed, BedOptions, CONSUL_MANAGEMENT_TOKEN, kubelet::TestPod, wait};
 use tokio::sync::OnceCell;
 
-pub use consul::{Instance, condition, user_meta};
+pub use consul::{Instance, condition, rights_of_the_docs, user_meta};
 pub use lictor::{Lictor, json_lines, run, run_within};
 pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;

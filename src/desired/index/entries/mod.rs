@@ -99,7 +99,7 @@ impl Index {
         match kind {
             Kind::Intention => self.entries.intentions.begin_list(),
             Kind::PreparedQuery => self.entries.queries.begin_list(),
-            Kind::Pod | Kind::Node | Kind::Registration => {}
+            Kind::Pod | Kind::Node | Kind::Registration | Kind::Lease => {}
         }
     }
 
@@ -115,7 +115,7 @@ impl Index {
                     self.drop_query(&name, Absence::Found, touched);
                 }
             }
-            Kind::Pod | Kind::Node | Kind::Registration => {}
+            Kind::Pod | Kind::Node | Kind::Registration | Kind::Lease => {}
         }
     }
 

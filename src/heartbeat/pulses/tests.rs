@@ -1,0 +1,332 @@
+use super::*;
+use crate::model::names::ClusterName;
+
+const TTL: Duration = Duration::from_secs(30);
+
+fn place(name: &str) -> Place {
+    let cluster: ClusterName = "a".parse().unwrap();
+    Place {
+        node: NodeName::external(&cluster),
+        check: name.into(),
+    }
+}
+
+struct Bench {
+    pulses: Pulses,
+    now: Instant,
+    next_id: u32,
+    /// The sessions that Consul has.
+    sessions: Vec<(Place, Text)>,
+    made: usize,
+    ended: usize,
+    renewed: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            pulses: Pulses::default(),
+            now: Instant::now(),
+            next_id: 0,
+            sessions: Vec::new(),
+            made: 0,
+            ended: 0,
+            renewed: 0,
+        }
+    }
+
+    fn follow(&mut self, want: Want, check: Option<Health>) {
+        self.pulses
+            .follow(&place("x"), (TTL, want), check, self.now);
+    }
+
+    fn list(&mut self) -> Vec<(Place, Text)> {
+        let now = self.now;
+        self.pulses.listed(self.sessions.clone(), now, now, || 0.5)
+    }
+
+    fn add(&mut self) {
+        let id = Text::from(self.next_id.to_string());
+        self.next_id += 1;
+        self.sessions.push((place("x"), id));
+    }
+
+    /// Does what is due, as Consul does.
+    fn work(&mut self, leads: bool) {
+        while let Some(act) = self.pulses.next(leads, self.now) {
+            let outcome = match &act {
+                Act::Create(..) => {
+                    self.made += 1;
+                    self.add();
+                    Outcome::Created(self.sessions.last().unwrap().1.clone())
+                }
+                Act::Renew(_, id) => {
+                    self.renewed += 1;
+                    let there = self.sessions.iter().any(|(_, there)| there == id);
+                    if there {
+                        Outcome::Renewed
+                    } else {
+                        Outcome::Gone
+                    }
+                }
+                Act::End(_, id) => {
+                    self.ended += 1;
+                    self.sessions.retain(|(_, there)| there != id);
+                    Outcome::Gone
+                }
+            };
+            self.pulses.done(&act, outcome, self.now, || 0.5);
+        }
+    }
+
+    fn pass(&mut self, seconds: u64, leads: bool) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.work(leads);
+        }
+    }
+
+    fn counts(&self) -> (usize, usize, usize) {
+        (self.made, self.renewed, self.ended)
+    }
+}
+
+use Health::{Critical, Passing};
+
+#[test]
+fn one_session_is_made_once_it_is_known_that_there_is_none() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.work(true);
+    assert!(bench.pulses.wants_list());
+    assert_eq!(bench.counts(), (0, 0, 0));
+    bench.list();
+    bench.work(true);
+    assert_eq!(bench.counts(), (1, 0, 0));
+    bench.follow(Want::Alive, Some(Passing));
+    bench.pass(300, true);
+    assert_eq!((bench.made, bench.ended), (1, 0));
+    assert!((28..=34).contains(&bench.renewed), "{}", bench.renewed);
+}
+
+#[test]
+fn a_session_that_is_there_is_kept() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    bench.pass(60, true);
+    assert_eq!((bench.made, bench.ended), (0, 0));
+    assert!(bench.renewed > 4);
+}
+
+#[test]
+fn none_is_made_before_its_check_is_there() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, None);
+    bench.list();
+    bench.work(true);
+    assert_eq!(bench.counts(), (0, 0, 0));
+    bench.follow(Want::Alive, Some(Critical));
+    bench.work(true);
+    assert_eq!(bench.counts(), (1, 0, 0));
+}
+
+#[test]
+fn what_lapses_ends_at_once_and_begins_again() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    bench.work(true);
+    bench.follow(Want::Ended, Some(Passing));
+    bench.work(true);
+    assert_eq!((bench.made, bench.ended), (1, 1));
+    bench.follow(Want::Ended, Some(Critical));
+    bench.pass(100, true);
+    assert_eq!((bench.made, bench.ended), (1, 1));
+    bench.follow(Want::Alive, Some(Critical));
+    bench.work(true);
+    assert_eq!((bench.made, bench.ended), (2, 1));
+}
+
+#[test]
+fn what_is_not_known_is_renewed_and_nothing_else() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.follow(Want::Kept, Some(Passing));
+    bench.list();
+    bench.pass(30, true);
+    assert_eq!((bench.made, bench.ended), (0, 0));
+    assert!(bench.renewed > 1);
+    bench.sessions.clear();
+    bench.pass(60, true);
+    assert_eq!((bench.made, bench.ended), (0, 0), "it expired meanwhile");
+}
+
+#[test]
+fn who_does_not_lead_renews_only() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    bench.pass(60, false);
+    assert_eq!(bench.counts(), (0, 0, 0));
+    bench.add();
+    bench.pulses.doubt(bench.now);
+    bench.now += Duration::from_secs(1);
+    bench.list();
+    bench.pass(60, false);
+    assert_eq!((bench.made, bench.ended), (0, 0));
+    assert!(bench.renewed > 4);
+    bench.follow(Want::Ended, Some(Passing));
+    let renewed = bench.renewed;
+    bench.pass(60, false);
+    assert_eq!(bench.counts(), (0, renewed, 0));
+    bench.pulses.reconsider(bench.now);
+    bench.work(true);
+    assert_eq!(bench.ended, 1);
+}
+
+#[test]
+fn one_that_is_gone_is_made_anew_when_the_check_shows_it() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    bench.work(true);
+    bench.follow(Want::Alive, Some(Passing));
+    bench.sessions.clear();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.work(true);
+    assert_eq!((bench.made, bench.ended), (2, 0));
+}
+
+#[test]
+fn a_check_that_does_not_follow_its_session_gets_another() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    bench.work(true);
+    bench.follow(Want::Alive, Some(Passing));
+    // It was registered anew, and the session is older than that.
+    bench.now += Duration::from_secs(1);
+    bench.follow(Want::Alive, Some(Critical));
+    bench.now += Duration::from_millis(1);
+    bench.work(true);
+    bench.now += Duration::from_millis(1);
+    bench.pass(1, true);
+    bench.follow(Want::Alive, Some(Passing));
+    bench.pass(2, true);
+    assert_eq!((bench.made, bench.ended), (2, 1));
+    assert_eq!(bench.sessions.len(), 1);
+}
+
+#[test]
+fn a_check_that_never_follows_is_not_tried_all_the_time() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    for _ in 0..600 {
+        bench.pass(1, true);
+        bench.follow(Want::Alive, Some(Critical));
+    }
+    assert!(bench.pulses.is_deaf(&place("x")));
+    assert!(bench.made < 20, "{}", bench.made);
+    assert!(bench.sessions.len() <= 1);
+}
+
+#[test]
+fn of_two_both_make_room_for_one() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.add();
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    bench.work(true);
+    assert_eq!((bench.made, bench.ended), (1, 2));
+    assert_eq!(bench.sessions.len(), 1);
+}
+
+#[test]
+fn whether_one_was_made_is_looked_up_and_not_guessed() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    let act = bench.pulses.next(true, bench.now).unwrap();
+    bench.add();
+    bench.pulses.done(&act, Outcome::Lost, bench.now, || 0.5);
+    bench.pass(5, true);
+    assert_eq!(bench.counts(), (0, 0, 0));
+    assert!(bench.pulses.wants_list());
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    bench.pass(5, true);
+    assert_eq!((bench.made, bench.ended), (0, 0));
+    assert_eq!(bench.sessions.len(), 1);
+}
+
+#[test]
+fn an_older_list_does_not_hide_what_was_made_since() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    let asked = bench.now;
+    bench.now += Duration::from_secs(1);
+    bench.work(true);
+    bench.pulses.listed(Vec::new(), asked, bench.now, || 0.5);
+    bench.pass(20, true);
+    assert_eq!(bench.made, 1);
+}
+
+#[test]
+fn what_nobody_asks_for_ends_and_is_forgotten() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    bench.work(true);
+    bench.pulses.forget(&place("x"), Some(Passing), bench.now);
+    bench.work(true);
+    assert_eq!(bench.ended, 0, "the check would turn critical");
+    bench.pulses.forget(&place("x"), None, bench.now);
+    bench.work(true);
+    assert_eq!((bench.made, bench.ended), (1, 1));
+    assert_eq!(bench.pulses.places().count(), 0);
+    assert_eq!(bench.pulses.wake_at(), None);
+}
+
+#[test]
+fn sessions_that_nothing_follows_are_told() {
+    let mut bench = Bench::new();
+    bench.add();
+    assert_eq!(bench.list(), bench.sessions);
+}
+
+#[test]
+fn renewals_of_a_thousand_are_spread() {
+    let mut pulses = Pulses::default();
+    let start = Instant::now();
+    let mut sessions = Vec::new();
+    for number in 0..1000 {
+        let place = place(&number.to_string());
+        pulses.follow(&place, (TTL, Want::Alive), Some(Passing), start);
+        sessions.push((place, Text::from(number.to_string())));
+    }
+    let mut dice = 0_u32;
+    let mut chance = move || {
+        dice = (dice + 617) % 1000;
+        f64::from(dice) / 1000.0
+    };
+    pulses.listed(sessions, start, start, &mut chance);
+    let mut last = HashMap::new();
+    for tenth in 0..600_u32 {
+        let now = start + Duration::from_millis(100) * tenth;
+        let mut at_once = 0;
+        while let Some(act) = pulses.next(true, now) {
+            at_once += 1;
+            let before = last.insert(act.place().clone(), now);
+            let age = now - before.unwrap_or(start);
+            assert!(age < TTL / 2, "one was missed for {age:?}");
+            pulses.done(&act, Outcome::Renewed, now, &mut chance);
+        }
+        assert!(at_once <= 40, "{at_once} at once");
+    }
+    assert_eq!(last.len(), 1000);
+}

@@ -1,0 +1,157 @@
+//! The calls that create, renew and end sessions: one each, since none of it can be in a transaction with the
+//! epoch, which is read directly before instead.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::carry::{self, Carried};
+use crate::consul::wire::HealthCheck;
+use crate::consul::{Client, Consistency, ConsulError, Fence, Session};
+use crate::heartbeat::pulses::{Act, Outcome, Place};
+use crate::model::text::Text;
+
+/// What became of an act.
+#[derive(Debug)]
+pub struct Acted {
+    /// Which one.
+    pub id: u64,
+    /// What was to be done.
+    pub act: Act,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why it failed, if it did.
+    pub error: Option<ConsulError>,
+    /// The raft index of what was written, where it is known.
+    pub index: Option<u64>,
+    /// What the check is now that its session was created or ended.
+    pub check: Checked,
+    /// When.
+    pub at: Instant,
+}
+
+/// What was read of a check.
+#[derive(Debug)]
+pub enum Checked {
+    /// Nothing.
+    Unread,
+    /// It is not there.
+    Gone,
+    /// It is this.
+    Is(Box<HealthCheck>),
+}
+
+/// What Consul has.
+#[derive(Debug)]
+pub struct Read {
+    /// When it was asked.
+    pub asked: Instant,
+    /// All sessions.
+    pub sessions: Result<Vec<Session>, ConsulError>,
+    /// The oldest version among Consul's servers, where it is known.
+    pub version: Option<Text>,
+}
+
+/// Carries out an act behind the epoch with this index; a renewal needs none.
+pub async fn act(client: Client, id: u64, fence: Option<(Text, u64)>, act: Act) -> Acted {
+    let done = carried_out(&client, fence, &act).await;
+    let check = match &done {
+        Ok((Outcome::Created(_) | Outcome::Gone, _)) => checked(&client, act.place()).await,
+        _ => Checked::Unread,
+    };
+    let (outcome, index, error) = match done {
+        Ok((outcome, index)) => (outcome, index, None),
+        Err(error) => {
+            let lost = error.class().may_be_applied() && matches!(act, Act::Create(..));
+            let outcome = if lost { Outcome::Lost } else { Outcome::Failed };
+            (outcome, None, Some(error))
+        }
+    };
+    Acted {
+        id,
+        act,
+        outcome,
+        error,
+        index,
+        check,
+        at: Instant::now(),
+    }
+}
+
+async fn checked(client: &Client, place: &Place) -> Checked {
+    let node = place.node.as_ref();
+    let Ok(checks) = client.node_checks(node, Consistency::Consistent).await else {
+        return Checked::Unread;
+    };
+    let mut checks = checks.value.into_iter();
+    match checks.find(|check| check.check_id == place.check) {
+        Some(check) => Checked::Is(Box::new(check)),
+        None => Checked::Gone,
+    }
+}
+
+async fn carried_out(
+    client: &Client,
+    fence: Option<(Text, u64)>,
+    act: &Act,
+) -> Result<(Outcome, Option<u64>), ConsulError> {
+    if let Act::Renew(_, id) = act {
+        let lives = client.renew_session(id).await?;
+        let outcome = if lives {
+            Outcome::Renewed
+        } else {
+            Outcome::Gone
+        };
+        return Ok((outcome, None));
+    }
+    let Some((key, index)) = fence else {
+        return Ok((Outcome::Failed, None));
+    };
+    let fence = Fence { key: &key, index };
+    match carry::check_epoch(client, fence).await? {
+        None => {}
+        Some(Carried::Fenced { what, .. } | Carried::NoEpoch(what) | Carried::Denied(what)) => {
+            tracing::warn!("a session was not touched, because of the epoch: {what}");
+            return Ok((Outcome::Failed, None));
+        }
+        Some(Carried::Done(..) | Carried::Unseen(_) | Carried::Outdated) => {
+            return Ok((Outcome::Failed, None));
+        }
+    }
+    match act {
+        Act::Create(place, ttl) => {
+            let id = client
+                .create_session(place.node.as_ref(), &place.check, *ttl)
+                .await?;
+            // By its index the signal is known to be of our own doing; else a sweep looks what it was.
+            let there = client.session(&id).await.ok().and_then(|it| it.value);
+            let index = there.map(|session| session.create_index);
+            Ok((Outcome::Created(id), index))
+        }
+        Act::End(_, id) | Act::Renew(_, id) => {
+            client.destroy_session(id).await?;
+            Ok((Outcome::Gone, None))
+        }
+    }
+}
+
+/// Reads which sessions there are, and whether Consul's servers know checks that follow them.
+pub async fn read(client: Client, asked: Instant) -> Read {
+    let version = client.oldest_server().await.ok().flatten();
+    let sessions = match client.sessions().await {
+        Ok(found) => Ok(found.value),
+        Err(error) => Err(error),
+    };
+    Read {
+        asked,
+        sessions,
+        version,
+    }
+}
+
+/// Reads a duration as Consul shows it, such as `30s`.
+#[must_use]
+pub fn ttl(session: &Session) -> Option<Duration> {
+    let ttl: jiff::SignedDuration = session.ttl.parse().ok()?;
+    Duration::try_from(ttl).ok().filter(|ttl| !ttl.is_zero())
+}
