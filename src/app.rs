@@ -24,6 +24,7 @@ use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::server::{self, Shown};
 use crate::sync::engine::{Engine, Inputs, Options};
+use crate::sync::gates::Gates;
 use crate::sync::report::Report;
 use crate::sync::signals;
 
@@ -51,6 +52,8 @@ pub struct Settings {
     pub engine: Options,
     /// `--allow-local-checks`.
     pub allow_local_checks: bool,
+    /// `--readiness-gate`.
+    pub readiness_gate: bool,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -66,6 +69,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         consistency,
         engine: options,
         allow_local_checks,
+        readiness_gate,
         kubernetes,
         consul,
     } = settings;
@@ -85,8 +89,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
     let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
+    let status_writer = status_writer.telling(events.clone());
     let mut report = Report::new(events, statuses, metrics.clone());
     report.own_pod = own_pod();
+    report.gates = Gates::new(readiness_gate);
     let index = Index::new(cluster.clone(), excluded);
     let (orders, prober, told) = checks::channel();
     let (engine, readiness) = Engine::new(consul.clone(), index, report, orders, options);

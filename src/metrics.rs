@@ -79,6 +79,8 @@ pub struct Metrics {
     pub audit_findings: Counter,
     /// `lictor_events_dropped_total`: Kubernetes Events beyond the limit.
     pub events_dropped: Counter,
+    /// `lictor_gates_waiting`: pods whose readiness gate `lictor.io/registered` is not open.
+    pub gates_waiting: Gauge,
     /// `lictor_checks`: checks that this process runs.
     pub checks: Gauge,
     /// `lictor_check_lateness_seconds`: how long after its time the run of a check began.
@@ -107,6 +109,7 @@ impl Metrics {
             pending: Gauge::default(),
             audit_findings: Counter::default(),
             events_dropped: Counter::default(),
+            gates_waiting: Gauge::default(),
             checks: Gauge::default(),
             check_lateness: histogram(),
         };
@@ -134,9 +137,12 @@ impl Metrics {
             pending,
             audit_findings,
             events_dropped,
+            gates_waiting,
             checks,
             check_lateness,
         } = self.clone();
+        let help = "Pods whose readiness gate lictor.io/registered is not open";
+        registry.register("gates_waiting", help, gates_waiting);
         registry.register("checks", "Checks that this process runs", checks);
         let help = "How long after its time the run of a check began";
         registry.register_with_unit("check_lateness", help, Unit::Seconds, check_lateness);

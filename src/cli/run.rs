@@ -148,6 +148,10 @@ pub(super) struct Run {
     /// all is on one machine
     #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
     allow_local_checks: bool,
+    /// Set the condition lictor.io/registered of pods that have it as a readiness gate once Consul has
+    /// all their instances; needs the right to patch pods/status
+    #[arg(long, env = "LICTOR_READINESS_GATE")]
+    readiness_gate: bool,
     /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
     /// cluster name
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
@@ -168,6 +172,7 @@ impl Run {
             listen: self.listen,
             consistency: self.consistency,
             allow_local_checks: self.allow_local_checks,
+            readiness_gate: self.readiness_gate,
             engine: Options {
                 drift_interval: self.drift_interval,
                 write_rate: self.consul_write_rate,

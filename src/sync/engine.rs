@@ -365,6 +365,15 @@ impl Engine {
         let tells = !replaced && self.rules.mode != Mode::DryRun;
         if self.index.watches.all_listed() && known && tells {
             self.report.flush(&self.index, outage, now);
+            if self.fence.index().is_some() {
+                let (dirty, waiting) = (&self.dirty, &self.waiting);
+                let waits = |key: &Key| {
+                    let keys = waiting.get(&key.place());
+                    keys.is_some_and(|keys| keys.contains_key(key))
+                };
+                let is_due = |key: &Key| dirty.is_due(key) || waits(key);
+                self.report.flush_gates(&self.index, &is_due, outage, now);
+            }
         }
         self.tell_readiness();
     }

@@ -32,6 +32,7 @@ const AUDIT_INTERVAL: Duration = Duration::from_mins(10);
 impl Engine {
     pub(super) fn take(&mut self, event: KubeEvent) {
         let at = event.at;
+        self.report.gates.hear(&event.change);
         let mut touched = Touched::default();
         let news = self.news_of_nodes(&event.change);
         let was_strange = !self.strange.is_empty();

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod entries;
 pub mod feed;
 pub mod fence;
+pub mod gates;
 mod gc;
 mod heed;
 mod nodes;

@@ -17,6 +17,7 @@ mod checks;
 mod drift;
 mod faults;
 mod fence;
+mod gates;
 mod gc;
 mod gc_entries;
 mod guard;

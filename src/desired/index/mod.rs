@@ -3,6 +3,7 @@
 mod addresses;
 mod claims;
 pub mod entries;
+pub mod gate;
 mod keys;
 mod let_go;
 mod resolve;
