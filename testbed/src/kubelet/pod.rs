@@ -379,13 +379,12 @@ impl TestPod {
     /// Readiness gates are not asked: a pod that has any is given its Ready condition by hand.
     fn conditions(&self, ready: &str, cause: Option<(&str, &str)>) -> Value {
         let condition = |kind: &str, status: &str, cause: Option<(&str, &str)>| {
-            let mut condition =
-                json!({"type": kind, "status": status, "lastTransitionTime": now()});
-            if let Some((reason, message)) = cause {
-                condition["reason"] = json!(reason);
-                condition["message"] = json!(message);
-            }
-            condition
+            // Without a cause there is none any more.
+            let (reason, message) = cause.unzip();
+            json!({
+                "type": kind, "status": status, "lastTransitionTime": now(),
+                "reason": reason, "message": message,
+            })
         };
         let gated = ready == "True" && !self.gates.is_empty();
         let gate = gated.then_some(("ReadinessGatesNotReady", "a readiness gate is not met"));

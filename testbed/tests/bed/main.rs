@@ -147,7 +147,7 @@ async fn pods_live_and_die_as_with_a_kubelet(client: &Client) -> Result<()> {
     let open = pod.condition(client, "Ready", "True").await?;
     ensure!(condition(&open, "Ready") == "True", "{open:?}");
     ensure!(condition(&open, "ContainersReady") == "True", "{open:?}");
-    let pod = TestPod::of(&open);
+    let pod = TestPod::of(&open).host_ips(["192.168.1.7"]);
     let unready = pod.not_ready(client, "app").await?;
     ensure!(
         condition(&unready, "example.com/gate") == "True",
