@@ -7,6 +7,7 @@
 mod desk;
 mod gate;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -141,6 +142,8 @@ pub struct StatusWriter {
     client: WriterClient,
     shared: Arc<Shared>,
     events: Option<EventSender>,
+    /// Whether the log says already that the API server refuses conditions of pods.
+    denial_told: AtomicBool,
 }
 
 impl StatusWriter {
@@ -156,6 +159,7 @@ impl StatusWriter {
                 client: WriterClient(client),
                 shared,
                 events: None,
+                denial_told: AtomicBool::new(false),
             },
         )
     }
@@ -177,11 +181,11 @@ impl StatusWriter {
                 (desk.due(now, WRITES - writes.len()), desk.next_due())
             };
             for update in due {
-                let client = &self.client;
+                let (client, told) = (&self.client, &self.denial_told);
                 writes.push(async move {
                     let outcome = match &update.status {
                         ObjectStatus::Pod(condition) => {
-                            gate::write(&client.0, &update, condition).await
+                            gate::write(&client.0, &update, condition, told).await
                         }
                         _ => (client.write(&update).await, None),
                     };

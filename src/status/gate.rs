@@ -18,6 +18,16 @@ pub struct Gate {
     pub passes: bool,
 }
 
+impl Gate {
+    /// Whether a pod that is told this, or was, need not be told anew. An outage has many words.
+    #[must_use]
+    pub fn says_no_more_than(&self, known: &GateCondition) -> bool {
+        let GateCondition { open, reason, .. } = &self.condition;
+        let outage = !open && **reason == *Reason::ConsulUnavailable.as_str();
+        self.condition == *known || (outage && !known.open && known.reason == *reason)
+    }
+}
+
 /// Derives it from what the pod waits for; `None` where it is to be left alone.
 ///
 /// `is_due` says whether a key is to be planned or written: then how it stands is not known yet. `outage` is
@@ -68,7 +78,7 @@ pub fn derive(
                         _ => (*reason, &**message),
                     };
                     let message = beside(message, troubles.len() - 1);
-                    closed(reason_of(reason), message, reason == Reason::Writing)
+                    closed(reason_of(reason), message, reason.is_transient())
                 }
             }
         }
@@ -196,7 +206,7 @@ mod tests {
     fn the_worst_of_several_reasons_is_told() {
         let mut board = Board::default();
         let away = shown(&two(), &board, Some("away"));
-        assert_eq!(away, (false, "ConsulUnavailable".into(), false));
+        assert_eq!(away, (false, "ConsulUnavailable".into(), true));
         stands(&mut board, "api", false, Some(Reason::OwnedByAnother));
         let gate = derive(&two(), &board, &|_| false, Some("away")).unwrap();
         assert_eq!(&*gate.condition.reason, "OwnedByAnother");
@@ -204,6 +214,17 @@ mod tests {
         stands(&mut board, "web", true, Some(Reason::Invalid));
         let invalid = shown(&two(), &board, None);
         assert_eq!(invalid, (false, "InvalidAnnotation".into(), false));
+    }
+
+    #[test]
+    fn an_outage_is_told_once_in_whatever_words() {
+        let board = Board::default();
+        let gate = |outage| derive(&two(), &board, &|_| false, Some(outage)).unwrap();
+        let known = gate("away").condition;
+        assert!(gate("slow").says_no_more_than(&known));
+        let writing = derive(&two(), &board, &|_| false, None).unwrap();
+        assert!(!writing.says_no_more_than(&known));
+        assert!(writing.says_no_more_than(&writing.condition));
     }
 
     #[test]

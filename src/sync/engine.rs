@@ -365,7 +365,7 @@ impl Engine {
         let tells = !replaced && self.rules.mode != Mode::DryRun;
         if self.index.watches.all_listed() && known && tells {
             self.report.flush(&self.index, outage, now);
-            if self.fence.index().is_some() {
+            if self.fence.index().is_some() && self.is_ready() {
                 let (dirty, waiting) = (&self.dirty, &self.waiting);
                 let waits = |key: &Key| {
                     let keys = waiting.get(&key.place());

@@ -220,7 +220,8 @@ impl Report {
         if !gates.on || waiting.uid != pod.uid || is_opening {
             return;
         }
-        if waiting.known.as_ref() == Some(&gate.condition) {
+        let known = waiting.known.as_ref();
+        if known.is_some_and(|known| gate.says_no_more_than(known)) {
             gates.late.remove(&name);
             return;
         }

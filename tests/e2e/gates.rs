@@ -119,7 +119,7 @@ async fn a_pod_is_let_through_once_consul_has_all_its_instances() -> Result<()> 
     scene.gone("web", "two").await?;
     scene.gone("api", "two").await?;
     pod.not_ready(&scene.client, "app").await?;
-    scene.barrier().await?;
+    what_passes_was_told(&scene).await?;
     assert_eq!(gate(&scene, "two").await?.0, "True");
     Ok(())
 }
@@ -193,21 +193,23 @@ async fn a_gate_that_is_closed_says_why() -> Result<()> {
     closed(&scene, "selected", "NotClaimed").await?;
     lictor.shows("lictor_gates_waiting", 5.0).await?;
 
-    let spec =
-        json!({"service": "shop", "selector": {"matchLabels": {"app": "shop"}}, "port": "nothing"});
-    scene.register("shop", spec).await?;
+    // What is paused from the start has nothing to show in Consul.
+    let paused = json!({
+        "apiVersion": "lictor.io/v1alpha1", "kind": "ServiceRegistration",
+        "metadata": {"namespace": scene.namespace, "name": "shop",
+                     "annotations": {"lictor.io/paused": "true"}},
+        "spec": {"selector": {"matchLabels": {"app": "shop"}}, "port": "nothing"},
+    });
+    scene.bed.kubectl_apply(&paused.to_string()).await?;
+    let message = closed(&scene, "selected", "Paused").await?;
+    ensure!(message.contains("ServiceRegistration"), "{message}");
+    let go_on = json!({"metadata": {"annotations": null}});
+    scene.edit("shop", go_on).await?;
     let message = closed(&scene, "selected", "InvalidAnnotation").await?;
     ensure!(message.contains("nothing"), "{message}");
     scene
-        .edit(
-            "shop",
-            json!({"metadata": {"annotations": {"lictor.io/paused": "true"}}}),
-        )
+        .edit("shop", json!({"spec": {"port": "http"}}))
         .await?;
-    let message = closed(&scene, "selected", "Paused").await?;
-    ensure!(message.contains("ServiceRegistration"), "{message}");
-    let mend = json!({"metadata": {"annotations": null}, "spec": {"port": "http"}});
-    scene.edit("shop", mend).await?;
     pending.running_ready(&scene.client).await?;
     scene
         .annotate("nobody", &[("service", Some("web"))])

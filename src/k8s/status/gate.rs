@@ -19,21 +19,21 @@ use crate::k8s::client::{CallError, within};
 use crate::k8s::events::{EventReason, EventRecord, Regarding};
 use crate::model::facts::{GateCondition, GateFacts};
 
-/// Whether the log says already that the API server refuses: thousands of pods may wait.
-static TOLD: AtomicBool = AtomicBool::new(false);
-
 /// Writes it; beside the outcome, why the API server does not allow that, if it does not.
+///
+/// `told` is whether the log says so already: thousands of pods may wait.
 pub(super) async fn write(
     client: &Client,
     update: &StatusUpdate,
     condition: &GateCondition,
+    told: &AtomicBool,
 ) -> (Outcome, Option<String>) {
     let StatusUpdate {
         namespace, name, ..
     } = update;
     match try_write(client, update, condition).await {
         Ok(outcome) => {
-            TOLD.store(false, Ordering::Relaxed);
+            told.store(false, Ordering::Relaxed);
             (outcome, None)
         }
         Err(Failure::Call(error)) if is_gone(&error) => (Outcome::Gone, None),
@@ -41,7 +41,7 @@ pub(super) async fn write(
             let status = error.status();
             let why = status.filter(|status| status.is_forbidden());
             let why = why.map(|status| status.message.clone());
-            if why.is_some() && TOLD.swap(true, Ordering::Relaxed) {
+            if why.is_some() && told.swap(true, Ordering::Relaxed) {
                 tracing::debug!(%namespace, pod = %name, "the readiness gate was not written: {error}");
             } else {
                 tracing::warn!(%namespace, pod = %name, "the readiness gate was not written: {error}");
