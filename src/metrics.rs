@@ -59,6 +59,9 @@ pub struct Metrics {
     pub held_deletes: Gauge,
     /// `lictor_held_nodes`: nodes that are not Ready or missing and whose checks are held, because too many are.
     pub held_nodes: Gauge,
+    /// `lictor_deregistered_critical`: instances that are not registered because they were critical for
+    /// long.
+    pub deregistered_critical: Gauge,
     /// `lictor_conflicts`: keys that someone else holds.
     pub conflicts: Gauge,
     /// `lictor_rejections`: objects and instances with invalid input, or that Consul refuses.
@@ -97,6 +100,7 @@ impl Metrics {
             drift: Family::default(),
             held_deletes: Gauge::default(),
             held_nodes: Gauge::default(),
+            deregistered_critical: Gauge::default(),
             conflicts: Gauge::default(),
             rejections: Gauge::default(),
             requests: Family::default(),
@@ -124,6 +128,7 @@ impl Metrics {
             drift,
             held_deletes,
             held_nodes,
+            deregistered_critical,
             conflicts,
             rejections,
             requests,
@@ -156,6 +161,8 @@ impl Metrics {
         );
         let help = "Nodes that are not Ready or missing and whose checks are held";
         registry.register("held_nodes", help, held_nodes);
+        let help = "Instances that are not registered because they were critical for long";
+        registry.register("deregistered_critical", help, deregistered_critical);
         registry.register("conflicts", "Keys that someone else holds", conflicts);
         let help = "Objects and instances with invalid input, or that Consul refuses";
         registry.register("rejections", help, rejections);

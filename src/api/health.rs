@@ -26,6 +26,12 @@ pub struct Health {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
+    /// How long the instance's own checks must be critical before it is deregistered, 30s to 8760h; it is
+    /// registered again when they are not. Default: it stays.
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = schema::duration_between("deregisterCriticalServiceAfter", "30s", "8760h"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deregister_critical_service_after: Option<String>,
 }
 
 /// Health of a pod that is not ready: `Critical` (the default: left out of discovery) or `Warning`

@@ -15,7 +15,9 @@ use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
+use crate::desired::probe::LEAST_CRITICAL;
 use crate::model::names::{ClusterName, InvalidName};
+use crate::plan::critical::Criticals;
 use crate::plan::guard::{Guard, Limits};
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
@@ -144,6 +146,15 @@ pub(super) struct Run {
         value_name = "DURATION"
     )]
     node_grace: Duration,
+    /// Deregister any instance of ours whose own checks were critical for that long, at least 30s, until they
+    /// are not; by default only where deregisterCriticalServiceAfter asks for it
+    #[arg(
+        long,
+        env = "LICTOR_SWEEP_CRITICAL_AFTER",
+        value_parser = critical_time,
+        value_name = "DURATION"
+    )]
+    sweep_critical_after: Option<Duration>,
     /// Let checks ask loopback and link-local addresses, the API server and Consul: for tests, or where
     /// all is on one machine
     #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
@@ -182,6 +193,7 @@ impl Run {
                     }),
                     nodes: NodePanic::new(self.node_panic),
                     vacancies: Vacancies::new(self.node_grace),
+                    criticals: Criticals::new(self.sweep_critical_after),
                     ..Rules::default()
                 },
             },
@@ -232,6 +244,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
     if parsed > LONGEST {
         return Err("must be at most 8760h".to_owned());
+    }
+    Ok(parsed)
+}
+
+fn critical_time(text: &str) -> Result<Duration, String> {
+    let parsed = duration(text)?;
+    if parsed < LEAST_CRITICAL {
+        return Err(format!("must be at least {LEAST_CRITICAL:?}"));
     }
     Ok(parsed)
 }

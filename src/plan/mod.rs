@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod checks;
+pub mod critical;
 pub mod diff;
 pub mod entries;
 pub mod gate;
@@ -15,6 +16,7 @@ pub mod panic;
 pub mod vacancy;
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
 use crate::desired::index::Index;
@@ -27,6 +29,7 @@ use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
 use checks::{CheckWrite, Verdicts};
+use critical::{Course, Criticals, Watched};
 use entries::refusals::Refusals;
 use gate::Hold;
 use guard::{Guard, Limits};
@@ -82,6 +85,8 @@ pub struct Rules {
     pub refusals: Refusals,
     /// What was found when instances were asked.
     pub verdicts: Verdicts,
+    /// How long instances have been critical.
+    pub criticals: Criticals,
 }
 
 impl Default for Rules {
@@ -94,6 +99,7 @@ impl Default for Rules {
             vacancies: Vacancies::default(),
             refusals: Refusals::default(),
             verdicts: Verdicts::default(),
+            criticals: Criticals::default(),
         }
     }
 }
@@ -107,8 +113,11 @@ pub struct Finding {
     pub losers: Vec<Owner>,
     /// Why the shape is kept as it is, if it is.
     pub freeze: Option<Freeze>,
-    /// Why what nothing claims may not be removed, where something else is to be done with it first.
+    /// Why what nothing claims, or was critical for long, may not be removed, where something else is to
+    /// be done with it first.
     pub hold: Option<Hold>,
+    /// How an instance is that may be deregistered while it is critical.
+    pub critical: Option<Watched>,
     /// What the instance is to be asked.
     pub asks: Asks,
     /// What to do.
@@ -129,6 +138,8 @@ pub enum Step {
     },
     /// Nothing: it would be removed, and may not be yet.
     Held(Hold),
+    /// Nothing: it was critical for so long, and is not registered until it is no more.
+    KeptOut(Duration),
     /// Write a node.
     PutNode(NodeWrite),
     /// Write an instance.
@@ -148,13 +159,22 @@ impl std::fmt::Display for Step {
             Self::Waiting => f.write_str("wait until it is known what Consul holds"),
             Self::OwnedByAnother { holder } => write!(f, "leave alone, it is held by {holder}"),
             Self::Held(hold) => write!(f, "{hold}"),
+            Self::KeptOut(after) => {
+                write!(
+                    f,
+                    "leave it deregistered, its checks were critical for {after:?}"
+                )
+            }
             Self::PutNode(write) if matches!(write.node, Some((_, 0))) => {
                 f.write_str("create the node")
             }
             Self::PutNode(_) => f.write_str("update the node"),
             Self::Put(write) if write.creates() => write!(f, "register {}", write.name),
             Self::Put(write) => write!(f, "update {}", write.fields.join(", ")),
-            Self::Remove(removal) => write!(f, "remove {}", removal.name),
+            Self::Remove(Removal { name, why, .. }) => match why {
+                gate::Why::Critical(_) => write!(f, "remove {name}: {why}"),
+                gate::Why::Seen | gate::Why::Found => write!(f, "remove {name}"),
+            },
             Self::Lingering => f.write_str("remove the node later, because it is empty"),
             Self::RemoveNode(_) => f.write_str("remove the node, which is empty"),
         }
@@ -227,6 +247,7 @@ impl Finding {
             losers: Vec::new(),
             freeze: None,
             hold: None,
+            critical: None,
             asks: Asks::Nothing,
             step,
         }
@@ -292,6 +313,8 @@ fn decide_instance(
                 .node(&key.node)
                 .filter(|node| !observed.is_our_node(&key.node, node))
                 .map(|node| node::node_holder(desired, node));
+            let mut critical = critical::watched(key, &claim, &scope);
+            let mut why_not = None;
             let step = match (there, standing) {
                 (Some(there), Some(Standing::Foreign(holder)))
                     if !observed.lost_marks(there) && !adopts(&claim, there) =>
@@ -301,13 +324,24 @@ fn decide_instance(
                 _ if foreign_node.is_some() => Step::OwnedByAnother {
                     holder: foreign_node.unwrap_or_default(),
                 },
-                (Some(there), _) => update(key, &claim, there, &scope),
-                (None, _) => create(key, &claim, &scope),
+                (there, standing) => {
+                    let ours = matches!(standing, Some(Standing::Ours(_)));
+                    let course = critical.as_ref().map_or(Course::Registered, |watched| {
+                        let there = (there.is_some(), ours);
+                        critical::course(full_key, there, watched, &scope)
+                    });
+                    let (step, why) = take(course, key, &claim, there, &scope);
+                    why_not = why;
+                    step
+                }
             };
             let asks = match &step {
                 Step::OwnedByAnother { .. } => Asks::Nothing,
                 _ => asks(&claim, there),
             };
+            if matches!(step, Step::OwnedByAnother { .. }) {
+                critical = None;
+            }
             let Claim {
                 owner,
                 losers,
@@ -323,7 +357,8 @@ fn decide_instance(
                 owner: Some(owner),
                 losers,
                 freeze,
-                hold: None,
+                hold: why_not,
+                critical,
                 asks,
                 step,
             }
@@ -354,6 +389,37 @@ fn decide_instance(
             _ => Finding::nothing(Step::Settled),
         },
     }
+}
+
+/// What to do under a claimed key, as far as how long the instance was critical says; and why it stays, if
+/// it would go.
+fn take(
+    course: Course,
+    key: &InstanceKey,
+    claim: &Claim,
+    there: Option<&ObservedInstance>,
+    scope: &Scope<'_>,
+) -> (Step, Option<Hold>) {
+    let hold = match (course, there) {
+        (Course::Goes(why), Some(there)) => {
+            let removal = Removal {
+                owner: claim.owner.clone(),
+                name: there.service.name.clone(),
+                index: there.modify_index,
+                why,
+            };
+            return (Step::Remove(removal), None);
+        }
+        (Course::StaysAway(after), None) => return (Step::KeptOut(after), None),
+        (Course::Waits, None) => return (Step::Waiting, None),
+        (Course::Held(hold), Some(_)) => Some(hold),
+        _ => None,
+    };
+    let step = match there {
+        Some(there) => update(key, claim, there, scope),
+        None => create(key, claim, scope),
+    };
+    (step, hold)
 }
 
 /// What an instance is to be asked, so that it is known how it is.

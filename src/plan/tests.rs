@@ -1,4 +1,5 @@
 mod checks;
+mod critical;
 mod mesh;
 
 use globset::GlobSet;

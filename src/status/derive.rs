@@ -231,7 +231,10 @@ fn text(worst: &Worst<'_>) -> String {
 }
 
 fn is_error(reason: Reason) -> bool {
-    !matches!(reason, Reason::Paused | Reason::Held | Reason::Writing)
+    !matches!(
+        reason,
+        Reason::Paused | Reason::Held | Reason::DeregisteredCritical | Reason::Writing
+    )
 }
 
 const PAUSED_REGISTRATION: &str = "held as it is by the annotation lictor.io/paused; health and removal \

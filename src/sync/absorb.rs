@@ -30,6 +30,8 @@ impl Engine {
             }
             Done::WroteEntry(written) => self.absorb_entry(*written),
             Done::ReadTable(read) => self.absorb_table(read),
+            Done::ReadCritical(read) => self.absorb_critical_read(read),
+            Done::WroteCritical(written) => self.absorb_critical_write(written),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),

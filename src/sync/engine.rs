@@ -14,6 +14,7 @@ use super::apply::{self, Done};
 use super::asking::Asking;
 use super::claim::Claimant;
 use super::contest::Contests;
+use super::critical::Critical;
 use super::dirty::{Dirty, Due};
 use super::entries::{self, TableState};
 use super::fence::Fence;
@@ -165,6 +166,8 @@ pub struct Engine {
     take_over: Option<String>,
     /// What instances are asked.
     pub(super) asking: Asking,
+    /// What is read and written of how long instances have been critical.
+    pub(super) critical: Critical,
     pub(super) reads: usize,
     pub(super) jobs: JoinSet<Done>,
     pub(super) audit_at: Option<Instant>,
@@ -237,6 +240,7 @@ impl Engine {
             claimant: None,
             take_over,
             asking: Asking::new(orders),
+            critical: Critical::default(),
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -323,6 +327,8 @@ impl Engine {
             self.rounds.wake_at(),
             self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
+            self.rules.criticals.wake_at(),
+            self.critical.wake_at(),
             self.report.wake_at(),
             self.rules.refusals.wake_at(),
             self.audit_at,
@@ -348,6 +354,7 @@ impl Engine {
         self.claim(now);
         self.begin_or_end_asking(now);
         self.ripen_vacancies(now);
+        self.keep_critical_times(now);
         self.ripen_refusals(now);
         if self.rules.mode == Mode::DryRun {
             self.rehearse();

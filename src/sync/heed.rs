@@ -42,6 +42,7 @@ impl Engine {
             }
             Change::Node(event) => {
                 self.count_nodes(event, at);
+                self.nodes_turn(event, at);
                 self.watched(Kind::Node, event);
                 Kind::Node
             }

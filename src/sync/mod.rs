@@ -7,6 +7,7 @@ pub mod carry;
 pub mod claim;
 mod complaints;
 pub mod contest;
+mod critical;
 pub mod dirty;
 mod drift;
 pub mod engine;

@@ -78,13 +78,22 @@ impl Engine {
                 continue;
             }
             let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
+            if let Key::Instance(key) = &key {
+                self.follow_critical(key, &finding);
+            }
             let guarded = finding.held().is_some_and(Hold::is_guards);
             let judged = self.rules.guard.held().is_some();
             if guarded {
                 self.rules.guard.found(&key);
+                self.critical.offer(&key, finding.owner.is_some());
             }
             match &finding.step {
-                Step::Settled | Step::Waiting | Step::Lingering => {
+                Step::Settled if finding.hold.is_some() => {
+                    if let Some(hold) = finding.held().filter(|_| !guarded || judged) {
+                        tracing::info!(key = %key, "{hold}");
+                    }
+                }
+                Step::Settled | Step::Waiting | Step::Lingering | Step::KeptOut(_) => {
                     self.not_missing(&key, &finding);
                 }
                 Step::Held(_) if guarded && !judged => {}
@@ -100,6 +109,7 @@ impl Engine {
         if !(rehearses || self.may_write(now)) || self.dirty.has_ready() {
             return;
         }
+        self.expect_critical();
         let before = self.rules.guard.held();
         let judged = self.rules.guard.is_open();
         let mut again = self.rules.guard.judge(
@@ -140,7 +150,11 @@ impl Engine {
     ) -> bool {
         self.note(&key, &finding);
         let step = match finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
+            Step::Settled
+            | Step::OwnedByAnother { .. }
+            | Step::Held(_)
+            | Step::KeptOut(_)
+            | Step::Lingering => {
                 if let Key::Node(_) = &key {
                     self.go_on(&key.place());
                 }

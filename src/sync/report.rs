@@ -323,6 +323,9 @@ impl Report {
         metrics
             .conflicts
             .set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
+        metrics
+            .deregistered_critical
+            .set(troubled(&[Reason::DeregisteredCritical]));
         let objects = i64::try_from(index.problem_count()).unwrap_or(i64::MAX);
         let instances = [
             Reason::Invalid,
@@ -432,6 +435,7 @@ fn event_reason(reason: Reason) -> Option<EventReason> {
         Reason::Paused
         | Reason::Drifted
         | Reason::Held
+        | Reason::DeregisteredCritical
         | Reason::ConsulUnavailable
         | Reason::Writing => None,
     }

@@ -11,7 +11,6 @@ use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
-use crate::plan::gate::Why;
 use crate::plan::{InstanceWrite, NodeWrite, Removal, Step};
 use crate::status::board::{Reason, Trouble};
 
@@ -217,7 +216,7 @@ impl Engine {
         epoch: u64,
         at: Instant,
     ) {
-        if removal.why == Why::Found {
+        if removal.why.is_found() {
             self.rules.guard.removed(&Key::Instance(key.clone()), at);
         }
         self.tell_removed(key, removal, epoch);

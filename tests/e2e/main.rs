@@ -14,6 +14,7 @@
 
 mod chart;
 mod checks;
+mod critical;
 mod drift;
 mod faults;
 mod fence;

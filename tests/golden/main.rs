@@ -201,7 +201,14 @@ impl Bed {
     fn carry_out(&mut self, key: &Key, step: Step) {
         self.raft += 1;
         match (key, step) {
-            (_, Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering) => {}
+            (
+                _,
+                Step::Settled
+                | Step::OwnedByAnother { .. }
+                | Step::Held(_)
+                | Step::KeptOut(_)
+                | Step::Lingering,
+            ) => {}
             (Key::Node(name), Step::PutNode(write)) => {
                 let before = self.mirror.node(name).cloned();
                 let wire = write.node.map(|(node, _)| wire::Node {

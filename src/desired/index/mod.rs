@@ -21,7 +21,7 @@ use super::claim::{Absence, Claimant};
 use super::registration::{Claims, Registration};
 use super::table::Table;
 use super::watches::{Moment, Watches};
-use crate::model::facts::{NodeFacts, PodFacts};
+use crate::model::facts::{NodeFacts, PodFacts, Tristate};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::names::{ClusterName, NodeName};
@@ -341,6 +341,13 @@ impl Index {
     #[must_use]
     pub fn has_node(&self, name: &Text) -> bool {
         self.nodes.get(&(Text::from(""), name.clone())).is_some()
+    }
+
+    /// Whether the Kubernetes node exists and is Ready.
+    #[must_use]
+    pub fn is_node_ready(&self, name: &Text) -> bool {
+        let node = self.nodes.get(&(Text::from(""), name.clone()));
+        node.is_some_and(|node| node.ready == Tristate::True)
     }
 
     /// Whether the Kubernetes node is missing although pods are claimed to be on it: nobody saw it go.

@@ -164,6 +164,7 @@ impl Index {
         let service = claims.map_or(&holder.service, |claims| &claims.service);
         let health = annotations.overlay_health(service, base.clone());
         let mut live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
+        live.deregister_after = health.deregister_after;
         let context = self.context(key, service, &holder.owner);
         let shape = annotations.overlay(service, base).and_then(|spec| {
             let instance = shape::of_pod(context, pod, &spec)?;
@@ -250,6 +251,7 @@ impl Index {
         let context = self.context(key, service, &holder.owner);
         let endpoint = endpoint(endpoints, name)?;
         let mut live = Live::of_endpoint(claims, holder.service.as_ref(), None);
+        live.deregister_after = spec.deregister_after;
         let shape = shape::of_endpoint(context, &registration.uid, endpoint, spec);
         let shape = shape.and_then(|instance| {
             live.asked = Some(probe::of_endpoint(spec, endpoint)?);
