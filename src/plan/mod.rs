@@ -29,7 +29,7 @@ use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
 use checks::{CheckWrite, Verdicts};
-use critical::{Course, Criticals, Watched};
+use critical::{Criticals, Watched};
 use entries::refusals::Refusals;
 use gate::Hold;
 use guard::{Guard, Limits};
@@ -326,11 +326,9 @@ fn decide_instance(
                 },
                 (there, standing) => {
                     let ours = matches!(standing, Some(Standing::Ours(_)));
-                    let course = critical.as_ref().map_or(Course::Registered, |watched| {
-                        let there = (there.is_some(), ours);
-                        critical::course(full_key, there, watched, &scope)
-                    });
-                    let (step, why) = take(course, key, &claim, there, &scope);
+                    let watched = critical.as_ref();
+                    let (step, why) =
+                        critical::take(full_key, key, &claim, (there, ours), watched, &scope);
                     why_not = why;
                     step
                 }
@@ -389,37 +387,6 @@ fn decide_instance(
             _ => Finding::nothing(Step::Settled),
         },
     }
-}
-
-/// What to do under a claimed key, as far as how long the instance was critical says; and why it stays, if
-/// it would go.
-fn take(
-    course: Course,
-    key: &InstanceKey,
-    claim: &Claim,
-    there: Option<&ObservedInstance>,
-    scope: &Scope<'_>,
-) -> (Step, Option<Hold>) {
-    let hold = match (course, there) {
-        (Course::Goes(why), Some(there)) => {
-            let removal = Removal {
-                owner: claim.owner.clone(),
-                name: there.service.name.clone(),
-                index: there.modify_index,
-                why,
-            };
-            return (Step::Remove(removal), None);
-        }
-        (Course::StaysAway(after), None) => return (Step::KeptOut(after), None),
-        (Course::Waits, None) => return (Step::Waiting, None),
-        (Course::Held(hold), Some(_)) => Some(hold),
-        _ => None,
-    };
-    let step = match there {
-        Some(there) => update(key, claim, there, scope),
-        None => create(key, claim, scope),
-    };
-    (step, hold)
 }
 
 /// What an instance is to be asked, so that it is known how it is.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::apply::{Done, ReadError};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::signals::Signal;
 use crate::consul::wire::KvPair;
 use crate::consul::{
     Client, Consistency, ConsulError, ErrorClass, Fence, Txn, TxnFailure, TxnOp, TxnOutcome,
@@ -166,6 +167,19 @@ impl Engine {
         }
     }
 
+    /// While Consul is out of reach, so may be what is asked: what is seen says nothing.
+    pub(super) fn miss_contact(&mut self, signal: &Signal, now: Instant) {
+        let is_lost = match signal {
+            Signal::Failed { topic, .. } => topic.table().is_none(),
+            Signal::Changed { interrupted, .. } => *interrupted,
+            _ => false,
+        };
+        if is_lost {
+            let is_there = |key: &InstanceKey| self.mirror.instance(key).is_some();
+            self.rules.criticals.interrupt(None, is_there, now);
+        }
+    }
+
     /// Plans what was critical for long enough, and keeps in Consul for how long that was.
     pub(super) fn keep_critical_times(&mut self, now: Instant) {
         let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
@@ -180,7 +194,7 @@ impl Engine {
             self.rules.criticals.forget();
         }
         let is_there = |key: &InstanceKey| self.mirror.instance(key).is_some();
-        let outages = [&self.outage, &self.unreadable];
+        let outages = [&self.outage, &self.unreadable, &self.unwritable];
         let is_lost =
             outages.iter().any(|outage| outage.reason().is_some()) || is_lost(&self.index.watches);
         let criticals = &mut self.rules.criticals;

@@ -279,6 +279,7 @@ impl Engine {
     // === signals of Consul ===
 
     pub(super) fn heed(&mut self, signal: &Signal, now: Instant) {
+        self.miss_contact(signal, now);
         match signal {
             Signal::Changed {
                 topic,

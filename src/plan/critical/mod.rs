@@ -17,8 +17,8 @@ mod tests;
 use std::time::Duration;
 
 pub use self::clock::{Criticals, Out};
-use super::Scope;
 use super::gate::{self, Hold, Why};
+use super::{Removal, Scope, Step, create, update};
 use crate::desired::claim::{Claim, Live, Shape};
 use crate::desired::index::Index;
 use crate::desired::watches::{Watch, Watches};
@@ -27,6 +27,7 @@ use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::text::Text;
+use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
 
 /// How an instance is that may be deregistered while it is critical.
@@ -61,7 +62,7 @@ pub enum OwnHealth {
 
 /// What follows for an instance.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Course {
+enum Course {
     /// Nothing: it is registered as ever.
     Registered,
     /// It goes.
@@ -138,7 +139,7 @@ pub fn is_lost(watches: &Watches) -> bool {
 }
 
 /// What follows of how long an instance was critical. `ours` says whether Consul has it and it is ours.
-pub(super) fn course(
+fn course(
     full_key: &Key,
     (there, ours): (bool, bool),
     watched: &Watched,
@@ -166,6 +167,41 @@ pub(super) fn course(
     }
     let may_go = gate::may_deregister(full_key, &scope.desired.watches, scope.rules, *after);
     may_go.map_or_else(Course::Held, Course::Goes)
+}
+
+/// What to do under a claimed key, as far as how long the instance was critical says; and why it stays, if
+/// it would go. `ours` says whether what Consul has there is ours.
+pub(super) fn take(
+    full_key: &Key,
+    key: &InstanceKey,
+    claim: &Claim,
+    (there, ours): (Option<&ObservedInstance>, bool),
+    watched: Option<&Watched>,
+    scope: &Scope<'_>,
+) -> (Step, Option<Hold>) {
+    let course = watched.map_or(Course::Registered, |watched| {
+        course(full_key, (there.is_some(), ours), watched, scope)
+    });
+    let hold = match (course, there) {
+        (Course::Goes(why), Some(there)) => {
+            let removal = Removal {
+                owner: claim.owner.clone(),
+                name: there.service.name.clone(),
+                index: there.modify_index,
+                why,
+            };
+            return (Step::Remove(removal), None);
+        }
+        (Course::StaysAway(after), None) => return (Step::KeptOut(after), None),
+        (Course::Waits, None) => return (Step::Waiting, None),
+        (Course::Held(hold), Some(_)) => Some(hold),
+        _ => None,
+    };
+    let step = match there {
+        Some(there) => update(key, claim, there, scope),
+        None => create(key, claim, scope),
+    };
+    (step, hold)
 }
 
 /// Whether nobody else has a check on the instance, or on the proxy beside it: it would go with them, and
