@@ -360,6 +360,16 @@ fn another_of_its_name_begins_anew() {
     assert_eq!((process.stays_away(), process.kept()), (Out::No, None));
     process.restart();
     assert_eq!(process.stays_away(), Out::No);
+    // Also where the one before was seen by another process alone.
+    let mut process = Process::new();
+    process.is(OwnHealth::Critical);
+    process.pass(AFTER);
+    process.uid = "v";
+    process.restart();
+    process.is(OwnHealth::Critical);
+    process.pass(PROOF);
+    assert!(!process.goes());
+    assert_eq!(process.kept(), Some(process.wall - 10));
 }
 
 #[test]
