@@ -108,6 +108,10 @@ pub async fn checks_are_judged(client: &Client) -> Result<()> {
     for (spec, says) in bad {
         refused::<ServiceRegistration>(client, "bad", &spec, says).await?;
     }
+    times_are_judged(client).await
+}
+
+async fn times_are_judged(client: &Client) -> Result<()> {
     let after = |time: &str| {
         let health = json!({"deregisterCriticalServiceAfter": time});
         with(json!({"endpoints": []}), json!({"health": health}))
