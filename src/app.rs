@@ -13,7 +13,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::checks;
+use crate::checks::apis::{self, Api};
+use crate::checks::forbidden::Forbidden;
 use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
+use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s;
 use crate::k8s::client::ClientOptions;
@@ -49,6 +52,8 @@ pub struct Settings {
     pub consistency: Consistency,
     /// How the engine works.
     pub engine: Options,
+    /// `--checks`.
+    pub checks: Runner,
     /// `--allow-local-checks`.
     pub allow_local_checks: bool,
     /// Where Kubernetes is.
@@ -65,6 +70,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         listen,
         consistency,
         engine: options,
+        checks: runner,
         allow_local_checks,
         kubernetes,
         consul,
@@ -87,7 +93,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
     let mut report = Report::new(events, statuses, metrics.clone());
     report.own_pod = own_pod();
-    let index = Index::new(cluster.clone(), excluded);
+    let index = Index::new(cluster.clone(), excluded).with_runner(runner);
     let (orders, prober, told) = checks::channel();
     let (engine, readiness) = Engine::new(consul.clone(), index, report, orders, options);
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
@@ -105,7 +111,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         parts.spawn(ending("a watch of Kubernetes", watch));
     }
     drop(event_sender);
-    parts.spawn(prober.run(apis, allow_local_checks, metrics.clone()));
+    let forbidden = look_up(&mut parts, apis, allow_local_checks);
+    parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));
     let (token_sender, token_problem) = watch::channel(None);
@@ -141,6 +148,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         kubernetes: event_receiver,
         signals: signal_receiver,
         told,
+        forbidden,
         epoch: epoch_receiver,
     };
     let engine = engine.run(inputs, stop.clone());
@@ -157,6 +165,18 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             Err(error) => Err(error).context("a part broke down"),
         }
     }
+}
+
+/// Keeps it known where no check may connect to.
+fn look_up(
+    parts: &mut JoinSet<anyhow::Result<&'static str>>,
+    apis: Vec<Api>,
+    allows_local: bool,
+) -> watch::Receiver<Option<Arc<Forbidden>>> {
+    let (sender, forbidden) = watch::channel(None);
+    let follow = apis::follow(apis, allows_local, sender);
+    parts.spawn(ending("the look-up of the APIs", follow));
+    forbidden
 }
 
 async fn ending(part: &'static str, run: impl Future<Output = ()>) -> anyhow::Result<&'static str> {

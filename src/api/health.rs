@@ -20,8 +20,8 @@ pub struct Health {
     /// Health of a pod that is terminating: Critical (default), Warning, or Deregister.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminating: Option<Terminating>,
-    /// Checks that Lictor runs against every instance, beside the readiness of the pod: the worst of all
-    /// counts.
+    /// Checks of every instance, beside the readiness of the pod: the worst of all counts. Lictor runs them,
+    /// or consul-esm where it is set up so.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

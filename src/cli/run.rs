@@ -15,6 +15,7 @@ use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
+use crate::desired::esm::Runner;
 use crate::model::names::{ClusterName, InvalidName};
 use crate::plan::guard::{Guard, Limits};
 use crate::plan::panic::{self, NodePanic};
@@ -144,6 +145,15 @@ pub(super) struct Run {
         value_name = "DURATION"
     )]
     node_grace: Duration,
+    /// Who runs the checks of `ServiceRegistration`s: Lictor, or consul-esm by definitions that Lictor
+    /// writes
+    #[arg(
+        long,
+        env = "LICTOR_CHECKS",
+        default_value = "lictor",
+        value_name = "WHO"
+    )]
+    checks: Runner,
     /// Let checks ask loopback and link-local addresses, the API server and Consul: for tests, or where
     /// all is on one machine
     #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
@@ -167,6 +177,7 @@ impl Run {
             excluded: globs(&self.exclude_namespace)?,
             listen: self.listen,
             consistency: self.consistency,
+            checks: self.checks,
             allow_local_checks: self.allow_local_checks,
             engine: Options {
                 drift_interval: self.drift_interval,

@@ -162,6 +162,7 @@ impl Probe {
                 Question::Tcp => Protocol::Tcp,
                 Question::Grpc(_) => Protocol::Grpc,
             },
+            definition: None,
         }
     }
 

@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod backoff;
+pub mod definition;
 pub mod entry;
 pub mod epoch;
 pub mod facts;

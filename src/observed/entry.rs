@@ -1,6 +1,7 @@
 //! What Consul returned, in the canonical form in which it is compared.
 
 use crate::consul::wire;
+use crate::model::definition::Definition;
 use crate::model::entry::{
     CONNECT_PROXY, Check, CheckKind, Health, Mesh, NODE_CHECK_ID, NODE_CHECK_NAME, NODE_CHECK_TYPE,
     Node, Protocol, Proxy, Service, TaggedAddress, Upstream, VIRTUAL_ADDRESS, Weights,
@@ -18,8 +19,10 @@ pub struct ObservedCheck {
     pub check: Check,
     /// Whether name, type and service are those that Lictor gives to a check of this id.
     pub well_formed: bool,
-    /// How Lictor asks for it, if it is one of those that it runs.
+    /// How it is asked for, if it is one of those that are run.
     pub protocol: Option<Protocol>,
+    /// How somebody else is to run it.
+    pub definition: Option<Definition>,
     /// `ModifyIndex`, for compare-and-set.
     pub modify_index: u64,
 }
@@ -137,17 +140,19 @@ impl ObservedCheck {
             parts.filter(|(of, _)| InstanceId::observed(of) == *id)
         });
         let protocol = suffix.and_then(|_| Protocol::parse(&check.check_type));
+        let definition = check.definition.as_deref().and_then(Definition::read);
         let (is_ours, well_formed) = match (instance, suffix) {
             (Some(id), Some((_, suffix))) => {
                 let named = InstanceId::observed(&check.service_id) == *id;
                 let shaped = match CheckKind::fixed(suffix) {
-                    Some(kind) => shaped(&kind.name(), kind.check_type()),
+                    Some(kind) => shaped(&kind.name(), kind.check_type()) && definition.is_none(),
                     None => *check.name == *suffix && protocol.is_some(),
                 };
                 (true, named && shaped)
             }
             (None, _) if *check.check_id == *NODE_CHECK_ID => {
                 let shaped = shaped(NODE_CHECK_NAME, NODE_CHECK_TYPE);
+                let shaped = shaped && definition.is_none();
                 (true, check.service_id.is_empty() && shaped)
             }
             _ => (false, true),
@@ -166,6 +171,7 @@ impl ObservedCheck {
             },
             well_formed,
             protocol,
+            definition: definition.filter(|_| is_ours),
             modify_index: check.modify_index,
         }
     }
@@ -360,6 +366,9 @@ pub fn wire_check(
         service_id: key.id.text().clone(),
         service_name: service.clone(),
         check_type: kind.check_type().into(),
+        definition: kind
+            .definition()
+            .map(|definition| Box::new(definition.to_json())),
         ..wire::HealthCheck::default()
     }
 }

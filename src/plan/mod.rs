@@ -8,6 +8,7 @@ pub mod batch;
 pub mod checks;
 pub mod diff;
 pub mod entries;
+mod esm;
 pub mod gate;
 pub mod guard;
 mod node;
@@ -15,8 +16,11 @@ pub mod panic;
 pub mod vacancy;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use crate::checks::forbidden::Forbidden;
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
+use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::desired::probe::Asked;
 use crate::model::entry::{Check, Health, Node, Service};
@@ -82,6 +86,8 @@ pub struct Rules {
     pub refusals: Refusals,
     /// What was found when instances were asked.
     pub verdicts: Verdicts,
+    /// Where consul-esm may not be sent, once that is known.
+    pub forbidden: Option<Arc<Forbidden>>,
 }
 
 impl Default for Rules {
@@ -94,6 +100,7 @@ impl Default for Rules {
             vacancies: Vacancies::default(),
             refusals: Refusals::default(),
             verdicts: Verdicts::default(),
+            forbidden: None,
         }
     }
 }
@@ -306,6 +313,7 @@ fn decide_instance(
             };
             let asks = match &step {
                 Step::OwnedByAnother { .. } => Asks::Nothing,
+                _ if desired.runner() == Runner::Esm => Asks::Nothing,
                 _ => asks(&claim, there),
             };
             let Claim {

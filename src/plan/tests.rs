@@ -1,4 +1,5 @@
 mod checks;
+mod esm;
 mod mesh;
 
 use globset::GlobSet;

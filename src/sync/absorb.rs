@@ -223,7 +223,10 @@ impl Engine {
                     self.look_again_on(node);
                     self.try_again_on(node);
                 }
-                Key::Instance(instance) => self.occupied(&instance.node, due.since),
+                Key::Instance(instance) => {
+                    self.occupied(&instance.node, due.since);
+                    self.follow_beside(instance, due.since);
+                }
                 Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {}
             }
             self.dirty.touch(key, due);

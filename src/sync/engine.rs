@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -27,8 +28,10 @@ use super::report::Report;
 use super::rounds::Rounds;
 use super::signals::{Signal, Topic};
 use super::sweep::Sweeper;
+use crate::checks::forbidden::Forbidden;
 use crate::checks::{Orders, Told};
 use crate::consul::Client;
+use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s::{KubeEvent, Relist};
 use crate::model::epoch::{self, Epoch};
@@ -73,6 +76,8 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// How instances are that were asked.
     pub told: mpsc::Receiver<Told>,
+    /// Where no check may connect to, once it is known.
+    pub forbidden: watch::Receiver<Option<Arc<Forbidden>>>,
     /// What the epoch is to say, once it is known.
     pub epoch: oneshot::Receiver<Epoch>,
 }
@@ -258,8 +263,10 @@ impl Engine {
             mut kubernetes,
             mut signals,
             mut told,
+            mut forbidden,
             mut epoch,
         } = inputs;
+        let hands_over = self.index.runner() == Runner::Esm;
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
         loop {
             // One moment for both: what falls due after it is what there is to wake up for.
@@ -290,6 +297,10 @@ impl Engine {
                     while let Ok(news) = told.try_recv() {
                         self.heard(news);
                     }
+                }
+                Ok(()) = forbidden.changed(), if hands_over => {
+                    let known = forbidden.borrow_and_update().clone();
+                    self.forbid(known, Instant::now());
                 }
                 () = sleep_until(wake), if wake.is_some() => {}
             }

@@ -360,6 +360,7 @@ impl Report {
             tally: self.board.tally(owner),
             outage,
             datacenter: self.datacenter.as_deref(),
+            remark: index.problems(owner).first().map(String::as_str),
             now: jiff::Timestamp::now(),
         };
         let Some(status) = status(owner, index, &facts, before) else {

@@ -427,6 +427,7 @@ mod tests {
             },
             well_formed: true,
             protocol: None,
+            definition: None,
             modify_index,
         };
         let mut checks = vec![check(1)];

@@ -15,6 +15,7 @@
 mod chart;
 mod checks;
 mod drift;
+mod esm;
 mod faults;
 mod fence;
 mod gc;

@@ -18,6 +18,7 @@ pub use self::let_go::LetGo;
 use self::let_go::Was;
 use super::annotations::Annotations;
 use super::claim::{Absence, Claimant};
+use super::esm::Runner;
 use super::registration::{Claims, Registration};
 use super::table::Table;
 use super::watches::{Moment, Watches};
@@ -92,6 +93,8 @@ impl RegistrationRow {
 pub struct Index {
     cluster: ClusterName,
     excluded: GlobSet,
+    /// Who runs the checks of registrations.
+    runner: Runner,
     pods: Table<PodRow>,
     registrations: Table<RegistrationRow>,
     nodes: Table<NodeFacts>,
@@ -120,6 +123,7 @@ impl Index {
         Self {
             cluster,
             excluded,
+            runner: Runner::default(),
             pods: Table::default(),
             registrations: Table::default(),
             nodes: Table::default(),
@@ -133,6 +137,13 @@ impl Index {
             entries: Entries::default(),
             watches: Watches::default(),
         }
+    }
+
+    /// Says who runs the checks of registrations; to be said before there are objects.
+    #[must_use]
+    pub fn with_runner(mut self, runner: Runner) -> Self {
+        self.runner = runner;
+        self
     }
 
     // === events ===
@@ -233,9 +244,11 @@ impl Index {
         // What is excluded is another's to tell about: it may be watched by another process.
         let excluded = self.is_excluded(&name.0);
         let problem = registration.problem().filter(|_| !excluded);
+        let claims = registration.claims().filter(|_| !excluded);
+        let remark = claims.and_then(|claims| self.runner.remark(claims));
         self.note_problems(
             owner.clone(),
-            problem.cloned().into_iter().collect(),
+            problem.cloned().into_iter().chain(remark).collect(),
             touched,
         );
         if !excluded {
@@ -323,6 +336,12 @@ impl Index {
     }
 
     // === questions ===
+
+    /// Who runs the checks of registrations.
+    #[must_use]
+    pub fn runner(&self) -> Runner {
+        self.runner
+    }
 
     /// The cluster whose objects these are.
     #[must_use]

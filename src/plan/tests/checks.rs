@@ -180,7 +180,13 @@ fn a_check_of_another_kind_under_its_id_is_replaced() {
     let write = put(bed.decide(&key("p")).step);
     let protocol = crate::model::entry::Protocol::Tcp;
     let name = "api".into();
-    assert_eq!(write.checks[0].kind, CheckKind::Probe { name, protocol });
+    let definition = None;
+    let kind = CheckKind::Probe {
+        name,
+        protocol,
+        definition,
+    };
+    assert_eq!(write.checks[0].kind, kind);
 }
 
 #[test]
