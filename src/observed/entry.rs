@@ -466,4 +466,20 @@ mod tests {
         let nothing = json!({"Mode": "", "MeshGateway": {}, "Expose": {}});
         assert!(!read(&proxy(nothing)).embellished);
     }
+
+    #[test]
+    fn a_definition_on_a_check_that_nobody_runs_is_seen() {
+        let check = Check {
+            status: Health::Passing,
+            output: "it is ready".into(),
+        };
+        let plain = wire_node_check(&"n1".into(), &check);
+        assert!(ObservedCheck::of(&plain, None).well_formed);
+        let definition = json!({"HTTP": "http://10.0.0.1/", "Interval": "10s"});
+        let defined = wire::HealthCheck {
+            definition: Some(Box::new(definition)),
+            ..plain
+        };
+        assert!(!ObservedCheck::of(&defined, None).well_formed);
+    }
 }

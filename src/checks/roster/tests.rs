@@ -263,3 +263,16 @@ fn what_was_asked_something_else_runs_at_once_and_its_status_counts() {
         "once is not enough"
     );
 }
+
+#[test]
+fn what_is_forgotten_while_it_runs_gives_its_place_back_when_it_ends() {
+    let (mut roster, now) = (Roster::default(), Instant::now());
+    let room = 2;
+    follow(&mut roster, "c.a.w.1", None, now, 0.0);
+    let run = roster.take(now, room, || 0.0).unwrap();
+    roster.forget(&key("c.a.w.1"));
+    follow(&mut roster, "c.a.w.2", None, now, 0.0);
+    assert!(roster.take(now, room, || 0.0).is_none(), "it still runs");
+    assert_eq!(roster.ended(run.id, Health::Passing), None);
+    assert!(roster.take(now, room, || 0.0).is_some());
+}

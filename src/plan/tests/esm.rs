@@ -291,3 +291,18 @@ fn a_definition_on_a_check_that_is_not_asked_is_drift() {
     assert_eq!((write.checks.len(), write.checks[0].index), (1, 12));
     assert_eq!(write.checks[0].kind, CheckKind::Readiness);
 }
+
+#[test]
+fn a_node_that_is_gone_is_given_back_too() {
+    let bed = bed();
+    assert!(is_external(&bed));
+    let mut bed = bed_by(Runner::Lictor, Some(bed.mirror), &both());
+    let touched = &mut Touched::default();
+    bed.index.remove_node(&"n1".into(), touched);
+    let Step::PutNode(write) = bed.decide(&node_key()).step else {
+        panic!("the node is not written");
+    };
+    let (node, _) = write.node.unwrap();
+    assert_eq!(node.meta.get("external-node"), None);
+    assert!(node.meta.get("k8s-node").is_some());
+}
