@@ -13,7 +13,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::checks;
+use crate::checks::apis::{self, Api};
+use crate::checks::forbidden::Forbidden;
 use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
+use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s;
 use crate::k8s::client::ClientOptions;
@@ -24,6 +27,7 @@ use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::server::{self, Shown};
 use crate::sync::engine::{Engine, Inputs, Options};
+use crate::sync::gates::Gates;
 use crate::sync::report::Report;
 use crate::sync::signals;
 
@@ -49,8 +53,12 @@ pub struct Settings {
     pub consistency: Consistency,
     /// How the engine works.
     pub engine: Options,
+    /// `--checks`.
+    pub checks: Runner,
     /// `--allow-local-checks`.
     pub allow_local_checks: bool,
+    /// `--readiness-gate`.
+    pub readiness_gate: bool,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -65,7 +73,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         listen,
         consistency,
         engine: options,
+        checks: runner,
         allow_local_checks,
+        readiness_gate,
         kubernetes,
         consul,
     } = settings;
@@ -85,28 +95,20 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
     let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
+    let status_writer = status_writer.telling(events.clone());
     let mut report = Report::new(events, statuses, metrics.clone());
     report.own_pod = own_pod();
-    let index = Index::new(cluster.clone(), excluded);
+    report.gates = Gates::new(readiness_gate);
+    let index = Index::new(cluster.clone(), excluded).with_runner(runner);
     let (orders, prober, told) = checks::channel();
     let (engine, readiness) = Engine::new(consul.clone(), index, report, orders, options);
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
     let mut parts = JoinSet::new();
     let home = Home::new(kube);
-    for kind in Kind::ALL {
-        let watch = k8s::watch(
-            kind,
-            home.clone(),
-            None,
-            event_sender.clone(),
-            engine.relists(),
-        );
-        parts.spawn(ending("a watch of Kubernetes", watch));
-    }
-    let leases = k8s::watch_leases(engine.namespaces_of_leases(), home.clone(), event_sender);
-    parts.spawn(ending("the watch of Leases", leases));
-    parts.spawn(prober.run(apis, allow_local_checks, metrics.clone()));
+    watch_kubernetes(&mut parts, &home, event_sender, &engine);
+    let forbidden = look_up(&mut parts, apis, allow_local_checks);
+    parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));
     let (token_sender, token_problem) = watch::channel(None);
@@ -142,6 +144,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         kubernetes: event_receiver,
         signals: signal_receiver,
         told,
+        forbidden,
         epoch: epoch_receiver,
     };
     let engine = engine.run(inputs, stop.clone());
@@ -158,6 +161,33 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             Err(error) => Err(error).context("a part broke down"),
         }
     }
+}
+
+/// Keeps it known where no check may connect to.
+fn look_up(
+    parts: &mut JoinSet<anyhow::Result<&'static str>>,
+    apis: Vec<Api>,
+    allows_local: bool,
+) -> watch::Receiver<Option<Arc<Forbidden>>> {
+    let (sender, forbidden) = watch::channel(None);
+    let follow = apis::follow(apis, allows_local, sender);
+    parts.spawn(ending("the look-up of the APIs", follow));
+    forbidden
+}
+
+/// Starts the watches of all kinds, whose events go to the engine.
+fn watch_kubernetes(
+    parts: &mut JoinSet<anyhow::Result<&'static str>>,
+    home: &Home,
+    events: mpsc::Sender<k8s::KubeEvent>,
+    engine: &Engine,
+) {
+    for kind in Kind::ALL {
+        let watch = k8s::watch(kind, home.clone(), None, events.clone(), engine.relists());
+        parts.spawn(ending("a watch of Kubernetes", watch));
+    }
+    let leases = k8s::watch_leases(engine.namespaces_of_leases(), home.clone(), events);
+    parts.spawn(ending("the watch of Leases", leases));
 }
 
 async fn ending(part: &'static str, run: impl Future<Output = ()>) -> anyhow::Result<&'static str> {

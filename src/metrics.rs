@@ -59,6 +59,9 @@ pub struct Metrics {
     pub held_deletes: Gauge,
     /// `lictor_held_nodes`: nodes that are not Ready or missing and whose checks are held, because too many are.
     pub held_nodes: Gauge,
+    /// `lictor_deregistered_critical`: instances that are not registered because they were critical for
+    /// long.
+    pub deregistered_critical: Gauge,
     /// `lictor_conflicts`: keys that someone else holds.
     pub conflicts: Gauge,
     /// `lictor_rejections`: objects and instances with invalid input, or that Consul refuses.
@@ -79,6 +82,8 @@ pub struct Metrics {
     pub audit_findings: Counter,
     /// `lictor_events_dropped_total`: Kubernetes Events beyond the limit.
     pub events_dropped: Counter,
+    /// `lictor_gates_waiting`: pods whose readiness gate `lictor.io/registered` is not open.
+    pub gates_waiting: Gauge,
     /// `lictor_checks`: checks that this process runs.
     pub checks: Gauge,
     /// `lictor_check_lateness_seconds`: how long after its time the run of a check began.
@@ -99,6 +104,7 @@ impl Metrics {
             drift: Family::default(),
             held_deletes: Gauge::default(),
             held_nodes: Gauge::default(),
+            deregistered_critical: Gauge::default(),
             conflicts: Gauge::default(),
             rejections: Gauge::default(),
             requests: Family::default(),
@@ -109,6 +115,7 @@ impl Metrics {
             pending: Gauge::default(),
             audit_findings: Counter::default(),
             events_dropped: Counter::default(),
+            gates_waiting: Gauge::default(),
             checks: Gauge::default(),
             check_lateness: histogram(),
             sessions: Gauge::default(),
@@ -127,6 +134,7 @@ impl Metrics {
             drift,
             held_deletes,
             held_nodes,
+            deregistered_critical,
             conflicts,
             rejections,
             requests,
@@ -137,10 +145,13 @@ impl Metrics {
             pending,
             audit_findings,
             events_dropped,
+            gates_waiting,
             checks,
             check_lateness,
             sessions,
         } = self.clone();
+        let help = "Pods whose readiness gate lictor.io/registered is not open";
+        registry.register("gates_waiting", help, gates_waiting);
         registry.register("checks", "Checks that this process runs", checks);
         let help = "How long after its time the run of a check began";
         registry.register_with_unit("check_lateness", help, Unit::Seconds, check_lateness);
@@ -162,6 +173,8 @@ impl Metrics {
         );
         let help = "Nodes that are not Ready or missing and whose checks are held";
         registry.register("held_nodes", help, held_nodes);
+        let help = "Instances that are not registered because they were critical for long";
+        registry.register("deregistered_critical", help, deregistered_critical);
         registry.register("conflicts", "Keys that someone else holds", conflicts);
         let help = "Objects and instances with invalid input, or that Consul refuses";
         registry.register("rejections", help, rejections);

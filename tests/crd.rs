@@ -50,6 +50,7 @@ async fn the_api_server_takes_the_crds_and_what_is_written() -> Result<()> {
     mesh::the_rest_is_judged(&client).await?;
     checks::checks_are_judged(&client).await?;
     told::status_is_written_and_shown(&bed, &client).await?;
+    told::a_gate_opens_for_good_and_for_its_own_pod(&client).await?;
     told::events_are_written_and_counted(&bed, &client).await
 }
 

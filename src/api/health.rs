@@ -20,12 +20,18 @@ pub struct Health {
     /// Health of a pod that is terminating: Critical (default), Warning, or Deregister.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminating: Option<Terminating>,
-    /// Checks that Lictor runs against every instance, beside the readiness of the pod: the worst of all
-    /// counts.
+    /// Checks of every instance, beside the readiness of the pod: the worst of all counts. Lictor runs them,
+    /// or consul-esm where it is set up so.
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
+    /// How long the instance's own checks must be critical before it is deregistered, 30s to 8760h; it is
+    /// registered again when they are not. Default: it stays.
+    #[schemars(length(max = 32))]
+    #[x_kube(validation = schema::duration_between("deregisterCriticalServiceAfter", "30s", "8760h"))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deregister_critical_service_after: Option<String>,
 }
 
 /// Health of a pod that is not ready: `Critical` (the default: left out of discovery) or `Warning`

@@ -112,7 +112,7 @@ impl Asker {
             (Health::Critical, said)
         });
         let took = began.elapsed().as_millis();
-        let output = format!("{}{ANSWER}{said} ({took} ms)", described(target));
+        let output = format!("{}{ANSWER}{said} ({took} ms)", question(target));
         Check {
             status,
             output: cut(output, MAX_OUTPUT_BYTES).into(),
@@ -253,8 +253,9 @@ fn named(code: Code) -> String {
     }
 }
 
-/// What is asked, for people.
-fn described(target: &Target) -> String {
+/// What is asked, for people: the output of the check begins with it.
+#[must_use]
+pub fn question(target: &Target) -> String {
     let authority = authority(target);
     match &target.probe.question {
         Question::Http(HttpQuestion {

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Where no check may connect to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forbidden {
     allows_local: bool,
     apis: HashSet<SocketAddr>,
@@ -48,6 +48,25 @@ impl Forbidden {
         }
         let is_api = self.apis.contains(&SocketAddr::new(ip, address.port()));
         is_api.then_some("it is the API server's or Consul's")
+    }
+
+    /// Why a host may not be given to somebody else to connect to, as far as that can be told without a
+    /// look-up: what a name leads to is not known.
+    #[must_use]
+    pub fn why_not_by_name(&self, host: &str, port: u16) -> Option<&'static str> {
+        let (bare, _zone) = host.split_once('%').unwrap_or((host, ""));
+        if let Ok(ip) = bare.parse::<IpAddr>() {
+            return self.why(SocketAddr::new(ip, port));
+        }
+        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let last = name.rsplit('.').next().unwrap_or_default();
+        if !self.allows_local && last == "localhost" {
+            return Some("it is a loopback address");
+        }
+        // Some take 127.1, 2130706433 and 0x7f000001 for addresses.
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+        let is_address = is_number(last) || last.starts_with("0x");
+        is_address.then_some("it is neither an address in its usual form nor a name")
     }
 }
 
@@ -155,6 +174,39 @@ mod tests {
         assert!(forbidden.why(at("64:ff9b::a00:1", 6443)).is_some());
         assert!(forbidden.why(at("10.0.0.2", 8500)).is_some());
         assert_eq!(forbidden.why(at("10.0.0.1", 8080)), None);
+    }
+
+    #[test]
+    fn what_is_given_to_somebody_else_is_judged_by_what_it_says() {
+        let forbidden = Forbidden::new(false, [at("10.0.0.2", 8500)]);
+        for host in [
+            "127.0.0.1",
+            "::1",
+            "fe80::1%eth0",
+            "169.254.169.254",
+            "localhost",
+            "Db.LocalHost.",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "10.0.0.0x2",
+            "10.0.0.2",
+        ] {
+            assert!(forbidden.why_not_by_name(host, 8500).is_some(), "{host}");
+        }
+        for host in [
+            "10.0.0.1",
+            "fd00::7",
+            "db.example.com",
+            "db-0",
+            "localhost.example.com",
+            "db.x7",
+        ] {
+            assert_eq!(forbidden.why_not_by_name(host, 8500), None, "{host}");
+        }
+        let allowed = Forbidden::new(true, []);
+        assert_eq!(allowed.why_not_by_name("localhost", 80), None);
+        assert_eq!(allowed.why_not_by_name("127.0.0.1", 80), None);
     }
 
     #[test]

@@ -12,7 +12,10 @@ mod connect;
 pub mod forbidden;
 pub mod prober;
 mod roster;
+mod shares;
 mod tally;
 mod tls;
 
+pub use ask::{Target, question};
 pub use prober::{Orders, Prober, Told, channel};
+pub use roster::Known;

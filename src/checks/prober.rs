@@ -8,14 +8,13 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::AbortOnDropHandle;
 
-use super::apis::{self, Api};
 use super::ask::Asker;
-use super::roster::{Ended, Follow, Roster, Run};
+use super::forbidden::Forbidden;
+use super::roster::{Ended, Follow, Known, Roster, Run};
 use crate::desired::probe::Asked;
 use crate::metrics::Metrics;
-use crate::model::entry::{Check, Health};
+use crate::model::entry::Check;
 use crate::model::key::InstanceKey;
 use crate::model::text::Text;
 
@@ -46,7 +45,7 @@ enum Order {
         key: InstanceKey,
         host: Text,
         asked: Box<[Asked]>,
-        known: Box<[Option<Health>]>,
+        known: Box<[Option<Known>]>,
         number: u64,
     },
     Forget(InstanceKey),
@@ -74,7 +73,7 @@ impl Orders {
         key: InstanceKey,
         host: Text,
         asked: Box<[Asked]>,
-        known: Box<[Option<Health>]>,
+        known: Box<[Option<Known>]>,
         number: u64,
     ) {
         self.give(Order::Follow {
@@ -123,17 +122,12 @@ pub fn channel() -> (Orders, Prober, mpsc::Receiver<Told>) {
 }
 
 impl Prober {
-    /// Works until the engine is gone, and tells its name then. Keeps away from these APIs, and unless it is allowed from all
-    /// that is local.
+    /// Works until the engine is gone, and tells its name then. Connects to nothing that is forbidden.
     pub async fn run(
         mut self,
-        apis: Vec<Api>,
-        allows_local: bool,
+        mut forbidden: watch::Receiver<Option<Arc<Forbidden>>>,
         metrics: Metrics,
     ) -> anyhow::Result<&'static str> {
-        let (forbidden_in, mut forbidden) = watch::channel(None);
-        let follow = apis::follow(apis, allows_local, forbidden_in);
-        let _follow = AbortOnDropHandle::new(tokio::spawn(follow));
         // What Consul shows is worth more than a check that could not be run.
         let known = forbidden.wait_for(Option::is_some).await;
         known.context("where the APIs are is not looked up any more")?;
@@ -142,14 +136,12 @@ impl Prober {
         let mut runs: JoinSet<(u64, Check)> = JoinSet::new();
         loop {
             let now = Instant::now();
-            while runs.len() < RUNS
-                && let Some(Run { id, due, target }) = self.roster.take(now, chance)
-            {
+            while let Some(Run { id, due, target }) = self.roster.take(now, RUNS, chance) {
                 metrics.check_lateness.observe((now - due).as_secs_f64());
                 let asker = asker.clone();
                 runs.spawn(async move { (id, asker.ask(&target).await) });
             }
-            let next = self.roster.next().filter(|_| runs.len() < RUNS);
+            let next = self.roster.next();
             tokio::select! {
                 order = self.orders.recv() => {
                     let Some(order) = order else { return Ok(NAME) };
@@ -196,7 +188,7 @@ impl Prober {
                 self.roster.follow(&key, &asked, now, chance);
             }
             Order::Forget(key) => self.roster.forget(&key),
-            Order::ForgetAll => self.roster = Roster::default(),
+            Order::ForgetAll => self.roster.forget_all(),
         }
     }
 }
@@ -210,3 +202,6 @@ async fn sleep(until: Option<Instant>) {
 fn chance() -> f64 {
     rand::rng().random()
 }
+
+#[cfg(test)]
+mod tests;

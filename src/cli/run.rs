@@ -15,7 +15,10 @@ use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
+use crate::desired::esm::Runner;
+use crate::desired::probe::LEAST_CRITICAL;
 use crate::model::names::{ClusterName, InvalidName};
+use crate::plan::critical::Criticals;
 use crate::plan::guard::{Guard, Limits};
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
@@ -148,10 +151,32 @@ pub(super) struct Run {
     /// twice as long; by default their health stays as it was last seen. 1m to 24h; needs Consul 1.21 or later
     #[arg(long, env = "LICTOR_DEAD_AFTER", value_parser = dead_after, value_name = "DURATION")]
     dead_after: Option<Duration>,
+    /// Deregister any instance of ours whose own checks were critical for that long, at least 30s, until they
+    /// are not; by default only where deregisterCriticalServiceAfter asks for it
+    #[arg(
+        long,
+        env = "LICTOR_SWEEP_CRITICAL_AFTER",
+        value_parser = critical_time,
+        value_name = "DURATION"
+    )]
+    sweep_critical_after: Option<Duration>,
+    /// Who runs the checks of `ServiceRegistration`s: Lictor, or consul-esm by definitions that Lictor
+    /// writes
+    #[arg(
+        long,
+        env = "LICTOR_CHECKS",
+        default_value = "lictor",
+        value_name = "WHO"
+    )]
+    checks: Runner,
     /// Let checks ask loopback and link-local addresses, the API server and Consul: for tests, or where
     /// all is on one machine
     #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
     allow_local_checks: bool,
+    /// Set the condition lictor.io/registered of pods that have it as a readiness gate once Consul has
+    /// all their instances; needs the right to patch pods/status
+    #[arg(long, env = "LICTOR_READINESS_GATE")]
+    readiness_gate: bool,
     /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
     /// cluster name
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
@@ -171,7 +196,9 @@ impl Run {
             excluded: globs(&self.exclude_namespace)?,
             listen: self.listen,
             consistency: self.consistency,
+            checks: self.checks,
             allow_local_checks: self.allow_local_checks,
+            readiness_gate: self.readiness_gate,
             engine: Options {
                 drift_interval: self.drift_interval,
                 write_rate: self.consul_write_rate,
@@ -187,6 +214,7 @@ impl Run {
                     nodes: NodePanic::new(self.node_panic),
                     vacancies: Vacancies::new(self.node_grace),
                     dead_after: self.dead_after,
+                    criticals: Criticals::new(self.sweep_critical_after),
                     ..Rules::default()
                 },
             },
@@ -255,6 +283,14 @@ fn dead_after(text: &str) -> Result<Duration, String> {
         return Err("must be a number of whole seconds".to_owned());
     }
     Ok(after)
+}
+
+fn critical_time(text: &str) -> Result<Duration, String> {
+    let parsed = duration(text)?;
+    if parsed < LEAST_CRITICAL {
+        return Err(format!("must be at least {LEAST_CRITICAL:?}"));
+    }
+    Ok(parsed)
 }
 
 pub(super) fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {

@@ -1,5 +1,7 @@
 //! What an object claims under a key.
 
+use std::time::Duration;
+
 use super::mesh;
 use super::probe::Asked;
 use super::registration::Claims;
@@ -90,6 +92,8 @@ pub struct Live {
     /// The checks that Lictor runs; of a proxy, those of the instance beside it. `None` where it is not
     /// known which: what is there stays.
     pub asked: Option<Box<[Asked]>>,
+    /// For how long its checks must be critical before it is deregistered.
+    pub deregister_after: Option<Duration>,
 }
 
 impl Live {
@@ -102,6 +106,7 @@ impl Live {
             tagged_addresses: shape::tagged_addresses(pod, choice, 0),
             readiness: Some(readiness),
             asked: None,
+            deregister_after: None,
         }
     }
 

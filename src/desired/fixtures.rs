@@ -41,6 +41,7 @@ pub(crate) fn pod(name: &str) -> PodFixture {
         host_ip: Some("192.168.0.1".into()),
         ready: Tristate::True,
         ready_reason: "".into(),
+        gate: None,
         unready: Box::default(),
     })
 }

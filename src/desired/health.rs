@@ -3,6 +3,7 @@
 use super::spec::{InstanceSpec, Terminating};
 use crate::model::entry::{Check, Health};
 use crate::model::facts::{NodeFacts, Phase, PodFacts, Tristate};
+use crate::model::text::Text;
 
 /// Longest output of a check of ours, in bytes; Consul's catalog has no limit of its own.
 const MAX_OUTPUT_BYTES: usize = 1024;
@@ -31,12 +32,16 @@ pub fn readiness(pod: &PodFacts, spec: &InstanceSpec) -> Option<Check> {
     if pod.phase == Phase::Unknown {
         status = status.max(spec.not_ready);
         reasons.push("the pod's phase is unknown".to_owned());
-    } else if pod.ready != Tristate::True {
+    } else if pod.ready != Tristate::True || !closed(pod).is_empty() {
         status = status.max(spec.not_ready);
         reasons.push(unready(pod));
     }
     let output = if reasons.is_empty() {
-        "the pod is ready".to_owned()
+        // A pod with our gate need not be ready yet.
+        match pod.gate {
+            None => "the pod is ready".to_owned(),
+            Some(_) => "the containers of the pod are ready".to_owned(),
+        }
     } else {
         cut(reasons.join("; "), MAX_OUTPUT_BYTES)
     };
@@ -44,6 +49,11 @@ pub fn readiness(pod: &PodFacts, spec: &InstanceSpec) -> Option<Check> {
         status,
         output: output.into(),
     })
+}
+
+/// The readiness gates of others that keep a pod which has ours from being ready.
+fn closed(pod: &PodFacts) -> &[Text] {
+    pod.gate.as_ref().map_or(&[], |gate| &gate.closed)
 }
 
 fn unready(pod: &PodFacts) -> String {
@@ -63,6 +73,12 @@ fn unready(pod: &PodFacts) -> String {
                 reason => format!("{} ({reason})", container.name),
             });
         text.extend([": ", &containers.collect::<Vec<_>>().join(", ")]);
+    }
+    if !closed(pod).is_empty() {
+        text.extend([
+            "; readiness gates that are not True: ",
+            &closed(pod).join(", "),
+        ]);
     }
     text
 }
@@ -109,6 +125,7 @@ fn cut(mut text: String, max: usize) -> String {
 mod tests {
     use super::*;
     use crate::desired::fixtures::{node, pod};
+    use crate::model::facts::GateFacts;
 
     fn status(pod: &PodFacts, spec: &InstanceSpec) -> Option<Health> {
         readiness(pod, spec).map(|check| check.status)
@@ -127,6 +144,31 @@ mod tests {
             };
             assert_eq!(status(&facts, &warned), Some(Health::Warning));
         }
+    }
+
+    #[test]
+    fn a_pod_with_our_gate_is_as_its_containers_and_its_other_gates_are() {
+        let spec = InstanceSpec::default();
+        let gated = |ready: Tristate, closed: &[&str]| {
+            let gate = GateFacts {
+                closed: closed.iter().map(|gate| Text::from(*gate)).collect(),
+                shown: None,
+            };
+            let change = |pod: &mut PodFacts| {
+                pod.ready = ready;
+                pod.gate = Some(Box::new(gate));
+            };
+            pod("p").change(change).facts()
+        };
+        let passing = gated(Tristate::True, &[]);
+        assert_eq!(status(&passing, &spec), Some(Health::Passing));
+        let unready = gated(Tristate::False, &[]);
+        assert_eq!(status(&unready, &spec), Some(Health::Critical));
+        let closed = gated(Tristate::True, &["example.com/lb", "example.com/dns"]);
+        let check = readiness(&closed, &spec).unwrap();
+        assert_eq!(check.status, Health::Critical);
+        let told = "readiness gates that are not True: example.com/lb, example.com/dns";
+        assert!(check.output.ends_with(told), "{}", check.output);
     }
 
     #[test]

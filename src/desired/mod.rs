@@ -3,6 +3,7 @@
 
 pub mod annotations;
 pub mod claim;
+pub mod esm;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub mod health;

@@ -26,6 +26,10 @@ const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_hours(24);
 const TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_mins(1);
+/// The least time after which anything is deregistered for being critical.
+pub const LEAST_CRITICAL: Duration = Duration::from_secs(30);
+const CRITICAL_TIMES: std::ops::RangeInclusive<Duration> =
+    LEAST_CRITICAL..=Duration::from_hours(8760);
 
 /// The least and the longest `TTL` of a session that Consul takes (`SessionTTLMin`, `SessionTTLMax`).
 const TTLS: std::ops::RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_hours(24);
@@ -195,6 +199,7 @@ impl Probe {
                 Question::Grpc(_) => Protocol::Grpc,
                 Question::Lease(_) => Protocol::Session,
             },
+            definition: None,
         }
     }
 
@@ -391,6 +396,15 @@ fn request(http: &api::HttpCheck) -> Result<HttpQuestion, String> {
     })
 }
 
+/// Reads for how long the checks of an instance must be critical before it is deregistered.
+pub fn deregister_after(given: Option<&str>) -> Result<Option<Duration>, String> {
+    let read = |given| {
+        let name = "deregisterCriticalServiceAfter";
+        duration(name, Some(given), LEAST_CRITICAL, CRITICAL_TIMES)
+    };
+    given.map(read).transpose()
+}
+
 fn duration(
     what: &str,
     given: Option<&str>,
@@ -472,6 +486,20 @@ mod tests {
         }
         let twice = json!([{"name": "a", "tcp": {}}, {"name": "a", "grpc": {}}]);
         assert!(read(&twice).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn an_instance_is_not_deregistered_too_soon() {
+        assert_eq!(deregister_after(None), Ok(None));
+        let minute = Duration::from_secs(90);
+        assert_eq!(deregister_after(Some("1m30s")), Ok(Some(minute)));
+        for text in ["29s", "0s", "-90s", "soon", "8761h"] {
+            let problem = deregister_after(Some(text)).unwrap_err();
+            assert!(
+                problem.contains("deregisterCriticalServiceAfter"),
+                "{problem}"
+            );
+        }
     }
 
     #[test]

@@ -148,6 +148,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         not_ready,
         terminating,
         checks,
+        deregister_critical_service_after,
     } = health.clone().unwrap_or_default();
     let spec = InstanceSpec {
         port: match port {
@@ -178,6 +179,8 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
             api::Terminating::Deregister => Terminating::Deregister,
         },
         probes: probe::of(&checks).map_err(|problem| format!("spec.health.checks: {problem}"))?,
+        deregister_after: probe::deregister_after(deregister_critical_service_after.as_deref())
+            .map_err(|problem| format!("spec.health: {problem}"))?,
     };
     Ok(Claims {
         service,

@@ -1,5 +1,7 @@
 //! How instances of a service are to be registered, wherever that was said.
 
+use std::time::Duration;
+
 use super::probe::Probes;
 use crate::model::entry::{Health, Weights};
 use crate::model::text::Text;
@@ -69,6 +71,8 @@ pub struct InstanceSpec {
     pub terminating: Terminating,
     /// The checks that Lictor runs against every instance.
     pub probes: Probes,
+    /// For how long the checks of an instance must be critical before it is deregistered.
+    pub deregister_after: Option<Duration>,
 }
 
 impl Default for InstanceSpec {
@@ -84,6 +88,7 @@ impl Default for InstanceSpec {
             not_ready: Health::Critical,
             terminating: Terminating::Health(Health::Critical),
             probes: Probes::default(),
+            deregister_after: None,
         }
     }
 }

@@ -63,6 +63,8 @@ pub enum EventReason {
     DeletesHeld,
     /// Too many nodes turned not Ready at once: their checks stay as they are.
     NodesHeld,
+    /// Nobody writes the readiness gate of a pod: it is off, or the API server refuses it.
+    GateNotWritten,
 }
 
 impl EventReason {
@@ -81,6 +83,7 @@ impl EventReason {
             Self::DriftContested => "DriftContested",
             Self::DeletesHeld => "DeletesHeld",
             Self::NodesHeld => "NodesHeld",
+            Self::GateNotWritten => "GateNotWritten",
         }
     }
 
@@ -97,7 +100,8 @@ impl EventReason {
             | Self::TooManySources
             | Self::DriftContested
             | Self::DeletesHeld
-            | Self::NodesHeld => true,
+            | Self::NodesHeld
+            | Self::GateNotWritten => true,
         }
     }
 
@@ -111,7 +115,7 @@ impl EventReason {
             | Self::TooManySources => "Register",
             Self::Deregistered | Self::DeletesHeld => "Deregister",
             Self::DriftRepaired | Self::DriftContested => "Repair",
-            Self::NodesHeld => "Update",
+            Self::NodesHeld | Self::GateNotWritten => "Update",
             Self::InvalidAnnotation => "Read",
         }
     }

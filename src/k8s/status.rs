@@ -5,12 +5,15 @@
 //! differs from what was written last.
 
 mod desk;
+mod gate;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use k8s_openapi::api::core::v1::Pod;
 use kube::core::Request;
 use kube::core::params::{Patch, PatchParams};
 use kube::{Client, Resource as _};
@@ -20,10 +23,12 @@ use tokio::time::{Instant, sleep_until};
 
 use self::desk::{Desk, Outcome};
 use super::client::{CallError, within};
+use super::events::EventSender;
 use crate::api::{
     Intention, IntentionStatus, PreparedQuery, PreparedQueryStatus, ServiceRegistration,
     ServiceRegistrationStatus,
 };
+use crate::model::facts::GateCondition;
 use crate::model::owner::OwnerKind;
 use crate::model::text::Text;
 
@@ -33,7 +38,7 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Writes at a time.
 const WRITES: usize = 4;
 
-/// The status of an object of one of our kinds.
+/// The status of an object of one of our kinds, or what is ours of that of a pod.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ObjectStatus {
     /// Of a `ServiceRegistration`.
@@ -42,6 +47,8 @@ pub enum ObjectStatus {
     Intention(IntentionStatus),
     /// Of a `PreparedQuery`.
     PreparedQuery(PreparedQueryStatus),
+    /// Of a pod: one condition, which is never set back once it is True.
+    Pod(GateCondition),
 }
 
 impl ObjectStatus {
@@ -52,6 +59,7 @@ impl ObjectStatus {
             Self::Registration(_) => OwnerKind::ServiceRegistration,
             Self::Intention(_) => OwnerKind::Intention,
             Self::PreparedQuery(_) => OwnerKind::PreparedQuery,
+            Self::Pod(_) => OwnerKind::Pod,
         }
     }
 
@@ -62,6 +70,7 @@ impl ObjectStatus {
             Self::Registration(_) => ServiceRegistration::url_path(&(), namespace),
             Self::Intention(_) => Intention::url_path(&(), namespace),
             Self::PreparedQuery(_) => PreparedQuery::url_path(&(), namespace),
+            Self::Pod(_) => Pod::url_path(&(), namespace),
         }
     }
 
@@ -70,6 +79,8 @@ impl ObjectStatus {
             Self::Registration(status) => serde_json::to_value(status),
             Self::Intention(status) => serde_json::to_value(status),
             Self::PreparedQuery(status) => serde_json::to_value(status),
+            // It is written in its own way.
+            Self::Pod(_) => Ok(serde_json::Value::Null),
         }
     }
 }
@@ -100,6 +111,12 @@ impl StatusSender {
         self.shared.changed.notify_one();
     }
 
+    /// How many objects wait for a write, or for its answer.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.desk().waiting()
+    }
+
     /// The object is gone.
     pub fn forget(&self, kind: OwnerKind, namespace: &Text, name: &Text) {
         self.shared.desk().forget(kind, namespace, name);
@@ -124,6 +141,9 @@ impl Shared {
 pub struct StatusWriter {
     client: WriterClient,
     shared: Arc<Shared>,
+    events: Option<EventSender>,
+    /// Whether the log says already that the API server refuses conditions of pods.
+    denial_told: AtomicBool,
 }
 
 impl StatusWriter {
@@ -138,8 +158,17 @@ impl StatusWriter {
             Self {
                 client: WriterClient(client),
                 shared,
+                events: None,
+                denial_told: AtomicBool::new(false),
             },
         )
+    }
+
+    /// Tells pods by Events that their condition may not be written.
+    #[must_use]
+    pub fn telling(mut self, events: EventSender) -> Self {
+        self.events = Some(events);
+        self
     }
 
     /// Writes. Does not end by itself.
@@ -152,9 +181,14 @@ impl StatusWriter {
                 (desk.due(now, WRITES - writes.len()), desk.next_due())
             };
             for update in due {
-                let client = &self.client;
+                let (client, told) = (&self.client, &self.denial_told);
                 writes.push(async move {
-                    let outcome = client.write(&update).await;
+                    let outcome = match &update.status {
+                        ObjectStatus::Pod(condition) => {
+                            gate::write(&client.0, &update, condition, told).await
+                        }
+                        _ => (client.write(&update).await, None),
+                    };
                     (update, outcome)
                 });
             }
@@ -163,8 +197,13 @@ impl StatusWriter {
             tokio::select! {
                 () = self.shared.changed.notified() => {}
                 () = sleep_until(next.unwrap_or(now)), if idle && next.is_some() => {}
-                Some((update, outcome)) = writes.next() => {
-                    self.shared.desk().done(update, outcome, Instant::now(), rand::random());
+                Some((update, (outcome, denied))) = writes.next() => {
+                    let event = denied.map(|why| gate::denied(&update, &why));
+                    let (now, dice) = (Instant::now(), rand::random());
+                    let first = self.shared.desk().done(update, outcome, now, dice);
+                    if first && let (Some(events), Some(event)) = (&self.events, event) {
+                        events.send(event);
+                    }
                 }
             }
         }

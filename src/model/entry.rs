@@ -1,5 +1,6 @@
 //! What stands, or should stand, under a key: in canonical form, so that equal means equal.
 
+use super::definition::Definition;
 use super::names::InstanceId;
 use super::text::{Pairs, Text};
 
@@ -181,16 +182,18 @@ pub enum CheckKind {
     Readiness,
     /// Of a proxy: how the instance beside it is.
     Alias,
-    /// What Lictor finds when it asks the instance.
+    /// What is found when the instance is asked.
     Probe {
         /// Its name within the registration.
         name: Text,
-        /// How it asks.
+        /// How it is asked.
         protocol: Protocol,
+        /// What consul-esm is to do for it, where it is the one that asks.
+        definition: Option<Definition>,
     },
 }
 
-/// How Lictor asks an instance how it is.
+/// How an instance is asked how it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// A request over HTTP.
@@ -243,6 +246,28 @@ impl CheckKind {
             READINESS_SUFFIX => Some(Self::Readiness),
             ALIAS_SUFFIX => Some(Self::Alias),
             _ => None,
+        }
+    }
+
+    /// The same, for consul-esm to run.
+    #[must_use]
+    pub fn defined(self, by: Option<Definition>) -> Self {
+        match self {
+            Self::Probe { name, protocol, .. } => Self::Probe {
+                name,
+                protocol,
+                definition: by,
+            },
+            Self::Readiness | Self::Alias => self,
+        }
+    }
+
+    /// What consul-esm is to do for it.
+    #[must_use]
+    pub fn definition(&self) -> Option<&Definition> {
+        match self {
+            Self::Probe { definition, .. } => definition.as_ref(),
+            Self::Readiness | Self::Alias => None,
         }
     }
 

@@ -61,6 +61,39 @@ pub struct LeaseFacts {
     pub critical: bool,
 }
 
+/// What a pod shows that has the readiness gate [`GateFacts::CONDITION`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GateFacts {
+    /// Its other readiness gates of which the condition is not True.
+    pub closed: Box<[Text]>,
+    /// The condition of the gate, if it has one.
+    pub shown: Option<GateCondition>,
+}
+
+impl GateFacts {
+    /// The gate, and the type of its condition.
+    pub const CONDITION: &str = "lictor.io/registered";
+    /// Longest `message` of the condition that is written or kept, in bytes.
+    pub const MESSAGE_BYTES: usize = 1024;
+
+    /// Whether the pod was let through: that is for good.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.shown.as_ref().is_some_and(|shown| shown.open)
+    }
+}
+
+/// The condition [`GateFacts::CONDITION`] of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateCondition {
+    /// Whether it is True.
+    pub open: bool,
+    /// `reason`; not kept of one that is True.
+    pub reason: Text,
+    /// `message`; not kept of one that is True.
+    pub message: Text,
+}
+
 /// A pod, trimmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {
@@ -91,10 +124,13 @@ pub struct PodFacts {
     pub ips: Box<[Text]>,
     /// `status.hostIP`.
     pub host_ip: Option<Text>,
-    /// The condition `Ready`.
+    /// The condition `Ready`, or `ContainersReady` of a pod with our readiness gate: its `Ready` waits for
+    /// us.
     pub ready: Tristate,
-    /// `reason` of the condition `Ready`, empty where it has none.
+    /// `reason` of that condition, empty where it has none.
     pub ready_reason: Text,
+    /// Of a pod with our readiness gate.
+    pub gate: Option<Box<GateFacts>>,
     /// Containers (and restartable init containers) whose status says that they are not ready.
     pub unready: Box<[UnreadyContainer]>,
 }

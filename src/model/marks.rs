@@ -36,6 +36,9 @@ pub const NODE_REGION: &str = "topology-region";
 /// Node meta key: the zone, from the node's label.
 pub const NODE_ZONE: &str = "topology-zone";
 
+/// Node meta key: consul-esm runs the checks of nodes where it is `true`.
+pub const NODE_EXTERNAL: &str = "external-node";
+
 /// Meta key that consul-k8s marks its instances with.
 const MANAGED_BY: &str = "managed-by";
 

@@ -2,6 +2,8 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod backoff;
+pub mod critical;
+pub mod definition;
 pub mod entry;
 pub mod epoch;
 pub mod facts;

@@ -219,6 +219,16 @@ impl InstanceId {
         rest.filter(|rest| is_object_name(rest))
     }
 
+    /// The namespace and what the id names in it, if it has the form of an id of ours: of a pod's instance,
+    /// the pod.
+    #[must_use]
+    pub fn object(&self) -> Option<(&str, &str)> {
+        let (_cluster, rest) = self.0.split_once('.')?;
+        let (namespace, rest) = rest.split_once('.')?;
+        let (_service, name) = rest.split_once('.')?;
+        Some((namespace, name))
+    }
+
     /// The id of the proxy beside the instance; where it is one itself, that of its instance.
     #[must_use]
     pub fn counterpart(&self, cluster: &ClusterName) -> Option<Self> {
@@ -352,6 +362,7 @@ mod tests {
         let id = InstanceId::of_pod(&a, "shop", &"web".parse().unwrap(), "web.0");
         assert_eq!(id.as_ref(), "a.shop.web.web.0");
         assert_eq!(id.named(&a, "shop", "web"), Some("web.0"));
+        assert_eq!(id.object(), Some(("shop", "web.0")));
         assert_eq!(id.named(&a, "shop", "web.web.0"), None);
         let broken = InstanceId::observed("a.shop.web.web-0\nINFO audit: removed");
         assert_eq!(broken.named(&a, "shop", "web"), None);

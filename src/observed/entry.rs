@@ -1,6 +1,7 @@
 //! What Consul returned, in the canonical form in which it is compared.
 
 use crate::consul::wire;
+use crate::model::definition::Definition;
 use crate::model::entry::{
     ALIVE_CHECK_ID, ALIVE_CHECK_NAME, CONNECT_PROXY, Check, CheckKind, Health, Mesh, NODE_CHECK_ID,
     NODE_CHECK_NAME, NODE_CHECK_TYPE, Node, Protocol, Proxy, Service, TaggedAddress, Upstream,
@@ -19,8 +20,10 @@ pub struct ObservedCheck {
     pub check: Check,
     /// Whether name, type and service are those that Lictor gives to a check of this id.
     pub well_formed: bool,
-    /// How Lictor asks for it, if it is one of those that it runs.
+    /// How it is asked for, if it is one of those that are run.
     pub protocol: Option<Protocol>,
+    /// How somebody else is to run it.
+    pub definition: Option<Definition>,
     /// `ModifyIndex`, for compare-and-set.
     pub modify_index: u64,
 }
@@ -147,12 +150,13 @@ impl ObservedCheck {
         });
         let protocol = suffix.and_then(|_| Protocol::parse(&check.check_type));
         let follows_itself = session_name(check) == Some(&*check.check_id);
+        let definition = check.definition.as_deref().and_then(Definition::read);
         let (is_ours, well_formed) = match (instance, suffix) {
             (Some(id), Some((_, suffix))) => {
                 let named = InstanceId::observed(&check.service_id) == *id;
                 let is_session = protocol == Some(Protocol::Session);
                 let shaped = match CheckKind::fixed(suffix) {
-                    Some(kind) => shaped(&kind.name(), kind.check_type()),
+                    Some(kind) => shaped(&kind.name(), kind.check_type()) && definition.is_none(),
                     None if is_session => *check.name == *suffix && follows_itself,
                     None => *check.name == *suffix && protocol.is_some(),
                 };
@@ -160,6 +164,7 @@ impl ObservedCheck {
             }
             (None, _) if *check.check_id == *NODE_CHECK_ID => {
                 let shaped = shaped(NODE_CHECK_NAME, NODE_CHECK_TYPE);
+                let shaped = shaped && definition.is_none();
                 (true, check.service_id.is_empty() && shaped)
             }
             (None, _) if *check.check_id == *ALIVE_CHECK_ID => {
@@ -185,6 +190,8 @@ impl ObservedCheck {
             },
             well_formed,
             protocol,
+            // That of a session is judged above.
+            definition: definition.filter(|_| is_ours && !follows_itself),
             modify_index: check.modify_index,
         }
     }
@@ -383,6 +390,7 @@ pub fn wire_check(
     kind: &CheckKind,
     check: &Check,
 ) -> wire::HealthCheck {
+    let session = kind.follows_session().then(|| kind.id(&key.id));
     wire::HealthCheck {
         node: key.node.text().clone(),
         check_id: kind.id(&key.id).into(),
@@ -393,8 +401,9 @@ pub fn wire_check(
         service_name: service.clone(),
         check_type: kind.check_type().into(),
         definition: kind
-            .follows_session()
-            .then(|| Box::new(follows(&kind.id(&key.id)))),
+            .definition()
+            .map(|definition| Box::new(definition.to_json()))
+            .or_else(|| session.map(|session| Box::new(follows(&session)))),
         ..wire::HealthCheck::default()
     }
 }
@@ -509,5 +518,21 @@ mod tests {
         }
         let nothing = json!({"Mode": "", "MeshGateway": {}, "Expose": {}});
         assert!(!read(&proxy(nothing)).embellished);
+    }
+
+    #[test]
+    fn a_definition_on_a_check_that_nobody_runs_is_seen() {
+        let check = Check {
+            status: Health::Passing,
+            output: "it is ready".into(),
+        };
+        let plain = wire_node_check(&"n1".into(), &check);
+        assert!(ObservedCheck::of(&plain, None).well_formed);
+        let definition = json!({"HTTP": "http://10.0.0.1/", "Interval": "10s"});
+        let defined = wire::HealthCheck {
+            definition: Some(Box::new(definition)),
+            ..plain
+        };
+        assert!(!ObservedCheck::of(&defined, None).well_formed);
     }
 }

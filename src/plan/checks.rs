@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::{Mode, Scope};
+use super::{Mode, Scope, esm};
 use crate::desired::claim::{Claim, Live, Shape};
+use crate::desired::esm::Runner;
 use crate::desired::probe::Asked;
 use crate::model::entry::{Check, CheckKind, Health, Protocol, Service};
 use crate::model::key::InstanceKey;
@@ -11,7 +12,7 @@ use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance};
 
 /// What a check says that was never run.
-const NOT_ASKED: &str = "not asked yet";
+pub(super) const NOT_ASKED: &str = "not asked yet";
 /// What a check says for which nobody has vouched yet.
 const NO_SESSION: &str = "no sign of life yet";
 /// What is between the question and the answer in the output of a check.
@@ -80,12 +81,21 @@ pub(super) fn wanted(
     if !service.is_proxy() {
         let readiness = live.readiness.clone();
         let readiness = readiness.map(|check| (CheckKind::Readiness, check));
-        let probes = asked.map(|asked| (asked.probe.kind(), found(key, asked, scope)));
+        let probes = asked.map(|asked| match scope.desired.runner() {
+            Runner::Lictor => (asked.probe.kind(), found(key, asked, scope)),
+            Runner::Esm => esm::handed(key, &service.address, asked, scope),
+        });
         return readiness.into_iter().chain(probes).collect();
     }
     let beside = key.counterpart(scope.desired.cluster());
     let worst = beside.and_then(|beside| {
-        let found = asked.map(|asked| (asked.probe.name.clone(), found(&beside, asked, scope)));
+        let found = asked.map(|asked| {
+            let check = match scope.desired.runner() {
+                Runner::Lictor => found(&beside, asked, scope),
+                Runner::Esm => esm::handed(&beside, &service.address, asked, scope).1,
+            };
+            (asked.probe.name.clone(), check)
+        });
         let kept = is_kept.then(|| unasked(&beside, live, scope));
         let found = found.chain(kept.into_iter().flatten());
         // Of several that are as bad, the first.
@@ -99,6 +109,11 @@ pub(super) fn wanted(
     });
     let alias = match (live.readiness.clone(), worst) {
         (Some(ready), Some((_, found))) if ready.status >= found.status => Some(ready),
+        // What consul-esm writes beside a status has the body of an answer in it.
+        (_, Some((name, found))) if scope.desired.runner() == Runner::Esm => Some(Check {
+            status: found.status,
+            output: format!("{name} is {}", found.status.as_str()).into(),
+        }),
         (_, Some((name, found))) => Some(Check {
             status: found.status,
             output: format!("{name}: {}", found.output).into(),
@@ -155,7 +170,9 @@ fn is_same(found: &Check, there: &Check) -> bool {
     found.status == there.status && question(found) == question(there)
 }
 
-fn question(check: &Check) -> Option<&str> {
+/// What was asked, as the output of a check tells it.
+#[must_use]
+pub fn question(check: &Check) -> Option<&str> {
     let (question, _) = check.output.split_once(ANSWER)?;
     Some(question)
 }
@@ -168,7 +185,11 @@ pub(super) fn differing(
 ) -> Vec<CheckWrite> {
     let differs = |(kind, check): &(CheckKind, Check)| {
         let there = there.and_then(|there| there.check(&kind.id(&key.id)));
-        let equal = there.is_some_and(|there| there.is_of(kind) && there.check == *check);
+        let equal = there.is_some_and(|there| {
+            there.is_of(kind)
+                && there.check == *check
+                && there.definition.as_ref() == kind.definition()
+        });
         (!equal).then(|| CheckWrite {
             kind: kind.clone(),
             check: check.clone(),

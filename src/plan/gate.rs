@@ -4,6 +4,9 @@
 //! before; here it is judged whether that finding can be relied on. Consul's own side of it (the node
 //! was read whole, with a token that sees everything) is the condition for the mirror to be complete.
 
+use std::fmt;
+use std::time::Duration;
+
 use super::{Mode, Rules};
 use crate::desired::claim::Absence;
 use crate::desired::watches::{Watch, Watches};
@@ -27,6 +30,29 @@ pub enum Why {
     Seen,
     /// No object in the complete lists claims it.
     Found,
+    /// Its checks were critical for so long.
+    Critical(Duration),
+}
+
+impl Why {
+    /// Whether it counts for the guard: nobody was seen letting it go.
+    #[must_use]
+    pub fn is_found(self) -> bool {
+        match self {
+            Self::Seen => false,
+            Self::Found | Self::Critical(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Seen => f.write_str("its claim was seen going"),
+            Self::Found => f.write_str("no object claims it"),
+            Self::Critical(after) => write!(f, "its checks were critical for {after:?}"),
+        }
+    }
 }
 
 /// Why an entry may not be removed yet.
@@ -81,6 +107,38 @@ impl Hold {
 
 /// Whether an entry of ours that nothing claims may be removed now.
 pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold> {
+    is_known(candidate)?;
+    if rules.mode == Mode::UpsertOnly {
+        return Err(Hold::Policy(rules.mode));
+    }
+    match candidate.absence {
+        Absence::Seen => Ok(Why::Seen),
+        Absence::Found => rules.guard.admits(candidate.key).map(|()| Why::Found),
+    }
+}
+
+/// Whether an instance of ours whose checks were critical for so long may be deregistered now. Much of that
+/// at once looks as much like a view that is wrong as much that is missing, and is judged with it.
+pub fn may_deregister(
+    key: &Key,
+    watches: &Watches,
+    rules: &Rules,
+    after: Duration,
+) -> Result<Why, Hold> {
+    is_known(&Candidate {
+        key,
+        absence: Absence::Found,
+        watches,
+    })?;
+    if rules.mode == Mode::UpsertOnly {
+        return Err(Hold::Policy(rules.mode));
+    }
+    let admitted = rules.guard.admits(key);
+    admitted.map(|()| Why::Critical(after))
+}
+
+/// Whether all that could claim it is known.
+fn is_known(candidate: &Candidate<'_>) -> Result<(), Hold> {
     for kind in candidate.key.claimed_by() {
         let reason = match candidate.watches.state(*kind) {
             Watch::Complete => continue,
@@ -96,13 +154,7 @@ pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold>
         let resource = kind.resource();
         return Err(Hold::Incomplete { resource, reason });
     }
-    if rules.mode == Mode::UpsertOnly {
-        return Err(Hold::Policy(rules.mode));
-    }
-    match candidate.absence {
-        Absence::Seen => Ok(Why::Seen),
-        Absence::Found => rules.guard.admits(candidate.key).map(|()| Why::Found),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -75,6 +75,8 @@ pub struct Guard {
     shrunk: bool,
     /// Whether what waits is the rest of what was held, most of which came back.
     recovering: bool,
+    /// How many more are likely to follow what waits.
+    soon: usize,
 }
 
 impl Guard {
@@ -92,6 +94,7 @@ impl Guard {
             open: false,
             shrunk: false,
             recovering: false,
+            soon: 0,
         }
     }
 
@@ -140,6 +143,17 @@ impl Guard {
         self.open |= waited;
         self.rest();
         waited
+    }
+
+    /// So many more are likely to follow what waits, and are judged with it: what fails together does not
+    /// fail in the same moment. That there are fewer than before is a return of objects, or is not.
+    pub fn expect(&mut self, soon: usize, returns: impl FnOnce(&Self) -> bool) {
+        if soon == self.soon {
+            return;
+        }
+        self.shrunk |= soon < self.soon && returns(self);
+        self.soon = soon;
+        self.open |= !self.waiting.is_empty();
     }
 
     /// A found absence was removed.
@@ -262,7 +276,7 @@ impl Guard {
             self.removed.pop_front();
         }
         let before: usize = self.removed.iter().map(|(_, count)| count).sum();
-        let candidates = self.waiting.len() + self.released.len();
+        let candidates = self.waiting.len() + self.released.len() + self.soon;
         let (would_go, of) = (before + candidates, before + owned);
         let share_exceeded = would_go * 100 > usize::from(self.limits.percent) * of;
         let all = candidates >= owned && would_go > 1;

@@ -6,8 +6,10 @@
 
 pub mod batch;
 pub mod checks;
+pub mod critical;
 pub mod diff;
 pub mod entries;
+mod esm;
 pub mod gate;
 pub mod guard;
 mod node;
@@ -15,9 +17,12 @@ pub mod panic;
 pub mod vacancy;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::checks::forbidden::Forbidden;
 use crate::desired::claim::{Claim, Freeze, Held, Resolved, Shape};
+use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::desired::probe::Asked;
 use crate::model::entry::{Check, Health, Node, Service};
@@ -28,6 +33,7 @@ use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
 use checks::{CheckWrite, Verdicts};
+use critical::{Criticals, Watched};
 use entries::refusals::Refusals;
 use gate::Hold;
 use guard::{Guard, Limits};
@@ -83,10 +89,16 @@ pub struct Rules {
     pub refusals: Refusals,
     /// What was found when instances were asked.
     pub verdicts: Verdicts,
+    /// What Leases say of instances, whether Consul has them or not.
+    pub heartbeats: Verdicts,
     /// `--dead-after`: after how long without Lictor a node turns critical.
     pub dead_after: Option<Duration>,
     /// Whether Consul has checks that follow sessions; else why not.
     pub sessions: Result<(), Text>,
+    /// How long instances have been critical.
+    pub criticals: Criticals,
+    /// Where consul-esm may not be sent, once that is known.
+    pub forbidden: Option<Arc<Forbidden>>,
 }
 
 impl Default for Rules {
@@ -99,8 +111,11 @@ impl Default for Rules {
             vacancies: Vacancies::default(),
             refusals: Refusals::default(),
             verdicts: Verdicts::default(),
+            heartbeats: Verdicts::default(),
             dead_after: None,
             sessions: Ok(()),
+            criticals: Criticals::default(),
+            forbidden: None,
         }
     }
 }
@@ -114,8 +129,11 @@ pub struct Finding {
     pub losers: Vec<Owner>,
     /// Why the shape is kept as it is, if it is.
     pub freeze: Option<Freeze>,
-    /// Why what nothing claims may not be removed, where something else is to be done with it first.
+    /// Why what nothing claims, or was critical for long, may not be removed, where something else is to
+    /// be done with it first.
     pub hold: Option<Hold>,
+    /// How an instance is that may be deregistered while it is critical.
+    pub critical: Option<Watched>,
     /// What the instance is to be asked.
     pub asks: Asks,
     /// What to do.
@@ -136,6 +154,8 @@ pub enum Step {
     },
     /// Nothing: it would be removed, and may not be yet.
     Held(Hold),
+    /// Nothing: it was critical for so long, and is not registered until it is no more.
+    KeptOut(Duration),
     /// Write a node.
     PutNode(NodeWrite),
     /// Write an instance.
@@ -148,6 +168,18 @@ pub enum Step {
     RemoveNode(u64),
 }
 
+impl Step {
+    /// Whether it cannot be in a transaction: Consul would leave something out without a word.
+    #[must_use]
+    pub fn needs_register(&self) -> bool {
+        match self {
+            Self::PutNode(write) => write.alive.is_some(),
+            Self::Put(write) => write.needs_register(),
+            _ => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -155,13 +187,22 @@ impl std::fmt::Display for Step {
             Self::Waiting => f.write_str("wait until it is known what Consul holds"),
             Self::OwnedByAnother { holder } => write!(f, "leave alone, it is held by {holder}"),
             Self::Held(hold) => write!(f, "{hold}"),
+            Self::KeptOut(after) => {
+                write!(
+                    f,
+                    "leave it deregistered, its checks were critical for {after:?}"
+                )
+            }
             Self::PutNode(write) if matches!(write.node, Some((_, 0))) => {
                 f.write_str("create the node")
             }
             Self::PutNode(_) => f.write_str("update the node"),
             Self::Put(write) if write.creates() => write!(f, "register {}", write.name),
             Self::Put(write) => write!(f, "update {}", write.fields.join(", ")),
-            Self::Remove(removal) => write!(f, "remove {}", removal.name),
+            Self::Remove(Removal { name, why, .. }) => match why {
+                gate::Why::Critical(_) => write!(f, "remove {name}: {why}"),
+                gate::Why::Seen | gate::Why::Found => write!(f, "remove {name}"),
+            },
             Self::Lingering => f.write_str("remove the node later, because it is empty"),
             Self::RemoveNode(_) => f.write_str("remove the node, which is empty"),
         }
@@ -182,14 +223,6 @@ pub struct NodeWrite {
     pub alive: Option<Health>,
     /// Whether that check is left for the next write.
     pub rest: bool,
-}
-
-impl NodeWrite {
-    /// Whether it cannot be in a transaction: Consul would leave something out without a word.
-    #[must_use]
-    pub fn needs_register(&self) -> bool {
-        self.alive.is_some()
-    }
 }
 
 /// A write of an instance; the parts that are equal are left out.
@@ -248,6 +281,7 @@ impl Finding {
             losers: Vec::new(),
             freeze: None,
             hold: None,
+            critical: None,
             asks: Asks::Nothing,
             step,
         }
@@ -313,6 +347,8 @@ fn decide_instance(
                 .node(&key.node)
                 .filter(|node| !observed.is_our_node(&key.node, node))
                 .map(|node| node::node_holder(desired, node));
+            let mut critical = critical::watched(key, &claim, &scope);
+            let mut why_not = None;
             let step = match (there, standing) {
                 (Some(there), Some(Standing::Foreign(holder)))
                     if !observed.lost_marks(there) && !adopts(&claim, there) =>
@@ -322,13 +358,22 @@ fn decide_instance(
                 _ if foreign_node.is_some() => Step::OwnedByAnother {
                     holder: foreign_node.unwrap_or_default(),
                 },
-                (Some(there), _) => update(key, &claim, there, &scope),
-                (None, _) => create(key, &claim, &scope),
+                (there, standing) => {
+                    let ours = matches!(standing, Some(Standing::Ours(_)));
+                    let watched = critical.as_ref();
+                    let (step, why) =
+                        critical::take(full_key, key, &claim, (there, ours), watched, &scope);
+                    why_not = why;
+                    step
+                }
             };
             let asks = match &step {
                 Step::OwnedByAnother { .. } => Asks::Nothing,
-                _ => asks(&claim, there),
+                _ => asks(&claim, there, desired.runner()),
             };
+            if matches!(step, Step::OwnedByAnother { .. }) {
+                critical = None;
+            }
             let Claim {
                 owner,
                 losers,
@@ -344,7 +389,8 @@ fn decide_instance(
                 owner: Some(owner),
                 losers,
                 freeze,
-                hold: None,
+                hold: why_not,
+                critical,
                 asks,
                 step,
             }
@@ -397,7 +443,7 @@ pub struct Subject {
     pub uid: Text,
 }
 
-fn asks(claim: &Claim, there: Option<&ObservedInstance>) -> Asks {
+fn asks(claim: &Claim, there: Option<&ObservedInstance>, runner: Runner) -> Asks {
     let service = match &claim.shape {
         Shape::Valid(service) => Some(Cow::Borrowed(service)),
         Shape::Frozen(_) => there.map(|there| Cow::Owned(claim.live.onto(&there.service))),
@@ -407,11 +453,16 @@ fn asks(claim: &Claim, there: Option<&ObservedInstance>) -> Asks {
     };
     match &claim.live.asked {
         None => Asks::Kept,
-        Some(asked) if asked.is_empty() => Asks::Nothing,
         Some(asked) => {
+            // Leases are looked at by Lictor, whoever runs checks.
+            let counts = |asked: &&Asked| runner == Runner::Lictor || asked.heartbeat().is_some();
+            let asked: Box<[Asked]> = asked.iter().filter(counts).cloned().collect();
+            if asked.is_empty() {
+                return Asks::Nothing;
+            }
             let uid = service.meta.get(marks::UID).cloned().unwrap_or_default();
             let host = service.address.clone();
-            Asks::These(Subject { host, uid }, asked.clone())
+            Asks::These(Subject { host, uid }, asked)
         }
     }
 }

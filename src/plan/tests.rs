@@ -1,4 +1,6 @@
 mod checks;
+mod critical;
+mod esm;
 mod mesh;
 
 use globset::GlobSet;

@@ -63,6 +63,8 @@ pub enum Reason {
     Drifted,
     /// A removal waits until it is safe.
     Held,
+    /// It was critical for so long that it is not registered until it is no more.
+    DeregisteredCritical,
     /// Consul did not take the write yet.
     ConsulUnavailable,
     /// A write is under way.
@@ -84,6 +86,7 @@ impl Reason {
             Self::DriftContested => "DriftContested",
             Self::Drifted => "Drifted",
             Self::Held => "Held",
+            Self::DeregisteredCritical => "DeregisteredCritical",
             Self::ConsulUnavailable => "ConsulUnavailable",
             Self::Writing => "Writing",
         }
@@ -94,7 +97,11 @@ impl Reason {
     pub fn is_transient(self) -> bool {
         matches!(
             self,
-            Self::DriftContested | Self::Held | Self::ConsulUnavailable | Self::Writing
+            Self::DriftContested
+                | Self::Held
+                | Self::DeregisteredCritical
+                | Self::ConsulUnavailable
+                | Self::Writing
         )
     }
 }

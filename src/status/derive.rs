@@ -30,6 +30,8 @@ pub struct Facts<'a> {
     pub datacenter: Option<&'a str>,
     /// Why Consul takes no writes at the moment, if it does not.
     pub outage: Option<&'a str>,
+    /// What of the object does not count, though nothing is wrong with it.
+    pub remark: Option<&'a str>,
     /// Now, for conditions that change.
     pub now: Timestamp,
 }
@@ -48,7 +50,11 @@ pub fn registration(
     let mut conditions = before
         .map(|before| before.conditions.clone())
         .unwrap_or_default();
-    let ready = (REGISTERED, registered_message(registration, tally));
+    let mut message = registered_message(registration, tally);
+    if let Some(remark) = facts.remark {
+        message = format!("{message}; {remark}");
+    }
+    let ready = (REGISTERED, message);
     judge(
         &mut conditions,
         registration.generation,
@@ -231,7 +237,10 @@ fn text(worst: &Worst<'_>) -> String {
 }
 
 fn is_error(reason: Reason) -> bool {
-    !matches!(reason, Reason::Paused | Reason::Held | Reason::Writing)
+    !matches!(
+        reason,
+        Reason::Paused | Reason::Held | Reason::DeregisteredCritical | Reason::Writing
+    )
 }
 
 const PAUSED_REGISTRATION: &str = "held as it is by the annotation lictor.io/paused; health and removal \

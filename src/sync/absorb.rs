@@ -32,6 +32,8 @@ impl Engine {
             Done::ReadTable(read) => self.absorb_table(read),
             Done::Acted(acted) => self.absorb_act(*acted),
             Done::ReadSessions(read) => self.absorb_sessions(*read),
+            Done::ReadCritical(read) => self.absorb_critical_read(read),
+            Done::WroteCritical(written) => self.absorb_critical_write(written),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
@@ -226,7 +228,10 @@ impl Engine {
                     self.look_again_on(node);
                     self.try_again_on(node);
                 }
-                Key::Instance(instance) => self.occupied(&instance.node, due.since),
+                Key::Instance(instance) => {
+                    self.occupied(&instance.node, due.since);
+                    self.follow_beside(instance, due.since);
+                }
                 Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {}
             }
             self.dirty.touch(key, due);

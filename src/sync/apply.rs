@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokio::time::Instant;
 
 use super::claim::{ClaimError, Claimant, Claimed};
+use super::critical::{CriticalRead, CriticalWritten};
 use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
 use super::sessions::Acted;
@@ -40,6 +41,10 @@ pub enum Done {
     },
     /// A write of what is on no node was answered, or not.
     WroteEntry(Box<EntryWritten>),
+    /// What is kept of how long instances have been critical was read.
+    ReadCritical(CriticalRead),
+    /// What is kept of it was written, or not.
+    WroteCritical(CriticalWritten),
     /// A table of what is on no node was read.
     ReadTable(TableRead),
     /// `lictor gc` was answered, or not.

@@ -1,17 +1,19 @@
 //! What instances are asked, and what the engine makes of what is found.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
-use crate::checks::{Orders, Told};
+use crate::checks::forbidden::Forbidden;
+use crate::checks::{self, Known, Orders, Target, Told};
+use crate::desired::esm::Runner;
 use crate::desired::probe::Asked;
-use crate::model::entry::Health;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks;
-use crate::plan::{Asks, Mode, Subject};
+use crate::plan::{self, Asks, Mode, Subject};
 
 /// What instances are asked now.
 #[derive(Debug)]
@@ -100,9 +102,7 @@ impl Engine {
             // What was found of its predecessor is nothing to go on.
             self.asking.orders.forget(key.clone());
         }
-        let known = asked
-            .iter()
-            .map(|asked| self.known_status(key, subject, asked));
+        let known = asked.iter().map(|asked| self.known(key, subject, asked));
         let known = known.collect();
         self.asking.orders_given += 1;
         let order = self.asking.orders_given;
@@ -117,15 +117,24 @@ impl Engine {
         orders.follow(key.clone(), host, asked.into(), known, order);
     }
 
-    /// What Consul shows of a check: what was found by whoever asked before.
-    fn known_status(&self, key: &InstanceKey, subject: &Subject, asked: &Asked) -> Option<Health> {
-        let kind = asked.probe.kind();
+    /// What Consul shows of a check: what was found by whoever asked before, perhaps something else.
+    fn known(&self, key: &InstanceKey, subject: &Subject, asked: &Asked) -> Option<Known> {
+        let Asked { probe, port, .. } = asked;
         let there = self.mirror.instance(key)?;
         let uid = there.service.meta.get(marks::UID);
         if there.service.address != subject.host || uid != Some(&subject.uid) {
             return None;
         }
-        there.check_of(key, &kind).map(|there| there.check.status)
+        let found = &there.check_of(key, &probe.kind())?.check;
+        let target = Target {
+            host: subject.host.clone(),
+            port: *port,
+            probe: probe.clone(),
+        };
+        Some(Known {
+            status: found.status,
+            is_answer: plan::checks::question(found) == Some(&*checks::question(&target)),
+        })
     }
 
     /// An instance was asked, and it is news how it is.
@@ -148,11 +157,40 @@ impl Engine {
             cause: Cause::Kubernetes,
             since: at,
         };
-        let proxy = key.counterpart(self.index.cluster());
-        // Also one that is just being written.
-        let proxy = proxy.filter(|proxy| !self.index.claimants(proxy).is_empty());
+        let proxy = self.claimed_beside(&key);
         for key in proxy.into_iter().chain([key]) {
             self.dirty.touch(Key::Instance(key), due);
         }
+    }
+
+    /// The proxy beside an instance, also one that is just being written.
+    fn claimed_beside(&self, key: &InstanceKey) -> Option<InstanceKey> {
+        let proxy = key.counterpart(self.index.cluster());
+        proxy.filter(|proxy| !self.index.claimants(proxy).is_empty())
+    }
+
+    /// Consul shows an instance otherwise than it was known: where consul-esm finds how it is, the proxy
+    /// beside it follows.
+    pub(super) fn follow_beside(&mut self, key: &InstanceKey, at: Instant) {
+        if self.index.runner() != Runner::Esm {
+            return;
+        }
+        if let Some(proxy) = self.claimed_beside(key) {
+            let due = Due {
+                // As when Kubernetes says how a pod is: it is nobody's drift.
+                cause: Cause::Kubernetes,
+                since: at,
+            };
+            self.dirty.touch(Key::Instance(proxy), due);
+        }
+    }
+
+    /// It is known, or known anew, where consul-esm may not be sent.
+    pub(super) fn forbid(&mut self, forbidden: Option<Arc<Forbidden>>, now: Instant) {
+        if self.rules.forbidden == forbidden {
+            return;
+        }
+        self.rules.forbidden = forbidden;
+        self.touch_all(Cause::Read, now);
     }
 }

@@ -16,7 +16,7 @@ use crate::desired::probe::Asked;
 use crate::heartbeat::leases::{Beat, Leases, News};
 use crate::heartbeat::pulses::{Act, Outcome, Place, Pulses, Want};
 use crate::k8s::{BrokenKind, WatchEvent};
-use crate::model::entry::{ALIVE_CHECK_ID, Health};
+use crate::model::entry::{ALIVE_CHECK_ID, Check, Health};
 use crate::model::facts::LeaseFacts;
 use crate::model::key::{InstanceKey, Key, Place as KeyPlace};
 use crate::model::names::{InstanceId, NodeName};
@@ -59,6 +59,8 @@ pub(super) struct Beats {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Beating {
     key: InstanceKey,
+    /// The name of the check within its registration.
+    name: Text,
     namespace: Text,
     lease: Text,
     ttl: Duration,
@@ -372,6 +374,7 @@ impl Engine {
                     };
                     let beating = Beating {
                         key: key.clone(),
+                        name: asked.probe.name.clone(),
                         namespace: owner.namespace.clone(),
                         lease: asked.lease.clone(),
                         ttl: heartbeat.ttl,
@@ -385,6 +388,10 @@ impl Engine {
         let mut leaving = BTreeSet::new();
         for place in gone {
             let check = self.status_at(place, key);
+            let name = place.check.rsplit_once(':').map(|(_, name)| name);
+            self.rules
+                .heartbeats
+                .retain(key, |other| Some(other) != name);
             self.beats.pulses.forget(place, check, now);
             self.beats.forget(place);
             if check.is_some() {
@@ -440,6 +447,7 @@ impl Engine {
         self.beats
             .pulses
             .follow(place, (beating.ttl, want), check, now);
+        self.note_beat(&beating, &beat, now);
         if let Some(known) = self.beats.of.get_mut(place)
             && known.check != check
         {
@@ -448,6 +456,29 @@ impl Engine {
         }
         let trouble = self.trouble_of_beat(place, &beating);
         self.tell_beat(place, &beating.key, trouble, now);
+    }
+
+    /// What a Lease says counts also for an instance that Consul has not.
+    fn note_beat(&mut self, Beating { key, name, .. }: &Beating, beat: &Beat, now: Instant) {
+        let verdicts = &mut self.rules.heartbeats;
+        let known = verdicts.get(key, name).map(|check| check.status);
+        let found = match beat {
+            Beat::Fresh(_) => Some((Health::Passing, Text::default())),
+            Beat::Lapsed(why) => Some((Health::Critical, why.clone())),
+            Beat::Unknown(_) => None,
+        };
+        match found {
+            Some((status, output)) if known != Some(status) => {
+                verdicts.found(key.clone(), name.clone(), Check { status, output });
+            }
+            None if known.is_some() => verdicts.retain(key, |other| *other != **name),
+            _ => return,
+        }
+        let due = Due {
+            cause: Cause::Kubernetes,
+            since: now,
+        };
+        self.dirty.touch(Key::Instance(key.clone()), due);
     }
 
     /// The status of a check that follows a session is another: the proxy beside its instance follows.

@@ -148,6 +148,12 @@ impl Dirty {
         self.touch(key.clone(), due);
     }
 
+    /// Whether a key is to be planned, now or later, or is being written.
+    #[must_use]
+    pub fn is_due(&self, key: &Key) -> bool {
+        self.ready.contains_key(key) || self.busy.contains(key) || self.is_parked(key)
+    }
+
     /// Whether a key waits after a failure.
     #[must_use]
     pub fn is_parked(&self, key: &Key) -> bool {

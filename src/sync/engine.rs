@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +16,7 @@ use super::asking::Asking;
 use super::beats::Beats;
 use super::claim::Claimant;
 use super::contest::Contests;
+use super::critical::Critical;
 use super::dirty::{Dirty, Due};
 use super::entries::{self, TableState};
 use super::fence::Fence;
@@ -28,8 +30,10 @@ use super::report::Report;
 use super::rounds::Rounds;
 use super::signals::{Signal, Topic};
 use super::sweep::Sweeper;
+use crate::checks::forbidden::Forbidden;
 use crate::checks::{Orders, Told};
 use crate::consul::Client;
+use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s::{KubeEvent, Relist};
 use crate::model::epoch::{self, Epoch};
@@ -74,6 +78,8 @@ pub struct Inputs {
     pub signals: mpsc::Receiver<Signal>,
     /// How instances are that were asked.
     pub told: mpsc::Receiver<Told>,
+    /// Where no check may connect to, once it is known.
+    pub forbidden: watch::Receiver<Option<Arc<Forbidden>>>,
     /// What the epoch is to say, once it is known.
     pub epoch: oneshot::Receiver<Epoch>,
 }
@@ -168,6 +174,8 @@ pub struct Engine {
     pub(super) asking: Asking,
     /// Checks that follow sessions.
     pub(super) beats: Beats,
+    /// What is read and written of how long instances have been critical.
+    pub(super) critical: Critical,
     pub(super) reads: usize,
     pub(super) jobs: JoinSet<Done>,
     pub(super) audit_at: Option<Instant>,
@@ -241,6 +249,7 @@ impl Engine {
             take_over,
             asking: Asking::new(orders),
             beats: Beats::new(),
+            critical: Critical::default(),
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -262,8 +271,10 @@ impl Engine {
             mut kubernetes,
             mut signals,
             mut told,
+            mut forbidden,
             mut epoch,
         } = inputs;
+        let hands_over = self.index.runner() == Runner::Esm;
         let mut events = Vec::with_capacity(EVENTS_IN_A_ROW);
         loop {
             // One moment for both: what falls due after it is what there is to wake up for.
@@ -294,6 +305,10 @@ impl Engine {
                     while let Ok(news) = told.try_recv() {
                         self.heard(news);
                     }
+                }
+                Ok(()) = forbidden.changed(), if hands_over => {
+                    let known = forbidden.borrow_and_update().clone();
+                    self.forbid(known, Instant::now());
                 }
                 () = sleep_until(wake), if wake.is_some() => {}
             }
@@ -327,6 +342,8 @@ impl Engine {
             self.rounds.wake_at(),
             self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
+            self.rules.criticals.wake_at(),
+            self.critical.wake_at(),
             self.report.wake_at(),
             self.rules.refusals.wake_at(),
             self.beats.wake_at(),
@@ -354,6 +371,7 @@ impl Engine {
         self.begin_or_end_asking(now);
         self.beat(now);
         self.ripen_vacancies(now);
+        self.keep_critical_times(now);
         self.ripen_refusals(now);
         if self.rules.mode == Mode::DryRun {
             self.rehearse();
@@ -371,6 +389,15 @@ impl Engine {
         let tells = !replaced && self.rules.mode != Mode::DryRun;
         if self.index.watches.all_listed() && known && tells {
             self.report.flush(&self.index, outage, now);
+            if self.fence.index().is_some() && self.is_ready() {
+                let (dirty, waiting) = (&self.dirty, &self.waiting);
+                let waits = |key: &Key| {
+                    let keys = waiting.get(&key.place());
+                    keys.is_some_and(|keys| keys.contains_key(key))
+                };
+                let is_due = |key: &Key| dirty.is_due(key) || waits(key);
+                self.report.flush_gates(&self.index, &is_due, outage, now);
+            }
         }
         self.tell_readiness();
     }

@@ -38,6 +38,7 @@ impl Engine {
             }
             return;
         }
+        self.report.gates.hear(&event.change);
         let mut touched = Touched::default();
         let news = self.news_of_nodes(&event.change);
         let was_strange = !self.strange.is_empty();
@@ -48,6 +49,7 @@ impl Engine {
             }
             Change::Node(event) => {
                 self.count_nodes(event, at);
+                self.nodes_turn(event, at);
                 self.watched(Kind::Node, event);
                 Kind::Node
             }
@@ -285,6 +287,7 @@ impl Engine {
     // === signals of Consul ===
 
     pub(super) fn heed(&mut self, signal: &Signal, now: Instant) {
+        self.miss_contact(signal, now);
         match signal {
             Signal::Changed {
                 topic,

@@ -7,7 +7,7 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::register;
 use crate::desired::watches::Watch;
-use crate::model::key::{Key, Place};
+use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
 use crate::plan::gate::Hold;
@@ -78,13 +78,22 @@ impl Engine {
                 continue;
             }
             let finding = plan::decide(&key, &self.index, &self.mirror, &self.rules);
+            if let Key::Instance(key) = &key {
+                self.follow_critical(key, &finding);
+            }
             let guarded = finding.held().is_some_and(Hold::is_guards);
             let judged = self.rules.guard.held().is_some();
             if guarded {
                 self.rules.guard.found(&key);
+                self.critical.offer(&key, finding.owner.is_some());
             }
             match &finding.step {
-                Step::Settled | Step::Waiting | Step::Lingering => {
+                Step::Settled if finding.hold.is_some() => {
+                    if let Some(hold) = finding.held().filter(|_| !guarded || judged) {
+                        tracing::info!(key = %key, "{hold}");
+                    }
+                }
+                Step::Settled | Step::Waiting | Step::Lingering | Step::KeptOut(_) => {
                     self.not_missing(&key, &finding);
                 }
                 Step::Held(_) if guarded && !judged => {}
@@ -100,6 +109,7 @@ impl Engine {
         if !(rehearses || self.may_write(now)) || self.dirty.has_ready() {
             return;
         }
+        self.expect_critical();
         let before = self.rules.guard.held();
         let judged = self.rules.guard.is_open();
         let mut again = self.rules.guard.judge(
@@ -140,7 +150,11 @@ impl Engine {
     ) -> bool {
         self.note(&key, &finding);
         let step = match finding.step {
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
+            Step::Settled
+            | Step::OwnedByAnother { .. }
+            | Step::Held(_)
+            | Step::KeptOut(_)
+            | Step::Lingering => {
                 if let Key::Node(_) = &key {
                     self.go_on(&key.place());
                 }
@@ -200,16 +214,13 @@ impl Engine {
                 }
             }
         }
-        if let (Key::Instance(instance), Step::Put(write)) = (&key, &step)
-            && write.needs_register()
-        {
-            if batch.contains(&Key::Node(instance.node.clone())) {
+        if step.needs_register() {
+            if let Key::Instance(InstanceKey { node, .. }) = &key
+                && batch.contains(&Key::Node(node.clone()))
+            {
                 self.wait(key, due);
                 return false;
             }
-            return self.register(key, step, due, now);
-        }
-        if matches!(&step, Step::PutNode(write) if write.needs_register()) {
             return self.register(key, step, due, now);
         }
         let beside = self.take_beside(&key, &step);

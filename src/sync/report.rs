@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::complaints::{Complaints, Subject};
+use super::gates::Gates;
 use crate::api::object::Object;
 use crate::desired::claim::Target;
 use crate::desired::index::Index;
@@ -38,6 +39,8 @@ pub struct Report {
     pub own_pod: Option<Regarding>,
     /// Consul's datacenter, once it is known.
     pub datacenter: Option<String>,
+    /// The readiness gates of pods.
+    pub gates: Gates,
     board: Board,
     /// What registrations are to hear of their instances.
     complaints: Complaints,
@@ -62,6 +65,7 @@ impl Report {
             mute: false,
             own_pod: None,
             datacenter: None,
+            gates: Gates::default(),
             board: Board::default(),
             complaints: Complaints::default(),
             untold: BTreeSet::new(),
@@ -163,6 +167,7 @@ impl Report {
     }
 
     fn set(&mut self, key: &Key, standings: Vec<(Owner, Standing)>) {
+        self.gates.touch(key);
         for owner in self.board.set(key, standings) {
             self.touch(owner);
         }
@@ -172,6 +177,10 @@ impl Report {
     #[must_use]
     pub fn standings(&self, key: &Key) -> &[(Owner, Standing)] {
         self.board.standings(key)
+    }
+
+    pub(super) fn board(&self) -> &Board {
+        &self.board
     }
 
     fn tell(&mut self, key: &Key, owner: &Owner, trouble: &Trouble, index: &Index) {
@@ -323,6 +332,9 @@ impl Report {
         metrics
             .conflicts
             .set(troubled(&[Reason::Conflict, Reason::OwnedByAnother]));
+        metrics
+            .deregistered_critical
+            .set(troubled(&[Reason::DeregisteredCritical]));
         let objects = i64::try_from(index.problem_count()).unwrap_or(i64::MAX);
         let instances = [
             Reason::Invalid,
@@ -339,7 +351,8 @@ impl Report {
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
         let late = self.late.values().min().map(|since| *since + LAG);
-        late.into_iter().chain(self.complaints.wake_at()).min()
+        let late = late.into_iter().chain(self.complaints.wake_at());
+        late.chain(self.gates.wake_at()).min()
     }
 
     fn send_status(&mut self, owner: &Owner, index: &Index, outage: Option<&str>) {
@@ -360,6 +373,7 @@ impl Report {
             tally: self.board.tally(owner),
             outage,
             datacenter: self.datacenter.as_deref(),
+            remark: index.problems(owner).first().map(String::as_str),
             now: jiff::Timestamp::now(),
         };
         let Some(status) = status(owner, index, &facts, before) else {
@@ -432,6 +446,7 @@ fn event_reason(reason: Reason) -> Option<EventReason> {
         Reason::Paused
         | Reason::Drifted
         | Reason::Held
+        | Reason::DeregisteredCritical
         | Reason::ConsulUnavailable
         | Reason::Writing => None,
     }

@@ -14,7 +14,8 @@ use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::Standing as Mark;
 use crate::model::names::NodeName;
 use crate::observed::entry::ObservedNode;
-use crate::plan::gate::{Hold, Why};
+use crate::plan::critical::Watched;
+use crate::plan::gate::Hold;
 use crate::plan::{Finding, InstanceWrite, Removal, Step};
 use crate::status::board::{Reason, Standing, Trouble};
 
@@ -88,16 +89,12 @@ impl Engine {
         } = removal;
         self.held.remove(&Key::Instance(key.clone()));
         self.index.forget_absence(key);
-        let (why, seen) = match why {
-            Why::Seen => ("its claim was seen going", true),
-            Why::Found => ("no object claims it", false),
-        };
         audit::removed(&Removed {
             kind: "instance",
             key: &key.to_string(),
             owner: &owner.to_string(),
-            why,
-            seen,
+            why: &why.to_string(),
+            seen: !why.is_found(),
             epoch,
             index: *index,
         });
@@ -166,6 +163,7 @@ impl Engine {
         if let Key::Instance(key) = key {
             self.ask(key, &finding.asks);
             self.follow_beats(key, finding, Instant::now());
+            self.follow_critical(key, finding);
         }
         match (&finding.step, finding.held()) {
             // What stands there is not known: how it stands is what was told last.
@@ -174,14 +172,10 @@ impl Engine {
                 self.held.insert(key.clone());
                 if hold.is_guards() {
                     self.rules.guard.found(key);
+                    self.critical.offer(key, finding.owner.is_some());
                 }
             }
-            (
-                Step::Remove(Removal {
-                    why: Why::Found, ..
-                }),
-                None,
-            ) => {
+            (Step::Remove(Removal { why, .. }), None) if why.is_found() => {
                 self.held.remove(key);
             }
             (Step::Settled, None) => {
@@ -269,7 +263,10 @@ impl Engine {
 
     /// A key is no found absence: because something claims it, or for another reason.
     pub(super) fn not_missing(&mut self, key: &Key, finding: &Finding) {
-        if finding.owner.is_some() {
+        // That an instance is well says nothing of the view in which others are missing.
+        let alone = self.judges_health_alone();
+        let returns = !self.critical.withdraw(key) || alone;
+        if finding.owner.is_some() && returns {
             self.rules.guard.returned(key);
         } else {
             self.rules.guard.lapsed(key);
@@ -360,6 +357,10 @@ impl Engine {
 
 fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<Trouble> {
     let trouble = |reason, message| Some(Trouble { reason, message });
+    if let (Some(hold), Some(Watched { after, .. })) = (&finding.hold, &finding.critical) {
+        let message = format!("{key}: its checks were critical for {after:?}: {hold}");
+        return trouble(Reason::Held, message);
+    }
     match &finding.step {
         Step::OwnedByAnother { holder } => trouble(
             Reason::OwnedByAnother,
@@ -369,6 +370,13 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
             ),
         ),
         Step::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
+        Step::KeptOut(after) => trouble(
+            Reason::DeregisteredCritical,
+            format!(
+                "{key} is deregistered, because its checks were critical for {after:?}; it is registered \
+                 again when they are not"
+            ),
+        ),
         Step::Put(_) | Step::PutNode(_) | Step::Remove(_) | Step::Waiting => {
             trouble(Reason::Writing, format!("{key} is being written to Consul"))
         }

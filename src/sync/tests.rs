@@ -239,6 +239,7 @@ impl Bed {
                 kubernetes: events_in,
                 signals: signals_in,
                 told: crate::checks::channel().2,
+                forbidden: tokio::sync::watch::channel(None).1,
                 epoch: introduced,
             };
             engine.run(inputs, stopped).await.unwrap();

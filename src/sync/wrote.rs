@@ -11,7 +11,6 @@ use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
-use crate::plan::gate::Why;
 use crate::plan::{InstanceWrite, NodeWrite, Removal, Step};
 use crate::status::board::{Reason, Trouble};
 
@@ -221,7 +220,7 @@ impl Engine {
         epoch: u64,
         at: Instant,
     ) {
-        if removal.why == Why::Found {
+        if removal.why.is_found() {
             self.rules.guard.removed(&Key::Instance(key.clone()), at);
         }
         self.tell_removed(key, removal, epoch);
@@ -432,6 +431,7 @@ mod tests {
             },
             well_formed: true,
             protocol: None,
+            definition: None,
             modify_index,
         };
         let mut checks = vec![check(1)];

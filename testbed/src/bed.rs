@@ -49,6 +49,8 @@ pub struct BedOptions {
     pub progress: Progress,
     /// More arguments of kube-apiserver; they win over the bed's own.
     pub apiserver_args: Vec<String>,
+    /// Whether Deployments and `ReplicaSets` make pods. Nobody schedules or runs them.
+    pub workloads: bool,
     /// How many Consul servers there are: one, or three for tests of elections and of the quorum.
     pub consul_servers: usize,
     /// A second Consul datacenter, `dc2`: one server that is joined with `dc1`, the primary one, over
@@ -66,6 +68,7 @@ impl Default for BedOptions {
             dir: None,
             progress: Progress::default(),
             apiserver_args: Vec::new(),
+            workloads: false,
             consul_servers: 1,
             second_datacenter: false,
             consul_acls: false,
@@ -84,7 +87,7 @@ pub struct Bed {
     pub etcd: Server,
     /// The Kubernetes API.
     pub apiserver: Server,
-    /// Deletes namespaces and what has lost its owner.
+    /// Deletes namespaces and what has lost its owner, and makes pods where that is asked for.
     pub controller_manager: Server,
     /// The first Consul server of `dc1`, and its leader if it is the only one.
     pub consul_server: Server,

@@ -23,6 +23,10 @@ use crate::Bed;
 /// Longer than Consul takes for an answer, also one that another datacenter gives.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long an answer over UDP may be, as resolvers say it: to who says nothing Consul leaves out records
+/// without a word, since it adds the meta of the nodes.
+const UDP_BYTES: u16 = 4096;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DnsType {
@@ -50,6 +54,8 @@ pub enum DnsRecord {
         address: Option<Ipv4Addr>,
         /// The port.
         port: u16,
+        /// How much of what is asked goes there, in proportion to the other records.
+        weight: u16,
         /// How long the answer may be kept.
         ttl: Duration,
     },
@@ -111,6 +117,11 @@ fn question(name: &str, kind: DnsType) -> Result<StreamTarget<Vec<u8>>> {
         DnsType::Srv => Rtype::SRV,
     };
     message.push((name, rtype))?;
+    let mut message = message.additional();
+    message.opt(|opt| {
+        opt.set_udp_payload_size(UDP_BYTES);
+        Ok(())
+    })?;
     Ok(message.finish())
 }
 
@@ -179,6 +190,7 @@ fn records(answer: &Message<Vec<u8>>, kind: DnsType) -> Result<Vec<DnsRecord>> {
                         address: hosts.get(&target).copied(),
                         target,
                         port: record.data().port(),
+                        weight: record.data().weight(),
                         ttl: record.ttl().into_duration(),
                     })
                 })

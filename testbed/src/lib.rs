@@ -1,7 +1,7 @@
 //! Real servers on loopback, for tests, demos and benchmarks.
 //!
 //! A [`Bed`] is an etcd, a kube-apiserver (RBAC on), a kube-controller-manager (only the namespace
-//! and garbage-collector controllers) and a Consul, one server or three, each on free ports of
+//! and garbage-collector controllers, and those of Deployments where a test asks for them) and a Consul, one server or three, each on free ports of
 //! 127.0.0.1 with its state in a temporary folder. A second Consul datacenter joins it where a test
 //! asks for one. Nothing of it outlives the [`Bed`], nor the process that holds it.
 //!

@@ -140,10 +140,14 @@ impl Plan<'_> {
     pub fn controller_manager(&self) -> Result<Server> {
         let folder = self.folder("kube-controller-manager")?;
         let port = self.ports.controller_manager;
+        // Without a kubelet, the controllers of nodes and pods would undo what a test does.
+        let mut controllers = vec!["namespace-controller", "garbage-collector-controller"];
+        if self.options.workloads {
+            controllers.extend(["deployment-controller", "replicaset-controller"]);
+        }
         let args = vec![
             format!("--kubeconfig={}", self.kubeconfig.display()),
-            // Without a kubelet, the controllers of nodes and pods would undo what a test does.
-            "--controllers=namespace-controller,garbage-collector-controller".to_owned(),
+            format!("--controllers={}", controllers.join(",")),
             "--leader-elect=false".to_owned(),
             "--bind-address=127.0.0.1".to_owned(),
             format!("--secure-port={port}"),

@@ -112,7 +112,8 @@ pub async fn checks_are_judged(client: &Client) -> Result<()> {
     for (spec, says) in bad {
         refused::<ServiceRegistration>(client, "bad", &spec, says).await?;
     }
-    heartbeats_are_judged(client).await
+    heartbeats_are_judged(client).await?;
+    the_time_until_a_removal_is_judged(client).await
 }
 
 async fn heartbeats_are_judged(client: &Client) -> Result<()> {
@@ -144,6 +145,21 @@ async fn heartbeats_are_judged(client: &Client) -> Result<()> {
     ];
     for (spec, says) in bad {
         refused::<ServiceRegistration>(client, "bad", &spec, says).await?;
+    }
+    Ok(())
+}
+
+async fn the_time_until_a_removal_is_judged(client: &Client) -> Result<()> {
+    let after = |time: &str| {
+        let health = json!({"deregisterCriticalServiceAfter": time});
+        with(json!({"endpoints": []}), json!({"health": health}))
+    };
+    for time in ["30s", "1m30s", "8760h"] {
+        taken::<ServiceRegistration>(client, "good", &after(time)).await?;
+    }
+    let says = "deregisterCriticalServiceAfter is a duration from 30s to 8760h";
+    for time in ["29s", "0s", "8761h", "-90s", "soon", ""] {
+        refused::<ServiceRegistration>(client, "bad", &after(time), says).await?;
     }
     Ok(())
 }

@@ -14,8 +14,10 @@ use lictor::api::{
 use lictor::k8s::events::EventWriter;
 use lictor::k8s::status::StatusWriter;
 use lictor::k8s::{EventReason, EventRecord, ObjectStatus, Regarding, StatusUpdate};
+use lictor::model::facts::GateCondition;
 use lictor_testbed::kubelet::TestPod;
 use lictor_testbed::{Bed, wait};
+use serde_json::Value;
 
 use crate::SOON;
 
@@ -162,6 +164,103 @@ fn status_as(held: &ServiceRegistrationStatus, registered: u32) -> ServiceRegist
         wanted.last_transition_time = held.last_transition_time.clone();
     }
     wanted
+}
+
+pub async fn a_gate_opens_for_good_and_for_its_own_pod(client: &Client) -> Result<()> {
+    const GATE: &str = "lictor.io/registered";
+    let pod = TestPod::new("default", "liquid-0")
+        .node("n1")
+        .ip("10.1.1.1");
+    let pod = pod.readiness_gate(GATE).readiness_gate("example.com/lb");
+    pod.create_ready(client).await?;
+    pod.condition(client, "example.com/lb", "True").await?;
+    let api = Api::<Pod>::namespaced(client.clone(), "default");
+    let before = api.get("liquid-0").await?;
+    let uid = before.uid().context("a pod without a uid")?;
+    let update = |uid: &str, open: bool, message: &str| StatusUpdate {
+        namespace: "default".into(),
+        name: "liquid-0".into(),
+        uid: uid.into(),
+        status: ObjectStatus::Pod(GateCondition {
+            open,
+            reason: "Because".into(),
+            message: message.into(),
+        }),
+    };
+    let shown = async || -> Result<Value> {
+        let pod = serde_json::to_value(api.get("liquid-0").await?)?;
+        let conditions = pod["status"]["conditions"].as_array().cloned();
+        let mut conditions = conditions.unwrap_or_default().into_iter();
+        Ok(conditions
+            .find(|condition| condition["type"] == GATE)
+            .unwrap_or_default())
+    };
+    let says = async |status: &str, message: &str| {
+        wait::until("the gate", SOON, async || {
+            let shown = shown().await?;
+            let is = shown["status"] == *status && shown["message"] == *message;
+            ensure!(is, "{shown}");
+            anyhow::Ok(shown)
+        })
+        .await
+    };
+    let writer = || {
+        let (sender, writer) = StatusWriter::new(client.clone());
+        (sender, tokio::spawn(writer.run()))
+    };
+    // To an earlier pod of the name, whatever it is: this one does not get it.
+    let (sender, first) = writer();
+    for open in [true, false] {
+        sender.send(update(
+            "00000000-0000-4000-8000-000000000000",
+            open,
+            "of another",
+        ));
+        wait::until("the update to be dropped", SOON, async || {
+            ensure!(sender.waiting() == 0, "it waits");
+            anyhow::Ok(())
+        })
+        .await?;
+        ensure!(shown().await?.is_null(), "another pod got it");
+    }
+    sender.send(update(&uid, false, "not yet"));
+    let closed = says("False", "not yet").await?;
+    sender.send(update(&uid, false, "still not"));
+    let still = says("False", "still not").await?;
+    ensure!(
+        closed["lastTransitionTime"] == still["lastTransitionTime"],
+        "{still}"
+    );
+    sender.send(update(&uid, true, "there it is"));
+    says("True", "there it is").await?;
+    first.abort();
+
+    // Another process, which knows nothing of that, does not set it back.
+    let version = api.get("liquid-0").await?.resource_version();
+    let (sender, second) = writer();
+    sender.send(update(&uid, false, "too late"));
+    wait::until("the update to be dropped", SOON, async || {
+        ensure!(sender.waiting() == 0, "it waits");
+        anyhow::Ok(())
+    })
+    .await?;
+    second.abort();
+    let after = api.get("liquid-0").await?;
+    ensure!(
+        after.resource_version() == version,
+        "it was written: {after:?}"
+    );
+    // All else is the kubelet's, and as it was.
+    let others = |pod: &Pod| -> Result<Value> {
+        let mut status = serde_json::to_value(&pod.status)?;
+        let conditions = status["conditions"]
+            .as_array_mut()
+            .context("no conditions")?;
+        conditions.retain(|condition| condition["type"] != GATE);
+        Ok(status)
+    };
+    ensure!(others(&after)? == others(&before)?, "{after:?}");
+    pod.finish_deletion(client).await
 }
 
 pub async fn events_are_written_and_counted(bed: &Bed, client: &Client) -> Result<()> {

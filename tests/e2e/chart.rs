@@ -95,6 +95,8 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
     let values = json!({
         "cluster": "a",
         "excludeNamespaces": ["kube-*"],
+        "readinessGate": true,
+        "checks": "esm",
         "consul": {
             "address": "https://consul:8501",
             "tokenSecret": {"name": "consul", "key": "token"},
@@ -116,6 +118,8 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
     for expected in [
         "LICTOR_CLUSTER",
         "LICTOR_EXCLUDE_NAMESPACE",
+        "LICTOR_READINESS_GATE",
+        "LICTOR_CHECKS",
         "CONSUL_CLIENT_KEY",
     ] {
         ensure!(

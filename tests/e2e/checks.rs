@@ -324,3 +324,67 @@ async fn a_status_that_another_hand_writes_is_undone() -> Result<()> {
     shows(&scene, "api", "critical", "503").await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn what_changed_while_it_was_away_is_asked_anew() -> Result<()> {
+    let (scene, target) = (Scene::new().await?, Target::start().await?);
+    let other = Target::start().await?;
+    let lictor = scene.lictor_with(&[LOCAL]).await?;
+    // With this interval nothing is asked again by the clock.
+    let checks = json!([{"name": "api", "http": {}, "interval": "1h"}]);
+    register(&scene, target.port, &checks).await?;
+    shows(&scene, "api", "passing", "").await?;
+    lictor.stop().await?;
+    // Another address under the same id.
+    other.answers(Answer::Status(503));
+    let endpoint = json!({"name": "one", "address": "127.0.0.1", "port": other.port});
+    scene
+        .edit("db", json!({"spec": {"endpoints": [endpoint]}}))
+        .await?;
+    let lictor = scene.lictor_with(&[LOCAL]).await?;
+    let asked = format!("127.0.0.1:{}", other.port);
+    shows(&scene, "api", "critical", &asked).await?;
+    lictor.stop().await?;
+    // Another object of the same name: the address is that of before, and what was found there is not
+    // taken over.
+    scene.unregister("db").await?;
+    other.answers(Answer::Status(200));
+    register(&scene, other.port, &checks).await?;
+    let _lictor = scene.lictor_with(&[LOCAL]).await?;
+    shows(&scene, "api", "passing", &asked).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn where_drift_is_only_told_a_check_still_says_what_was_found() -> Result<()> {
+    let (scene, target) = (Scene::new().await?, Target::start().await?);
+    let lictor = scene.lictor_with(&[LOCAL, "--drift=report"]).await?;
+    let checks = json!([{"name": "api", "http": {}, "interval": "1s"}]);
+    register(&scene, target.port, &checks).await?;
+    for (answer, status) in [(200, "passing"), (503, "critical"), (200, "passing")] {
+        target.answers(Answer::Status(answer));
+        shows(&scene, "api", status, &answer.to_string()).await?;
+    }
+    // A status by another hand is told, and stays as long as what is found is the same.
+    let seen = shows(&scene, "api", "passing", "").await?;
+    let mut check = seen.check(&format!("{}:api", id(&scene))).clone();
+    check["Status"] = json!("warning");
+    let entry =
+        json!({"Node": seen.node, "SkipNodeUpdate": true, "Address": "127.0.0.1", "Check": check});
+    scene.by_hand(&entry).await?;
+    scene.event("DriftRepaired", "db", "is left so").await?;
+    let asked = target.asked();
+    until("two more runs", async || {
+        let more = target.asked() - asked;
+        (more >= 2).then_some(()).context(more)
+    })
+    .await?;
+    shows(&scene, "api", "warning", "").await?;
+    // What is found next is Kubernetes', so to speak, and ends that.
+    target.answers(Answer::Status(503));
+    shows(&scene, "api", "critical", "503").await?;
+    target.answers(Answer::Status(200));
+    shows(&scene, "api", "passing", "200").await?;
+    lictor.idle().await?;
+    Ok(())
+}

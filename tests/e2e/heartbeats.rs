@@ -8,7 +8,10 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
-use lictor_testbed::proxy::{Fault, Proxy};
+use lictor_testbed::{
+    proxy::{Fault, Proxy},
+    wait,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -481,5 +484,40 @@ async fn a_leader_of_consul_that_is_lost_is_no_false_alarm() -> Result<()> {
     oracle.verdict().await?;
     let after = until("sessions to be read", async || sessions(&scene).await).await?;
     assert_eq!(after, before);
+    Ok(())
+}
+
+/// Deregistered for want of a heartbeat, it is back with the next.
+#[tokio::test]
+async fn what_has_no_heartbeat_for_long_is_deregistered_until_it_has() -> Result<()> {
+    let scene = Scene::new().await?;
+    let _lictor = scene.lictor().await?;
+    scene
+        .pod("stays")
+        .lictor("service", "stays")
+        .create_ready(&scene.client)
+        .await?;
+    let pod = scene.pod("p").label("app", "p");
+    pod.create_ready(&scene.client).await?;
+    let health = json!({"checks": checks(), "deregisterCriticalServiceAfter": "30s"});
+    let spec =
+        json!({"service": "web", "selector": {"matchLabels": {"app": "p"}}, "health": health});
+    scene.register("web", spec).await?;
+    let worker = Worker::start(&scene, "p-beat");
+    is(&scene, "passing").await?;
+    worker.says(Some("critical")).await?;
+    is(&scene, "critical").await?;
+    let kept_out = |status: &Value| condition(status, "Ready").1 == "DeregisteredCritical";
+    wait::until(
+        "it to be deregistered",
+        Duration::from_mins(2),
+        async || scene.registration("web", kept_out).await,
+    )
+    .await?;
+    scene.gone("web", "p").await?;
+    session_count(&scene, 0).await?;
+    worker.says(None).await?;
+    is(&scene, "passing").await?;
+    session_count(&scene, 1).await?;
     Ok(())
 }

@@ -14,9 +14,13 @@
 
 mod chart;
 mod checks;
+mod critical;
+mod discovery;
 mod drift;
+mod esm;
 mod faults;
 mod fence;
+mod gates;
 mod gc;
 mod gc_entries;
 mod guard;

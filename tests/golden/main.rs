@@ -4,23 +4,27 @@
 //! objects of one step are taken in, what is planned is carried out, and the snapshot beside the
 //! case shows what Consul then holds and what people are told. `then: <what happens>` begins
 //! another step, in which an object replaces the one of its name; `deleted: <kind> <namespace>/<name>`
-//! takes one away, `byHand: {…}` sets fields of all our service entries as another hand would, and
-//! `excludeNamespaces: […]` is the option of that name.
+//! takes one away, `byHand: {…}` sets fields of all our service entries as another hand would,
+//! `found: <status>` sets the status of all checks with a definition, as consul-esm would, and
+//! `excludeNamespaces: […]` and `checks: esm` are the options of these names.
 //!
 //! `INSTA_UPDATE=always cargo test --test golden` writes the snapshots anew; look at what changed.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use lictor::api::RegistrationObject;
+use lictor::checks::forbidden::Forbidden;
 use lictor::consul::wire;
 use lictor::desired::claim::Freeze;
+use lictor::desired::esm::Runner;
 use lictor::desired::index::{Index, Touched};
 use lictor::desired::registration::{Content, Registration};
 use lictor::k8s::trim::{self, Texts, Trim};
-use lictor::model::entry::Mesh;
+use lictor::model::entry::{Health, Mesh};
 use lictor::model::facts::{NodeFacts, PodFacts};
 use lictor::model::key::Key;
 use lictor::model::kind::Kind;
@@ -51,7 +55,10 @@ fn objects_become_entries() {
 fn translated(text: &str) -> String {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).unwrap();
     let excluded = documents.iter().find_map(|d| d.get("excludeNamespaces"));
-    let mut bed = Bed::new(&globs(excluded));
+    let by_esm = documents
+        .iter()
+        .any(|d| d.get("checks") == Some(&json!("esm")));
+    let mut bed = Bed::new(&globs(excluded), by_esm);
     for document in &documents {
         if let Some(what) = document.get("then") {
             bed.settle();
@@ -61,10 +68,14 @@ fn translated(text: &str) -> String {
             bed.delete(deleted.as_str().unwrap());
         } else if let Some(fields) = document.get("byHand") {
             bed.by_hand(fields);
+        } else if let Some(status) = document.get("found") {
+            bed.found(status.as_str().unwrap());
         } else if document.get("kind").is_some() {
             bed.take(document);
         } else {
-            assert!(document.get("excludeNamespaces").is_some(), "{document}");
+            let options = ["excludeNamespaces", "checks"];
+            let is_option = options.iter().any(|option| document.get(option).is_some());
+            assert!(is_option, "{document}");
         }
     }
     bed.settle();
@@ -97,12 +108,16 @@ struct Bed {
 }
 
 impl Bed {
-    fn new(excluded: &GlobSet) -> Self {
+    fn new(excluded: &GlobSet, by_esm: bool) -> Self {
         let cluster: ClusterName = "a".parse().unwrap();
+        let runner = if by_esm { Runner::Esm } else { Runner::Lictor };
         let mut bed = Self {
-            index: Index::new(cluster.clone(), excluded.clone()),
+            index: Index::new(cluster.clone(), excluded.clone()).with_runner(runner),
             mirror: Mirror::new(cluster),
-            rules: Rules::default(),
+            rules: Rules {
+                forbidden: Some(Arc::new(Forbidden::default())),
+                ..Rules::default()
+            },
             raft: 0,
             owners: BTreeSet::new(),
             shown: String::new(),
@@ -167,6 +182,21 @@ impl Bed {
         }
     }
 
+    fn found(&mut self, status: &str) {
+        self.settle();
+        for key in self.mirror.keys().collect::<Vec<_>>() {
+            let Key::Instance(key) = key else { continue };
+            let mut instance = self.mirror.instance(&key).unwrap().clone();
+            for there in &mut instance.checks {
+                if there.definition.is_some() {
+                    there.check.status = Health::parse(status);
+                    there.check.output = "as consul-esm says it".into();
+                }
+            }
+            self.mirror.wrote_instance(&key, Some(instance));
+        }
+    }
+
     // === what comes of them ===
 
     fn keys(&self) -> BTreeSet<Key> {
@@ -201,7 +231,14 @@ impl Bed {
     fn carry_out(&mut self, key: &Key, step: Step) {
         self.raft += 1;
         match (key, step) {
-            (_, Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering) => {}
+            (
+                _,
+                Step::Settled
+                | Step::OwnedByAnother { .. }
+                | Step::Held(_)
+                | Step::KeptOut(_)
+                | Step::Lingering,
+            ) => {}
             (Key::Node(name), Step::PutNode(write)) => {
                 let before = self.mirror.node(name).cloned();
                 let wire = write.node.map(|(node, _)| wire::Node {
@@ -370,8 +407,12 @@ fn meta(out: &mut String, meta: &Pairs) {
 }
 
 fn checks(out: &mut String, checks: &[ObservedCheck]) {
-    for ObservedCheck { id, check, .. } in checks {
+    for there in checks {
+        let ObservedCheck { id, check, .. } = there;
         let (status, output) = (check.status.as_str(), &check.output);
         writeln!(out, "  check {id}: {status}: {output}").unwrap();
+        if let Some(definition) = &there.definition {
+            writeln!(out, "    {}", definition.to_json()).unwrap();
+        }
     }
 }

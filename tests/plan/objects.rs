@@ -212,6 +212,7 @@ impl Pod {
                 Tristate::True
             },
             ready_reason: "".into(),
+            gate: None,
             unready: Box::default(),
         }
     }

@@ -444,7 +444,11 @@ impl World {
                 self.dirty.extend(self.rules.guard.release());
                 return true;
             }
-            Step::Settled | Step::OwnedByAnother { .. } | Step::Held(_) | Step::Lingering => {
+            Step::Settled
+            | Step::OwnedByAnother { .. }
+            | Step::Held(_)
+            | Step::KeptOut(_)
+            | Step::Lingering => {
                 self.rules.guard.lapsed(&key);
                 if let (Key::Instance(key), Step::Settled, None) =
                     (&key, &finding.step, &finding.owner)

@@ -52,6 +52,18 @@ impl Index {
         let mut problems = Problems::default();
         let told = annotations.list_problem.iter().chain(&annotations.remarks);
         told.for_each(|problem| problems.push(problem.clone()));
+        for service in self.unknown_services(pod, annotations) {
+            problems.push(not_a_service(service));
+        }
+        problems.into_vec()
+    }
+
+    /// Services that a pod has settings for and does not have, as far as is known.
+    pub(super) fn unknown_services<'a>(
+        &self,
+        pod: &PodFacts,
+        annotations: &'a Annotations,
+    ) -> BTreeSet<&'a Text> {
         // A registration that is paused selects as before; one that is not understood may be the one
         // that is meant.
         let may_be_selected = |service: &Text| {
@@ -60,14 +72,10 @@ impl Index {
             let mut registrations = self.registrations_in(&pod.namespace);
             registrations.any(|registration| registration.understood().is_none_or(named))
         };
-        let unknown: BTreeSet<_> = annotations
-            .mentioned()
+        let mentioned = annotations.mentioned();
+        mentioned
             .filter(|service| !may_be_selected(service))
-            .collect();
-        for service in unknown {
-            problems.push(not_a_service(service));
-        }
-        problems.into_vec()
+            .collect()
     }
 
     pub(super) fn note_problems(
@@ -282,7 +290,7 @@ impl Index {
         rows.map(|row| &row.registration)
     }
 
-    fn key_of_pod(&self, pod: &PodFacts, service: &ServiceName) -> Option<InstanceKey> {
+    pub(super) fn key_of_pod(&self, pod: &PodFacts, service: &ServiceName) -> Option<InstanceKey> {
         let node = NodeName::for_kubernetes(&self.cluster, pod.node.as_ref()?);
         let id = InstanceId::of_pod(&self.cluster, &pod.namespace, service, &pod.name);
         Some(InstanceKey { node, id })

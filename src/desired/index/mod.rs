@@ -3,6 +3,7 @@
 mod addresses;
 mod claims;
 pub mod entries;
+pub mod gate;
 mod keys;
 mod let_go;
 mod resolve;
@@ -18,10 +19,11 @@ pub use self::let_go::LetGo;
 use self::let_go::Was;
 use super::annotations::Annotations;
 use super::claim::{Absence, Claimant};
+use super::esm::Runner;
 use super::registration::{Claims, Registration};
 use super::table::Table;
 use super::watches::{Moment, Watches};
-use crate::model::facts::{NodeFacts, PodFacts};
+use crate::model::facts::{NodeFacts, PodFacts, Tristate};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::names::{ClusterName, NodeName};
@@ -92,6 +94,8 @@ impl RegistrationRow {
 pub struct Index {
     cluster: ClusterName,
     excluded: GlobSet,
+    /// Who runs the checks of registrations.
+    runner: Runner,
     pods: Table<PodRow>,
     registrations: Table<RegistrationRow>,
     nodes: Table<NodeFacts>,
@@ -120,6 +124,7 @@ impl Index {
         Self {
             cluster,
             excluded,
+            runner: Runner::default(),
             pods: Table::default(),
             registrations: Table::default(),
             nodes: Table::default(),
@@ -133,6 +138,13 @@ impl Index {
             entries: Entries::default(),
             watches: Watches::default(),
         }
+    }
+
+    /// Says who runs the checks of registrations; to be said before there are objects.
+    #[must_use]
+    pub fn with_runner(mut self, runner: Runner) -> Self {
+        self.runner = runner;
+        self
     }
 
     // === events ===
@@ -237,9 +249,11 @@ impl Index {
         // What is excluded is another's to tell about: it may be watched by another process.
         let excluded = self.is_excluded(&name.0);
         let problem = registration.problem().filter(|_| !excluded);
+        let claims = registration.claims().filter(|_| !excluded);
+        let remark = claims.and_then(|claims| self.runner.remark(claims));
         self.note_problems(
             owner.clone(),
-            problem.cloned().into_iter().collect(),
+            problem.cloned().into_iter().chain(remark).collect(),
             touched,
         );
         if !excluded {
@@ -328,6 +342,12 @@ impl Index {
 
     // === questions ===
 
+    /// Who runs the checks of registrations.
+    #[must_use]
+    pub fn runner(&self) -> Runner {
+        self.runner
+    }
+
     /// The cluster whose objects these are.
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
@@ -345,6 +365,13 @@ impl Index {
     #[must_use]
     pub fn has_node(&self, name: &Text) -> bool {
         self.nodes.get(&(Text::from(""), name.clone())).is_some()
+    }
+
+    /// Whether the Kubernetes node exists and is Ready.
+    #[must_use]
+    pub fn is_node_ready(&self, name: &Text) -> bool {
+        let node = self.nodes.get(&(Text::from(""), name.clone()));
+        node.is_some_and(|node| node.ready == Tristate::True)
     }
 
     /// Whether the Kubernetes node is missing although pods are claimed to be on it: nobody saw it go.

@@ -8,6 +8,7 @@ use crate::desired::annotations::Annotations;
 use crate::desired::claim::{
     Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Resolved, Shape, Target, endpoint,
 };
+use crate::desired::esm::Runner;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::shape::{self, Context};
 use crate::desired::spec::{InstanceSpec, Terminating};
@@ -100,7 +101,10 @@ impl Index {
             // Of a node that is gone the address and the topology stay, and the marks all the same.
             let marks = self.node_meta(Some((&kubernetes, None)));
             let shared = |(key, value): (&Text, &Text)| (key.clone(), value.clone());
-            let meta = observed.meta.iter().chain(marks.iter()).map(shared);
+            // Whether consul-esm is to look at it is no part of what it was.
+            let kept = observed.meta.iter();
+            let kept = kept.filter(|(key, _)| ***key != *marks::NODE_EXTERNAL);
+            let meta = kept.chain(marks.iter()).map(shared);
             let node = Node {
                 address: observed.address.clone(),
                 meta: meta.collect(),
@@ -164,9 +168,11 @@ impl Index {
         let service = claims.map_or(&holder.service, |claims| &claims.service);
         let health = annotations.overlay_health(service, base.clone());
         let mut live = Live::of_pod(pod, health.address, health::readiness(pod, &health)?);
+        live.deregister_after = health.deregister_after;
         let context = self.context(key, service, &holder.owner);
         let shape = annotations.overlay(service, base).and_then(|spec| {
             let instance = shape::of_pod(context, pod, &spec)?;
+            self.runner.accepts(&spec.probes)?;
             live.asked = Some(probe::of_pod(&spec, pod, instance.port)?);
             Ok(instance)
         });
@@ -235,7 +241,10 @@ impl Index {
         let pod = self.pod(&owner.namespace, name)?;
         let context = self.context(key, &claims.service, owner);
         let without = shape::of_pod(context, pod, &claims.spec);
-        let without = without.and_then(|instance| probe::of_pod(&claims.spec, pod, instance.port));
+        let without = without.and_then(|instance| {
+            self.runner.accepts(&claims.spec.probes)?;
+            probe::of_pod(&claims.spec, pod, instance.port)
+        });
         let without = without.err().unwrap_or_default();
         let adds = problems.iter().any(|problem| !without.contains(problem));
         adds.then(|| Owner::pod(&owner.namespace, name))
@@ -262,8 +271,10 @@ impl Index {
         let context = self.context(key, service, &holder.owner);
         let endpoint = endpoint(endpoints, name)?;
         let mut live = Live::of_endpoint(claims, holder.service.as_ref(), None);
+        live.deregister_after = spec.deregister_after;
         let shape = shape::of_endpoint(context, &registration.uid, endpoint, spec);
         let shape = shape.and_then(|instance| {
+            self.runner.accepts(&spec.probes)?;
             live.asked = Some(probe::of_endpoint(spec, endpoint)?);
             Ok(instance)
         });
@@ -455,6 +466,9 @@ impl Index {
                 Text::from(self.cluster.as_ref()),
             ),
         ];
+        if self.runner == Runner::Esm {
+            meta.push((marks::NODE_EXTERNAL.into(), "true".into()));
+        }
         if let Some((name, facts)) = kubernetes {
             meta.push((marks::NODE_K8S_NODE.into(), name.clone()));
             let mut topology = |key: &str, value: Option<&Text>| {

@@ -74,6 +74,11 @@ impl Desk {
         self.open.remove(&key);
     }
 
+    pub(super) fn waiting(&self) -> usize {
+        let writing = self.objects.values().filter(|entry| entry.writing);
+        self.open.len() + writing.count()
+    }
+
     /// Takes what is to be written now, at most `limit`.
     pub(super) fn due(&mut self, now: Instant, limit: usize) -> Vec<StatusUpdate> {
         let ready = |key: &&Key| {
@@ -117,8 +122,15 @@ impl Desk {
             .min()
     }
 
-    /// What came of a write. `dice` is a number from 0 up to 1.
-    pub(super) fn done(&mut self, update: StatusUpdate, outcome: Outcome, now: Instant, dice: f64) {
+    /// What came of a write. `dice` is a number from 0 up to 1. Returns whether it is the first in a row
+    /// for the object that failed.
+    pub(super) fn done(
+        &mut self,
+        update: StatusUpdate,
+        outcome: Outcome,
+        now: Instant,
+        dice: f64,
+    ) -> bool {
         let key = (update.status.kind(), update.namespace, update.name);
         // The object may have been forgotten, or be another by now.
         let Some(entry) = self
@@ -126,9 +138,10 @@ impl Desk {
             .get_mut(&key)
             .filter(|entry| entry.uid == update.uid)
         else {
-            return;
+            return false;
         };
         entry.writing = false;
+        let first = outcome == Outcome::Failed && entry.failures == 0;
         match outcome {
             Outcome::Written => {
                 entry.held = Some(update.status);
@@ -137,7 +150,7 @@ impl Desk {
             }
             Outcome::Gone => {
                 self.objects.remove(&key);
-                return;
+                return false;
             }
             Outcome::Failed => {
                 let longest = backoff::ceiling(SPACING, entry.failures, LONGEST_PAUSE);
@@ -148,6 +161,7 @@ impl Desk {
             }
         }
         self.file(key);
+        first
     }
 
     fn file(&mut self, key: Key) {
@@ -249,8 +263,11 @@ mod tests {
         let (mut desk, mut now) = (Desk::default(), Instant::now());
         desk.want(a("1"));
         let mut pauses = Vec::new();
-        for _ in 0..8 {
-            assert_eq!(write(&mut desk, now, Outcome::Failed), [a("1")]);
+        for number in 0..8 {
+            let due = desk.due(now, 100);
+            assert_eq!(due, [a("1")]);
+            let first = desk.done(a("1"), Outcome::Failed, now, 1.0);
+            assert_eq!(first, number == 0, "it is told once");
             let next = desk.next_due().unwrap();
             pauses.push((next - now).as_secs());
             now = next;

@@ -6,7 +6,9 @@ use serde::Deserialize;
 use super::lenient::{Flag, Int, Obj, Seq, Str};
 use super::{Meta, Texts, Trim};
 use crate::desired::annotations::DOMAIN;
-use crate::model::facts::{ContainerPort, Phase, PodFacts, Tristate, UnreadyContainer};
+use crate::model::facts::{
+    ContainerPort, GateCondition, GateFacts, Phase, PodFacts, Tristate, UnreadyContainer,
+};
 use crate::model::text::Text;
 
 /// kubectl's copy of the whole manifest.
@@ -22,6 +24,15 @@ pub struct Spec<'a> {
     containers: Seq<Obj<Container<'a>>>,
     #[serde(borrow)]
     init_containers: Seq<Obj<Container<'a>>>,
+    #[serde(borrow)]
+    readiness_gates: Seq<Obj<ReadinessGate<'a>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ReadinessGate<'a> {
+    #[serde(borrow)]
+    condition_type: Str<'a>,
 }
 
 #[derive(Default, Deserialize)]
@@ -65,7 +76,7 @@ pub struct Status<'a> {
     #[serde(borrow, rename = "hostIP")]
     host_ip: Str<'a>,
     #[serde(borrow)]
-    conditions: Seq<Obj<Condition<'a>>>,
+    conditions: Conditions<'a>,
     #[serde(borrow)]
     container_statuses: Seq<Obj<ContainerStatus<'a>>>,
     #[serde(borrow)]
@@ -88,7 +99,21 @@ pub(super) struct Condition<'a> {
     status: Str<'a>,
     #[serde(borrow)]
     reason: Str<'a>,
+    #[serde(borrow)]
+    message: Str<'a>,
 }
+
+impl Condition<'_> {
+    fn status(&self) -> Tristate {
+        match &*self.status.0 {
+            "True" => Tristate::True,
+            "False" => Tristate::False,
+            _ => Tristate::Unknown,
+        }
+    }
+}
+
+type Conditions<'a> = Seq<Obj<Condition<'a>>>;
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -117,20 +142,56 @@ struct Why<'a> {
 }
 
 /// The condition `Ready` and its reason.
-pub(super) fn ready<'a>(conditions: &'a Seq<Obj<Condition<'_>>>) -> (Tristate, &'a str) {
-    let Some(Obj(ready)) = conditions
-        .0
-        .iter()
-        .find(|Obj(condition)| condition.r#type.0 == "Ready")
-    else {
-        return (Tristate::Unknown, "");
+pub(super) fn ready<'a>(conditions: &'a Conditions<'_>) -> (Tristate, &'a str) {
+    status_and_reason(conditions, "Ready")
+}
+
+fn status_and_reason<'a>(conditions: &'a Conditions<'_>, kind: &str) -> (Tristate, &'a str) {
+    find(conditions, kind).map_or((Tristate::Unknown, ""), |condition| {
+        (condition.status(), &*condition.reason.0)
+    })
+}
+
+fn find<'a, 'b>(conditions: &'a Conditions<'b>, kind: &str) -> Option<&'a Condition<'b>> {
+    let mut conditions = conditions.0.iter().map(|Obj(condition)| condition);
+    conditions.find(|condition| condition.r#type.0 == kind)
+}
+
+/// What is to be known of a pod that has our readiness gate.
+fn gate(spec: &Spec<'_>, status: &Status<'_>, texts: &mut Texts) -> Option<Box<GateFacts>> {
+    let gates = || {
+        let gates = spec.readiness_gates.0.iter();
+        gates.map(|Obj(gate)| &*gate.condition_type.0)
     };
-    let status = match &*ready.status.0 {
-        "True" => Tristate::True,
-        "False" => Tristate::False,
-        _ => Tristate::Unknown,
+    if !gates().any(|gate| gate == GateFacts::CONDITION) {
+        return None;
+    }
+    let conditions = &status.conditions;
+    let is_closed = |gate: &&str| {
+        let shown = find(conditions, gate).map(Condition::status);
+        *gate != GateFacts::CONDITION && shown != Some(Tristate::True)
     };
-    (status, &ready.reason.0)
+    let shown = find(conditions, GateFacts::CONDITION).and_then(|shown| {
+        let (reason, message) = match shown.status() {
+            Tristate::True => ("", ""),
+            Tristate::False => (&*shown.reason.0, &*shown.message.0),
+            // We write no such thing: it is to be written anew.
+            Tristate::Unknown => return None,
+        };
+        let limit = message.floor_char_boundary(GateFacts::MESSAGE_BYTES);
+        Some(GateCondition {
+            open: shown.status() == Tristate::True,
+            reason: texts.share(reason),
+            message: texts.share(&message[..limit]),
+        })
+    });
+    Some(Box::new(GateFacts {
+        closed: gates()
+            .filter(is_closed)
+            .map(|gate| texts.share(gate))
+            .collect(),
+        shown,
+    }))
 }
 
 impl Trim for PodFacts {
@@ -144,7 +205,11 @@ impl Trim for PodFacts {
         Obj(status): Obj<Status<'_>>,
         texts: &mut Texts,
     ) -> Self {
-        let (ready, ready_reason) = ready(&status.conditions);
+        let gate = gate(&spec, &status, texts);
+        let (ready, ready_reason) = match &gate {
+            None => ready(&status.conditions),
+            Some(_) => status_and_reason(&status.conditions, "ContainersReady"),
+        };
         Self {
             namespace: texts.share(&meta.namespace.0),
             // These are hardly ever shared.
@@ -167,6 +232,7 @@ impl Trim for PodFacts {
             host_ip: status.host_ip.some().map(|ip| texts.share(ip)),
             ready,
             ready_reason: texts.share(ready_reason),
+            gate,
             unready: unready(&spec, &status, texts),
         }
     }

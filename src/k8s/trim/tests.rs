@@ -7,7 +7,7 @@ use super::*;
 use crate::api::intention::HttpMethod;
 use crate::api::service_registration::Port;
 use crate::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
-use crate::model::facts::{NodeFacts, Phase, PodFacts, Tristate};
+use crate::model::facts::{GateFacts, NodeFacts, Phase, PodFacts, Tristate};
 
 fn one<T: Trim>(object: &Value) -> T {
     let list = json!({"kind": "List", "metadata": {"resourceVersion": "7"}, "items": [object]});
@@ -413,4 +413,36 @@ fn what_recurs_is_held_once() {
         pods[0].node.as_ref().unwrap(),
         pods[1].node.as_ref().unwrap()
     ));
+}
+
+#[test]
+fn of_a_pod_with_our_gate_its_containers_and_other_gates_are_kept() {
+    let mut gated = pod();
+    gated["spec"]["readinessGates"] = json!([
+        {"conditionType": "example.com/lb"}, {"conditionType": "lictor.io/registered"},
+        {"conditionType": "example.com/dns"}, {"conditionType": 7},
+    ]);
+    let message = "é".repeat(GateFacts::MESSAGE_BYTES);
+    gated["status"]["conditions"] = json!([
+        {"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"},
+        {"type": "ContainersReady", "status": "True"},
+        {"type": "example.com/dns", "status": "True"},
+        {"type": "lictor.io/registered", "status": "False", "reason": "Paused", "message": message},
+    ]);
+    let facts: PodFacts = one(&gated);
+    assert_eq!((facts.ready, &*facts.ready_reason), (Tristate::True, ""));
+    let gate = facts.gate.unwrap();
+    let closed: Vec<&str> = gate.closed.iter().map(|gate| &**gate).collect();
+    assert_eq!(closed, ["example.com/lb", ""]);
+    let shown = gate.shown.as_ref().unwrap();
+    assert_eq!((shown.open, &*shown.reason), (false, "Paused"));
+    assert_eq!(shown.message.len(), GateFacts::MESSAGE_BYTES);
+
+    gated["status"]["conditions"][3]["status"] = json!("True");
+    let facts: PodFacts = one(&gated);
+    let gate = facts.gate.unwrap();
+    assert!(gate.is_open() && gate.shown.unwrap().message.is_empty());
+    gated["spec"]["readinessGates"] = json!([{"conditionType": "example.com/lb"}]);
+    let facts: PodFacts = one(&gated);
+    assert_eq!((facts.ready, facts.gate), (Tristate::False, None));
 }

@@ -281,3 +281,28 @@ fn lists_from_before_a_crd_was_missing_confirm_nothing() {
     guard.listed(&all());
     assert_eq!(guard.judge(60, now), [key(0)]);
 }
+
+/// What fails together does not fail in the same moment.
+#[test]
+fn what_is_about_to_follow_is_judged_with_what_waits() {
+    let (mut guard, now) = (guard(), begin());
+    guard.found(&key(0));
+    guard.expect(11, |_| true);
+    assert_eq!(guard.judge(16, now), []);
+    assert_eq!(guard.held(), Some((12, 16)));
+    // One after the other arrives: it is still as much.
+    guard.expect(10, |_| true);
+    assert_eq!(passed(&mut guard, 1..2, 16, now), 0);
+    assert_eq!(guard.held(), Some((12, 16)));
+    // That fewer follow releases the rest by further lists, if it tells of the rest.
+    guard.expect(2, |_| false);
+    assert_eq!(guard.judge(16, now), []);
+    assert!(guard.held().is_some());
+    guard.expect(1, |_| true);
+    assert_eq!(guard.judge(16, now), []);
+    assert_eq!((guard.held(), guard.wants_lists(&all())), (None, true));
+    for _ in 0..2 {
+        guard.listed(&all());
+    }
+    assert_eq!(guard.judge(16, now).len(), 2);
+}

@@ -10,6 +10,21 @@ fn asking(checks: &serde_json::Value) -> Registration {
     Registration::of(&object("web", spec))
 }
 
+/// A registration of the service `web` that selects every pod, with this health and a proxy.
+pub(super) fn asking_with(mut bed: Bed, health: &serde_json::Value) -> Bed {
+    let spec = serde_json::json!({"selector": {}, "port": 8080, "health": health,
+                                  "connect": {"sidecar": {"port": 20000}}});
+    let registration = Registration::of(&object("web", spec));
+    let touched = &mut Touched::default();
+    bed.index.apply_registration(registration, touched);
+    bed
+}
+
+/// With an instance and its proxy written.
+pub(super) fn settled_both(bed: Bed, index: u64) -> Bed {
+    bed.settled(index)
+}
+
 impl Bed {
     fn asking(mut self, checks: &serde_json::Value) -> Self {
         let touched = &mut Touched::default();
@@ -180,7 +195,13 @@ fn a_check_of_another_kind_under_its_id_is_replaced() {
     let write = put(bed.decide(&key("p")).step);
     let protocol = crate::model::entry::Protocol::Tcp;
     let name = "api".into();
-    assert_eq!(write.checks[0].kind, CheckKind::Probe { name, protocol });
+    let definition = None;
+    let kind = CheckKind::Probe {
+        name,
+        protocol,
+        definition,
+    };
+    assert_eq!(write.checks[0].kind, kind);
 }
 
 #[test]

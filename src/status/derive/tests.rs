@@ -68,6 +68,7 @@ fn derived(
         tally: board.tally(&owner()),
         datacenter: Some("dc1"),
         outage: None,
+        remark: None,
         now: Timestamp::from_second(second).unwrap(),
     };
     registration(object, &facts, before)
@@ -266,6 +267,7 @@ fn an_intention_shows_its_sources_and_a_query_its_id() {
             tally: board.tally(&object.owner()),
             datacenter: Some("dc1"),
             outage: None,
+            remark: None,
             now: Timestamp::from_second(1).unwrap(),
         };
         intention(&object, &facts, None)
@@ -309,6 +311,7 @@ fn an_intention_shows_its_sources_and_a_query_its_id() {
         tally: board.tally(&object.owner()),
         datacenter: None,
         outage: None,
+        remark: None,
         now: Timestamp::from_second(1).unwrap(),
     };
     let status = prepared_query(&object, &facts, None);

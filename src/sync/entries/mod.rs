@@ -22,7 +22,6 @@ use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::plan;
 use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
-use crate::plan::gate::Why;
 use crate::status::board::Reason;
 
 /// A write that was answered, or not.
@@ -337,7 +336,7 @@ impl Engine {
 
     /// A thing of ours was removed.
     fn is_gone(&mut self, gone: &Gone, index: u64, epoch: u64, at: Instant) {
-        if gone.why == Why::Found {
+        if gone.why.is_found() {
             self.rules.guard.removed(&gone.key, at);
         }
         self.held.remove(&gone.key);

@@ -11,7 +11,6 @@ use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::observed::entries::ObservedQuery;
 use crate::plan::entries::{EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
-use crate::plan::gate::Why;
 use crate::status::board::{Reason, Standing, Trouble};
 use crate::sync::engine::Engine;
 
@@ -145,16 +144,12 @@ impl Engine {
 
     /// Tells of a removal.
     pub(super) fn tell_gone(&mut self, Gone { key, owner, why }: &Gone, index: u64, epoch: u64) {
-        let (why, seen) = match why {
-            Why::Seen => ("its claim was seen going", true),
-            Why::Found => ("no object claims it", false),
-        };
         audit::removed(&Removed {
             kind: key.kind(),
             key: &key.to_string(),
             owner: &owner.to_string(),
-            why,
-            seen,
+            why: &why.to_string(),
+            seen: !why.is_found(),
             epoch,
             index,
         });

@@ -191,6 +191,7 @@ async fn a_check_that_was_removed_is_known_to_be_gone() {
             check: check.clone(),
             well_formed: true,
             protocol: None,
+            definition: None,
             modify_index: 3,
         });
     }

@@ -82,6 +82,11 @@ impl TestPod {
             this.containers
                 .extend(sidecars.map(|c| Container::new(&c.name, true)));
         }
+        let gates = pod
+            .spec
+            .iter()
+            .flat_map(|spec| spec.readiness_gates.iter().flatten());
+        this.gates = gates.map(|gate| gate.condition_type.clone()).collect();
         let ips = pod
             .status
             .iter()
@@ -160,7 +165,7 @@ impl TestPod {
         self.any_port(json!({"name": name, "containerPort": number, "hostPort": host}))
     }
 
-    /// Adds a readiness gate; [`TestPod::condition`] answers it.
+    /// Adds a readiness gate; [`TestPod::condition`] answers it, and [`TestPod::judge_gates`] looks at all.
     #[must_use]
     pub fn readiness_gate(mut self, condition: &str) -> Self {
         self.gates.push(condition.to_owned());
@@ -278,6 +283,34 @@ impl TestPod {
         self.send(client, &patch).await
     }
 
+    /// Sets Ready as a kubelet does: True where `ContainersReady` and the conditions of all gates are.
+    pub async fn judge_gates(&self, client: &Client) -> Result<Pod> {
+        let pod = self.api(client).get(&self.name).await?;
+        let conditions = pod
+            .status
+            .iter()
+            .flat_map(|status| status.conditions.iter().flatten());
+        let held: BTreeMap<&str, &str> = conditions
+            .map(|condition| (&*condition.type_, &*condition.status))
+            .collect();
+        let is_true = |kind: &str| held.get(kind) == Some(&"True");
+        let ready = is_true("ContainersReady") && self.gates.iter().all(|gate| is_true(gate));
+        if ready == is_true("Ready") {
+            return Ok(pod);
+        }
+        let (status, reason) = if ready {
+            ("True", Value::Null)
+        } else {
+            ("False", json!("ReadinessGatesNotReady"))
+        };
+        let condition = json!({
+            "type": "Ready", "status": status, "reason": reason, "message": null,
+            "lastTransitionTime": now(),
+        });
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+        self.send(client, &patch).await
+    }
+
     /// Asks for its deletion. With a node, it is terminating from now on and stays until
     /// [`TestPod::finish_deletion`]; without one, or when it has ended, it is gone at once.
     pub async fn delete(&self, client: &Client) -> Result<()> {
@@ -346,13 +379,12 @@ impl TestPod {
     /// Readiness gates are not asked: a pod that has any is given its Ready condition by hand.
     fn conditions(&self, ready: &str, cause: Option<(&str, &str)>) -> Value {
         let condition = |kind: &str, status: &str, cause: Option<(&str, &str)>| {
-            let mut condition =
-                json!({"type": kind, "status": status, "lastTransitionTime": now()});
-            if let Some((reason, message)) = cause {
-                condition["reason"] = json!(reason);
-                condition["message"] = json!(message);
-            }
-            condition
+            // Without a cause there is none any more.
+            let (reason, message) = cause.unzip();
+            json!({
+                "type": kind, "status": status, "lastTransitionTime": now(),
+                "reason": reason, "message": message,
+            })
         };
         let gated = ready == "True" && !self.gates.is_empty();
         let gate = gated.then_some(("ReadinessGatesNotReady", "a readiness gate is not met"));
@@ -390,9 +422,19 @@ impl TestPod {
         status
     }
 
-    async fn patch_status(&self, client: &Client, status: Value) -> Result<Pod> {
-        self.send(client, &Patch::Merge(json!({"status": status})))
-            .await
+    async fn patch_status(&self, client: &Client, mut status: Value) -> Result<Pod> {
+        if self.gates.is_empty() {
+            let patch = Patch::Merge(json!({"status": status}));
+            return self.send(client, &patch).await;
+        }
+        // The conditions of its gates are others' and stay; its addresses are its own.
+        for list in ["podIPs", "hostIPs"] {
+            if let Some(list) = status[list].as_array_mut() {
+                list.push(json!({"$patch": "replace"}));
+            }
+        }
+        let patch = Patch::Strategic(json!({"status": status}));
+        self.send(client, &patch).await
     }
 
     async fn send(&self, client: &Client, patch: &Patch<Value>) -> Result<Pod> {

@@ -147,7 +147,19 @@ async fn pods_live_and_die_as_with_a_kubelet(client: &Client) -> Result<()> {
     let open = pod.condition(client, "Ready", "True").await?;
     ensure!(condition(&open, "Ready") == "True", "{open:?}");
     ensure!(condition(&open, "ContainersReady") == "True", "{open:?}");
-    TestPod::of(&open).not_ready(client, "app").await?;
+    let pod = TestPod::of(&open).host_ips(["192.168.1.7"]);
+    let unready = pod.not_ready(client, "app").await?;
+    ensure!(
+        condition(&unready, "example.com/gate") == "True",
+        "{unready:?}"
+    );
+    pod.running_ready(client).await?;
+    let judged = pod.judge_gates(client).await?;
+    ensure!(condition(&judged, "Ready") == "True", "{judged:?}");
+    ensure!(ip(&judged) == Some("192.168.1.7"), "{judged:?}");
+    pod.condition(client, "example.com/gate", "False").await?;
+    let judged = pod.judge_gates(client).await?;
+    ensure!(condition(&judged, "Ready") == "False", "{judged:?}");
     pod.finish_deletion(client).await
 }
 
@@ -349,6 +361,7 @@ async fn consul_takes_writes(bed: &Bed, consul: &ConsulApi) -> Result<()> {
         target,
         address: Some(Ipv4Addr::new(10, 0, 0, 1)),
         port: 8080,
+        weight: 1,
         ttl: Duration::ZERO,
     };
     ensure!(told == [want], "{told:?}");

@@ -10,6 +10,7 @@ mod clock;
 mod clusters;
 mod consul;
 mod crd;
+mod critical;
 mod entries;
 mod kubernetes;
 mod network;

@@ -42,21 +42,20 @@ impl Installed {
     }
 
     pub async fn with(options: BedOptions) -> Result<Self> {
+        Self::with_values(options, &[]).await
+    }
+
+    /// With values of the chart, such as `cluster=chart`.
+    pub async fn with_values(options: BedOptions, values: &[&str]) -> Result<Self> {
         let token = options.consul_acls.then_some(CONSUL_MANAGEMENT_TOKEN);
         let bed = Bed::start(options).await?;
         let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
-        bed.helm(&[
-            "install",
-            "lictor",
-            chart,
-            "--namespace",
-            RELEASE,
-            "--create-namespace",
-            "--set",
-            "cluster=chart",
-        ])
-        .await
-        .context("the chart cannot be installed")?;
+        let mut args = vec!["install", "lictor", chart, "--namespace", RELEASE];
+        args.extend(["--create-namespace", "--set", "cluster=chart"]);
+        args.extend(values.iter().flat_map(|value| ["--set", value]));
+        bed.helm(&args)
+            .await
+            .context("the chart cannot be installed")?;
         let kubeconfig = bed.service_account_kubeconfig(RELEASE, "lictor").await?;
         until("the CRDs to be served", async || {
             let kinds = "serviceregistrations,intentions,preparedqueries";

@@ -138,12 +138,23 @@ impl Scene {
 
     /// The same with a proxy between it and each of its APIs.
     pub async fn lictor_through(&self, kubernetes: &Proxy, consul: &Proxy) -> Result<Lictor> {
+        self.lictor_through_with(kubernetes, consul, &[]).await
+    }
+
+    /// The same with more arguments.
+    pub async fn lictor_through_with(
+        &self,
+        kubernetes: &Proxy,
+        consul: &Proxy,
+        more: &[&str],
+    ) -> Result<Lictor> {
         let kubeconfig = self
             .bed
             .kubeconfig_through(self.kubeconfig.as_ref(), &kubernetes.url())?;
         let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
         let address = format!("--consul-http-addr={}", consul.url());
-        self.lictor_with(&[&kubeconfig, &address]).await
+        let args = [&[&*kubeconfig, &*address], more].concat();
+        self.lictor_with(&args).await
     }
 
     /// Starts `lictor` with more arguments and environment; it need not become ready.

@@ -10,6 +10,7 @@
 //!  report: table on standard output, JSON on request
 //! ```
 
+mod checks;
 mod entries;
 mod expected;
 mod floor;
@@ -82,6 +83,8 @@ enum Row {
     Restart,
     /// 2,000 `Intention`s and 500 `PreparedQuery`s.
     Entries,
+    /// 5,000 checks every 10 s, of which nothing changes.
+    Checks,
     /// Resident memory.
     Memory,
 }
@@ -152,6 +155,7 @@ impl Row {
             Self::Drift => rows::drift(setup, report).await,
             Self::Restart => rows::restart(setup, report).await,
             Self::Entries => entries::measure(setup, report).await,
+            Self::Checks => checks::measure(setup, report).await,
             Self::Memory => rows::memory(setup, report).await,
         }
     }

@@ -164,7 +164,12 @@ impl Scene {
 
     /// Starts lictor.
     pub fn lictor(&self) -> Result<Lictor> {
-        Lictor::start(&self.lictor, &self.bed)
+        self.lictor_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn lictor_with(&self, more: &[&str]) -> Result<Lictor> {
+        Lictor::start(&self.lictor, &self.bed, more)
     }
 
     /// The number of entries in Consul's raft log.

@@ -42,8 +42,8 @@ pub struct Lictor {
 }
 
 impl Lictor {
-    /// Starts it.
-    pub fn start(binary: &Path, bed: &Bed) -> Result<Self> {
+    /// Starts it with these arguments beside those that all have.
+    pub fn start(binary: &Path, bed: &Bed, more: &[&str]) -> Result<Self> {
         let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let log = File::options()
             .create(true)
@@ -52,6 +52,7 @@ impl Lictor {
         let mut command = command(binary, bed);
         command
             .args(["run", "--cluster", CLUSTER, "--listen", &free.to_string()])
+            .args(more)
             .stdout(log.try_clone()?)
             .stderr(log);
         let started = Instant::now();
@@ -145,6 +146,17 @@ impl Metrics {
             .fold(0.0, |sum, value| sum + value)
     }
 
+    /// The buckets of a histogram without labels: the upper bound of each, and the count within it.
+    pub fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
+        let prefix = format!("{name}_bucket{{le=\"");
+        let bucket = |line: &str| {
+            let (bound, count) = line.strip_prefix(&prefix)?.split_once("\"} ")?;
+            let bound = bound.replace("+Inf", "inf");
+            Some((bound.parse().ok()?, count.parse().ok()?))
+        };
+        self.0.lines().filter_map(bucket).collect()
+    }
+
     /// Requests to Consul.
     pub fn requests(&self) -> f64 {
         self.sum("lictor_consul_requests_total", &[])
@@ -224,10 +236,15 @@ lictor_consul_requests_total{endpoint=\"txn\",code=\"200\"} 3
 lictor_consul_requests_total{endpoint=\"txn\",code=\"409\"} 1
 lictor_consul_requests_total{endpoint=\"catalog/nodes\",code=\"200\"} 5
 lictor_pending_keys 2
+late_seconds_bucket{le=\"0.5\"} 3
+late_seconds_bucket{le=\"+Inf\"} 4
+late_seconds_count 4
 ";
         let metrics = Metrics(text.to_owned());
         let close = |a: f64, b: f64| (a - b).abs() < f64::EPSILON;
         assert!(close(metrics.requests(), 9.0));
+        let buckets = metrics.buckets("late_seconds");
+        assert_eq!(buckets, [(0.5, 3.0), (f64::INFINITY, 4.0)]);
         assert!(close(metrics.transactions(), 4.0));
         assert!(close(metrics.sum("lictor_pending_keys", &[]), 2.0));
         assert!(close(metrics.sum("lictor_pending", &[]), 0.0));

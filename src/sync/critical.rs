@@ -1,0 +1,403 @@
+//! What the engine makes of how long instances have been critical: when they are planned, and what is kept
+//! of it in Consul's KV.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::apply::{Done, ReadError};
+use super::dirty::{Cause, Due};
+use super::engine::Engine;
+use super::signals::Signal;
+use crate::consul::wire::KvPair;
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Fence, Txn, TxnFailure, TxnOp, TxnOutcome,
+    TxnResult,
+};
+use crate::k8s::WatchEvent;
+use crate::metrics::OperationLabels;
+use crate::model::critical;
+use crate::model::facts::{NodeFacts, Tristate};
+use crate::model::key::{InstanceKey, Key, Place};
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::text::Text;
+use crate::plan::critical::kept::{Kept, KeptWrite};
+use crate::plan::critical::{is_lost, with_proxy};
+use crate::plan::guard::Guard;
+use crate::plan::{Finding, Mode, Step};
+
+/// How soon it is read again after it could not be read, or not be written.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// What is read and written of how long instances have been critical.
+#[derive(Debug, Default)]
+pub(super) struct Critical {
+    /// The epoch under which what is known was learnt; 0 where nothing is ever written.
+    epoch: Option<u64>,
+    reading: bool,
+    again_at: Option<Instant>,
+    /// Whether a side is out of reach.
+    is_lost: bool,
+    /// Why it cannot be read or written, as was told.
+    trouble: Option<String>,
+    /// Keys that the guard judges for that, and not because something is missing.
+    offered: BTreeSet<Key>,
+}
+
+/// It was read, or not.
+#[derive(Debug)]
+pub struct CriticalRead {
+    epoch: u64,
+    pairs: Result<Vec<KvPair>, ReadError>,
+}
+
+/// A key was written, or not.
+#[derive(Debug)]
+pub struct CriticalWritten {
+    epoch: u64,
+    write: KeptWrite,
+    outcome: Result<TxnOutcome, ConsulError>,
+}
+
+async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
+    let prefix = critical::prefix(&cluster);
+    let pairs = match client.kv_list(&prefix, Consistency::Consistent).await {
+        Ok(answer) => {
+            let quality = answer.quality;
+            let pairs = answer.authoritative();
+            pairs.ok_or(ReadError::NotAuthoritative(quality))
+        }
+        Err(error) => Err(error.into()),
+    };
+    Done::ReadCritical(CriticalRead { epoch, pairs })
+}
+
+async fn write(
+    client: Client,
+    (fence_key, epoch): (Text, u64),
+    txn: Txn,
+    write: KeptWrite,
+) -> Done {
+    let fence = Fence {
+        key: &fence_key,
+        index: epoch,
+    };
+    let outcome = client.apply_fenced(fence, &txn).await;
+    Done::WroteCritical(CriticalWritten {
+        epoch,
+        write,
+        outcome,
+    })
+}
+
+/// The transaction of a write.
+fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> {
+    let key = critical::key(cluster, &write.node);
+    let (key, index) = (&*key, write.index);
+    let value = serde_json::to_vec(&write.times).map_err(|error| error.to_string())?;
+    let mut txn = Txn::new();
+    let op = if write.times.instances.is_empty() {
+        TxnOp::KvDeleteCas { key, index }
+    } else {
+        let value = &value;
+        TxnOp::KvCas { key, value, index }
+    };
+    txn.push(&op).map_err(|full| full.to_string())?;
+    Ok(txn)
+}
+
+impl Critical {
+    /// The guard judges a key; `claimed` says that it is for its health, and not for being missing.
+    pub(super) fn offer(&mut self, key: &Key, claimed: bool) {
+        if claimed {
+            self.offered.insert(key.clone());
+        } else {
+            self.offered.remove(key);
+        }
+    }
+
+    /// A key is not to be judged any more. Returns whether it was for its health.
+    pub(super) fn withdraw(&mut self, key: &Key) -> bool {
+        self.offered.remove(key)
+    }
+
+    /// When it is to be read again.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        self.again_at
+    }
+}
+
+impl Engine {
+    /// How an instance is was found out.
+    pub(super) fn follow_critical(&mut self, key: &InstanceKey, finding: &Finding) {
+        let criticals = &mut self.rules.criticals;
+        match &finding.critical {
+            Some(watched) => {
+                criticals.observe(&watched.instance, Some(watched), Instant::now());
+            }
+            // What stands there is not known.
+            None if finding.step == Step::Waiting => {}
+            None => criticals.observe(key, None, Instant::now()),
+        }
+    }
+
+    /// A node that is not Ready, or just became so, says nothing of what is on it.
+    pub(super) fn nodes_turn(&mut self, event: &WatchEvent<NodeFacts>, at: Instant) {
+        let gone = match event {
+            WatchEvent::Deleted { object, .. } => Some(&object.name),
+            _ => None,
+        };
+        let shown = match event {
+            WatchEvent::Page(nodes) => &**nodes,
+            WatchEvent::Applied(node) => std::slice::from_ref(node),
+            _ => &[],
+        };
+        let is_news = |node: &&NodeFacts| {
+            node.ready != Tristate::True || !self.index.is_node_ready(&node.name)
+        };
+        let shown = shown.iter().filter(is_news).map(|node| &node.name);
+        let names: Vec<NodeName> = shown
+            .chain(gone)
+            .map(|name| NodeName::for_kubernetes(self.index.cluster(), name))
+            .collect();
+        for name in names {
+            let is_there = |key: &InstanceKey| self.mirror.instance(key).is_some();
+            self.rules.criticals.interrupt(Some(&name), is_there, at);
+        }
+    }
+
+    /// While Consul is out of reach, so may be what is asked: what is seen says nothing.
+    pub(super) fn miss_contact(&mut self, signal: &Signal, now: Instant) {
+        let is_lost = match signal {
+            Signal::Failed { topic, .. } => topic.table().is_none(),
+            Signal::Changed { interrupted, .. } => *interrupted,
+            _ => false,
+        };
+        if is_lost {
+            let is_there = |key: &InstanceKey| self.mirror.instance(key).is_some();
+            self.rules.criticals.interrupt(None, is_there, now);
+        }
+    }
+
+    /// Plans what was critical for long enough, and keeps in Consul for how long that was.
+    pub(super) fn keep_critical_times(&mut self, now: Instant) {
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        let epoch = self.fence.index().or(rehearses.then_some(0));
+        if self.critical.epoch != epoch {
+            self.critical = Critical {
+                epoch,
+                is_lost: self.critical.is_lost,
+                reading: self.critical.reading,
+                ..Critical::default()
+            };
+            self.rules.criticals.forget();
+        }
+        let is_there = |key: &InstanceKey| self.mirror.instance(key).is_some();
+        let outages = [&self.outage, &self.unreadable, &self.unwritable];
+        let is_lost =
+            outages.iter().any(|outage| outage.reason().is_some()) || is_lost(&self.index.watches);
+        let criticals = &mut self.rules.criticals;
+        if std::mem::replace(&mut self.critical.is_lost, is_lost) != is_lost {
+            criticals.interrupt(None, is_there, now);
+        }
+        let wall = jiff::Timestamp::now().as_second();
+        let ripe = criticals.ripen(is_there, now, wall);
+        self.touch_instances(ripe, now);
+        let Some(epoch) = epoch else {
+            return;
+        };
+        if self.critical.again_at.is_some_and(|at| at <= now) {
+            self.critical.again_at = None;
+            self.rules.criticals.kept.doubt();
+        }
+        let free = !self.critical.reading && self.outage.limit(now, 1) > 0;
+        if free && self.rules.criticals.kept.is_unread() {
+            self.critical.reading = true;
+            let cluster = self.index.cluster().clone();
+            self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
+        }
+        self.write_critical_times(now);
+    }
+
+    fn write_critical_times(&mut self, now: Instant) {
+        if self.rules.mode == Mode::DryRun {
+            // What would go is told as if it were kept.
+            while let Some(planned) = self.rules.criticals.next_write() {
+                self.rules.criticals.kept.written(planned, Some(0));
+            }
+            return;
+        }
+        while self.rules.criticals.has_changed()
+            && self.strange.is_empty()
+            && self.may_write(now)
+            && let Some(epoch) = self.fence.index()
+            && let Some(planned) = self.rules.criticals.next_write()
+        {
+            let txn = match transaction(self.index.cluster(), &planned) {
+                Ok(txn) => txn,
+                Err(why) => return self.cannot_keep(why, now),
+            };
+            self.entry_writes += 1;
+            self.pace.begun(1, now);
+            let fence = (self.fence_key.clone(), epoch);
+            self.jobs
+                .spawn(write(self.consul.clone(), fence, txn, planned));
+        }
+    }
+
+    /// Tells the guard how many more are on their way to it.
+    pub(super) fn expect_critical(&mut self) {
+        let soon = if self.critical.offered.is_empty() {
+            0
+        } else {
+            self.rules.criticals.soon()
+        };
+        let offered = &self.critical.offered;
+        let health_alone = |guard: &Guard| guard.waiting().all(|waiting| offered.contains(waiting));
+        self.rules.guard.expect(soon, health_alone);
+    }
+
+    /// Whether all that the guard judges is judged for its health: then whatever recovers of it tells of the
+    /// rest, as objects that come back do.
+    pub(super) fn judges_health_alone(&self) -> bool {
+        let offered = &self.critical.offered;
+        let mut waiting = self.rules.guard.waiting();
+        !offered.is_empty() && waiting.all(|waiting| offered.contains(waiting))
+    }
+
+    fn touch_instances(&mut self, keys: impl IntoIterator<Item = InstanceKey>, now: Instant) {
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        for key in keys {
+            for key in with_proxy(key, &self.index, &self.mirror) {
+                self.dirty.touch(key, due);
+            }
+        }
+    }
+
+    pub(super) fn absorb_critical_read(&mut self, read: CriticalRead) {
+        let now = Instant::now();
+        self.critical.reading = false;
+        let CriticalRead { epoch, pairs } = read;
+        if self.critical.epoch != Some(epoch) {
+            return;
+        }
+        match pairs {
+            Ok(pairs) => {
+                self.answered();
+                let wall = jiff::Timestamp::now().as_second();
+                let (kept, garbled) = Kept::of(self.index.cluster(), &pairs, now, wall);
+                for key in garbled {
+                    tracing::warn!("{key}");
+                }
+                let is_there = |key: &InstanceKey| self.mirror.instance(key).is_some();
+                let keys = self.rules.criticals.read(kept, is_there, now);
+                self.touch_instances(keys, now);
+            }
+            Err(error) => self.cannot_keep(error.to_string(), now),
+        }
+        // What waited to know whether it was deregistered before.
+        let places: Vec<Place> = self.waiting.keys().cloned().collect();
+        for place in places {
+            self.go_on(&place);
+        }
+    }
+
+    /// How long something was critical cannot be read, or not be kept: nothing goes by it meanwhile.
+    fn cannot_keep(&mut self, why: String, now: Instant) {
+        self.rules.criticals.kept.failed();
+        self.critical.again_at = Some(now + AGAIN);
+        if self.critical.trouble.as_ref() != Some(&why) {
+            let prefix = critical::prefix(self.index.cluster());
+            tracing::warn!(
+                "nothing is deregistered for being critical: {prefix} in Consul's KV cannot be used: {why}"
+            );
+        }
+        self.critical.trouble = Some(why);
+    }
+
+    pub(super) fn absorb_critical_write(&mut self, written: CriticalWritten) {
+        let now = Instant::now();
+        let CriticalWritten {
+            epoch,
+            write,
+            outcome,
+        } = written;
+        self.entry_writes -= 1;
+        self.count_critical(&write, &outcome);
+        let is_current = self.critical.epoch == Some(epoch);
+        match outcome {
+            Ok(TxnOutcome::Applied(results)) => {
+                self.writable();
+                if !is_current {
+                    return;
+                }
+                let index = results.iter().find_map(|result| match result {
+                    TxnResult::Kv(pair) => Some(pair.modify_index),
+                    _ => None,
+                });
+                let node = write.node.clone();
+                self.critical.trouble = None;
+                self.rules.criticals.kept.written(write, index);
+                let keys: Vec<_> = self.rules.criticals.on_node(&node).cloned().collect();
+                self.touch_instances(keys, now);
+            }
+            Ok(TxnOutcome::Fenced { what, reason }) => {
+                tracing::warn!(epoch, "the write was fenced off: {what}");
+                self.fence.failed(epoch, reason);
+                if reason == TxnFailure::PermissionDenied {
+                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
+                }
+                self.rules.criticals.kept.doubt();
+            }
+            _ if !is_current => {}
+            Ok(TxnOutcome::RolledBack(errors)) => {
+                self.writable();
+                let refused = errors.iter().find(|error| {
+                    matches!(
+                        error.reason,
+                        TxnFailure::PermissionDenied | TxnFailure::Refused
+                    )
+                });
+                match refused {
+                    Some(error) => self.cannot_keep(error.what.to_string(), now),
+                    // Another hand was there.
+                    None => self.rules.criticals.kept.doubt(),
+                }
+            }
+            Err(error) => match error.class() {
+                ErrorClass::Refused | ErrorClass::AccessDenied => {
+                    self.cannot_keep(error.to_string(), now);
+                }
+                class => {
+                    if class == ErrorClass::SlowDown {
+                        self.pace.slow_down(now);
+                    }
+                    self.write_failed_for(&format!("cannot write to Consul: {error}"));
+                    self.rules.criticals.kept.doubt();
+                }
+            },
+        }
+    }
+
+    fn count_critical(&self, write: &KeptWrite, outcome: &Result<TxnOutcome, ConsulError>) {
+        let labels = OperationLabels {
+            kind: "critical",
+            verb: match write.index {
+                _ if write.times.instances.is_empty() => "delete",
+                0 => "create",
+                _ => "update",
+            },
+            outcome: match outcome {
+                Ok(TxnOutcome::Applied(_)) => "ok",
+                Ok(TxnOutcome::RolledBack(_)) => "conflict",
+                Ok(TxnOutcome::Fenced { .. }) => "fenced",
+                Err(error) => error.class().as_str(),
+            },
+        };
+        self.report.metrics.operations.get_or_create(&labels).inc();
+    }
+}
