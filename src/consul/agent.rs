@@ -36,7 +36,15 @@ struct SelfBody {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Server {
-    service_meta: ServerMeta,
+    service: ServerService,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ServerService {
+    #[serde(rename = "ID")]
+    id: Text,
+    meta: ServerMeta,
 }
 
 #[derive(Default, Deserialize)]
@@ -101,14 +109,18 @@ impl Client {
         Ok(())
     }
 
-    /// The lowest version among the servers, as they tell it in the catalog; `None` where they do not. Needs
-    /// `service:read` on `consul`.
+    /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
+    /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let request = Request::get("catalog/service").segment("consul");
-        let servers: Vec<Server> = self.send(&request).await?.json()?.value;
-        let versions = servers
+        let request = Request::get("health/service")
+            .segment("consul")
+            .query("passing", "");
+        let found: Vec<Server> = self.send(&request).await?.json()?.value;
+        // Anybody may register a service of that name, but only servers have this id.
+        let servers = found
             .into_iter()
-            .filter_map(|server| server.service_meta.version);
+            .filter(|server| *server.service.id == *"consul");
+        let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
                 .split('.')

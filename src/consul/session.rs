@@ -10,6 +10,9 @@ use super::wire::null_is_default;
 use super::{Client, Consistency, ConsulError, ErrorClass, Observed, Request};
 use crate::model::text::Text;
 
+/// Deadline of a renewal, which can be asked for again.
+const RENEWAL: Duration = Duration::from_secs(4);
+
 /// A session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -91,7 +94,9 @@ impl Client {
 
     /// Renews a session; `false` where it is not there any more.
     pub async fn renew_session(&self, id: &str) -> Result<bool, ConsulError> {
-        let renewed = self.send(&Request::put("session/renew").segment(id)).await;
+        // Less than the shortest session lives: whoever hangs must not keep it from the next attempt.
+        let request = Request::put("session/renew").segment(id).within(RENEWAL);
+        let renewed = self.send(&request).await;
         match renewed?.success() {
             Ok(_) => Ok(true),
             Err(error) if error.class() == ErrorClass::NotFound => Ok(false),

@@ -192,6 +192,15 @@ impl Leases {
         Some(News::OfAll)
     }
 
+    /// This process stood still: what it could not see meanwhile is held against nobody.
+    pub fn forgive(&mut self, at: Instant) {
+        for scope in self.0.values_mut() {
+            for seen in scope.leases.values_mut() {
+                seen.since = at;
+            }
+        }
+    }
+
     /// Why the Leases of a namespace may not be watched, if they may not.
     #[must_use]
     pub fn denied(&self, namespace: &str) -> Option<&Text> {
@@ -334,6 +343,16 @@ mod tests {
         let at = bench.at(201);
         bench.leases.listed("shop", at);
         assert!(bench.is_fresh(230, false));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_begins_anew() {
+        let mut bench = Bench::new();
+        bench.renewed("2", 1);
+        let at = bench.at(60);
+        bench.leases.forgive(at);
+        assert!(bench.is_fresh(60, false));
+        assert!(!bench.is_fresh(90, false));
     }
 
     #[test]

@@ -67,6 +67,17 @@ impl Act {
     }
 }
 
+/// A session that there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The check that follows it.
+    pub place: Place,
+    /// Its id.
+    pub id: Text,
+    /// How long it lives without being renewed; `None` for ever.
+    pub ttl: Option<Duration>,
+}
+
 /// What became of an act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -93,8 +104,10 @@ struct Row {
     sessions: Vec<Text>,
     /// Whether these are all.
     sure: bool,
-    /// When that was known last.
-    changed: Instant,
+    /// When something was done about them, or they were doubted, last.
+    changed: Option<Instant>,
+    /// How long the session lives that was found.
+    found_ttl: Option<Duration>,
     busy: bool,
     renew_at: Instant,
     /// Whether all of its sessions are to make room for a new one.
@@ -140,7 +153,8 @@ impl Pulses {
                 critical: None,
                 sessions: Vec::new(),
                 sure: false,
-                changed: now,
+                changed: None,
+                found_ttl: None,
                 busy: false,
                 renew_at: now,
                 remake: false,
@@ -204,7 +218,7 @@ impl Pulses {
     fn doubt_one(&mut self, place: &Place, now: Instant) {
         if let Some(row) = self.rows.get_mut(place) {
             row.sure = false;
-            row.changed = now;
+            row.changed = Some(now);
             self.unsure.insert(place.clone());
         }
     }
@@ -246,14 +260,14 @@ impl Pulses {
     /// which renewals are spread. Returns those that no check here has.
     pub fn listed(
         &mut self,
-        sessions: Vec<(Place, Text)>,
+        sessions: Vec<Found>,
         asked: Instant,
         now: Instant,
         mut chance: impl FnMut() -> f64,
-    ) -> Vec<(Place, Text)> {
-        let mut by_place: HashMap<Place, Vec<Text>> = HashMap::new();
-        for (place, id) in sessions {
-            by_place.entry(place).or_default().push(id);
+    ) -> Vec<Found> {
+        let mut by_place: HashMap<Place, Vec<Found>> = HashMap::new();
+        for found in sessions {
+            by_place.entry(found.place.clone()).or_default().push(found);
         }
         let places: Vec<Place> = self.rows.keys().cloned().collect();
         for place in places {
@@ -262,21 +276,23 @@ impl Pulses {
                 continue;
             };
             // What happened meanwhile is newer.
-            if row.busy || row.changed > asked {
+            if row.busy || row.changed.is_some_and(|changed| changed > asked) {
                 continue;
             }
+            let ttl = found.iter().filter_map(|found| found.ttl).min();
+            let found: Vec<Text> = found.into_iter().map(|found| found.id).collect();
             if !row.sure || row.sessions != found {
                 row.sure = true;
                 row.sessions = found;
-                row.renew_at = now + interval(row.ttl).mul_f64(chance());
+                row.found_ttl = ttl;
+                // A session keeps the time that it was created with.
+                row.remake |= ttl.is_some_and(|ttl| ttl != row.ttl) && row.want == Want::Alive;
+                row.renew_at = now + row.interval().mul_f64(chance());
                 self.unsure.remove(&place);
                 self.schedule(&place, now);
             }
         }
-        let strays = by_place.into_iter();
-        strays
-            .flat_map(|(place, ids)| ids.into_iter().map(move |id| (place.clone(), id)))
-            .collect()
+        by_place.into_values().flatten().collect()
     }
 
     /// What is to be done now; `leads` is whether this process may create and end sessions. Each act is
@@ -315,25 +331,30 @@ impl Pulses {
             return;
         };
         row.busy = false;
-        row.changed = now;
+        row.changed = Some(now);
         let mut again = now;
         match outcome {
             Outcome::Created(id) => {
                 row.sessions = vec![id];
+                row.found_ttl = None;
                 row.failures = 0;
                 // What the check is now is not known before it is read.
                 row.critical = None;
-                row.renew_at = now + interval(row.ttl).mul_f64(0.5 + chance() / 2.0);
+                row.renew_at = now + row.interval().mul_f64(0.5 + chance() / 2.0);
             }
             Outcome::Renewed => {
                 row.failures = 0;
                 row.lives();
-                row.renew_at = now + interval(row.ttl).mul_f64(0.9 + chance() / 10.0);
+                row.renew_at = now + row.interval().mul_f64(0.9 + chance() / 10.0);
             }
             Outcome::Gone => {
                 row.failures = 0;
                 if let Act::Renew(_, gone) | Act::End(_, gone) = act {
                     row.sessions.retain(|id| id != gone);
+                }
+                if let Act::Renew(..) = act {
+                    // Somebody ended it, and may have made another.
+                    self.doubt_one(place, now);
                 }
             }
             Outcome::Failed => {
@@ -395,7 +416,8 @@ impl Row {
         if let Want::Ended | Want::Forgotten = self.want {
             let is_forgotten = self.want == Want::Forgotten;
             return match self.sessions.first() {
-                _ if is_forgotten && self.check.is_some() => Next::Never,
+                // Until it is gone nobody is to see it critical.
+                _ if is_forgotten && self.check.is_some() => self.renew(place, now),
                 Some(id) if leads => Next::Act(Act::End(place.clone(), id.clone())),
                 None if is_forgotten && self.sure => Next::Drop,
                 Some(_) | None => Next::Never,
@@ -420,6 +442,8 @@ impl Row {
                     Some(_) => Next::Act(Act::Create(place.clone(), self.ttl)),
                 }
             }
+            // Its instance is not there.
+            Some(id) if self.check.is_none() => Next::Act(Act::End(place.clone(), id.clone())),
             Some(id) if self.remake => Next::Act(Act::End(place.clone(), id.clone())),
             Some(id) => match self.critical {
                 None => self.renew(place, now),
@@ -452,17 +476,18 @@ impl Row {
         Next::Act(Act::Renew(place.clone(), id.clone()))
     }
 
+    /// From one renewal to the next.
+    fn interval(&self) -> Duration {
+        let ttl = self.found_ttl.map_or(self.ttl, |found| found.min(self.ttl));
+        (ttl / RENEWALS).min(LONGEST_INTERVAL)
+    }
+
     fn pause(&mut self, chance: f64) -> Duration {
-        let longest = LONGEST_PAUSE.min(interval(self.ttl));
+        let longest = LONGEST_PAUSE.min(self.interval());
         let ceiling = backoff::ceiling(FIRST_PAUSE, self.failures, longest);
         self.failures = self.failures.saturating_add(1);
         backoff::jittered(ceiling, chance)
     }
-}
-
-/// From one renewal to the next.
-fn interval(ttl: Duration) -> Duration {
-    (ttl / RENEWALS).min(LONGEST_INTERVAL)
 }
 
 #[cfg(test)]

@@ -148,7 +148,11 @@ fn unasked<'a>(
 fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
     let there = scope.observed.instance(key);
     let there = there.and_then(|there| there.check_of(key, &asked.probe.kind()));
-    let found = scope.rules.verdicts.get(key, &asked.probe.name);
+    let found = match asked.heartbeat() {
+        None => scope.rules.verdicts.get(key, &asked.probe.name),
+        // Its session says how it is, and nobody else.
+        Some(_) => None,
+    };
     match (found, there) {
         // What is beside the status tells of the run in which it came about.
         (Some(found), Some(there)) if is_same(found, &there.check) => there.check.clone(),

@@ -46,8 +46,10 @@ pub(super) fn decide_node(
     });
     // Nobody renews its session then, and all that is on the node would turn critical: so it goes under every
     // policy.
-    let is_surplus =
-        |check: &&ObservedCheck| *check.id == *ALIVE_CHECK_ID && rules.dead_after.is_none();
+    let is_surplus = |check: &&ObservedCheck| {
+        let wanted = rules.dead_after.is_some() && rules.sessions.is_ok();
+        *check.id == *ALIVE_CHECK_ID && !wanted
+    };
     let surplus: Vec<(Text, u64)> = ours
         .into_iter()
         .flat_map(|ours| ours.checks.iter().filter(is_surplus))

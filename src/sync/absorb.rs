@@ -98,6 +98,7 @@ impl Engine {
             self.mirror.doubt_table(*table);
         }
         self.own.forget();
+        self.doubt_sessions(Instant::now());
         // Nodes may have come, or gone.
         self.sweeper.signal(Instant::now());
     }

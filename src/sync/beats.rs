@@ -1,6 +1,6 @@
 //! Checks that follow sessions: whose heart beats, and what is done about it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -11,10 +11,10 @@ use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::sessions::{self, Acted, Checked, Read};
 use super::wrote::replace;
-use crate::consul::{ErrorClass, Session};
+use crate::consul::ErrorClass;
 use crate::desired::probe::Asked;
 use crate::heartbeat::leases::{Beat, Leases, News};
-use crate::heartbeat::pulses::{Act, Outcome, Place, Pulses, Want};
+use crate::heartbeat::pulses::{Act, Found, Outcome, Place, Pulses, Want};
 use crate::k8s::{BrokenKind, WatchEvent};
 use crate::model::entry::{ALIVE_CHECK_ID, Check, Health};
 use crate::model::facts::LeaseFacts;
@@ -26,6 +26,12 @@ use crate::observed::mirror::Completeness;
 use crate::plan::{self, Asks, Finding, Mode};
 use crate::status::board::{Reason, Trouble};
 
+/// How often to look whether Consul is new enough by now.
+const VERSION_PAUSE: Duration = Duration::from_mins(1);
+/// How long the Leases of a namespace are watched after nobody looks at one any more.
+const LINGER: Duration = Duration::from_mins(1);
+/// Who judges a lapse later than this stood still.
+const LATE: Duration = Duration::from_secs(2);
 /// Calls about sessions under way at once.
 const AT_ONCE: usize = 32;
 /// How often a process that does not write looks which sessions there are: less than the shortest of them lives.
@@ -45,11 +51,21 @@ pub(super) struct Beats {
     looking_at: HashMap<(Text, Text), BTreeSet<Place>>,
     /// When a Lease will have lapsed.
     lapses: BTreeSet<(Instant, Place)>,
-    /// How many checks look at a Lease in each namespace.
-    looks_in: BTreeMap<Text, usize>,
+    /// How many checks look at a Lease in each namespace, and until when it is watched where none does any
+    /// more: one that comes back at once, as when a service is renamed, finds it as it was.
+    looks_in: BTreeMap<Text, (usize, Option<Instant>)>,
     namespaces: watch::Sender<BTreeSet<Text>>,
+    /// What is told of them.
     troubles: HashMap<Place, Trouble>,
+    /// What Consul refused last.
+    refused: HashMap<Place, Trouble>,
+    /// Instances with checks that Consul is too old for.
+    unsupported: HashSet<InstanceKey>,
     under_way: usize,
+    /// Of these, those that are no renewals.
+    changing: usize,
+    /// Whether sessions were listed since the start.
+    known: bool,
     listing: bool,
     list_at: Option<Instant>,
     leads: bool,
@@ -87,7 +103,11 @@ impl Beats {
             looks_in: BTreeMap::new(),
             namespaces: watch::Sender::new(BTreeSet::new()),
             troubles: HashMap::new(),
+            refused: HashMap::new(),
+            unsupported: HashSet::new(),
             under_way: 0,
+            changing: 0,
+            known: false,
             listing: false,
             list_at: None,
             leads: false,
@@ -99,10 +119,19 @@ impl Beats {
         let lapse = self.lapses.first().map(|(at, _)| *at);
         let pulse = self.pulses.wake_at().filter(|_| self.under_way < AT_ONCE);
         let list = self.list_at.filter(|_| !self.listing);
-        [lapse, pulse, list].into_iter().flatten().min()
+        let leave = self.looks_in.values().filter_map(|(_, until)| *until).min();
+        [lapse, pulse, list, leave].into_iter().flatten().min()
     }
 
-    fn look_at(&mut self) {
+    fn look_at(&mut self, now: Instant) {
+        for (count, until) in self.looks_in.values_mut() {
+            *until = match count {
+                0 => Some(until.unwrap_or(now + LINGER)),
+                _ => None,
+            };
+        }
+        self.looks_in
+            .retain(|_, (_, until)| until.is_none_or(|until| now < until));
         let namespaces = self.namespaces.borrow();
         if !namespaces.iter().eq(self.looks_in.keys()) {
             drop(namespaces);
@@ -119,7 +148,10 @@ impl Beats {
         }
         let check = known.and_then(|known| known.check);
         self.forget(place);
-        *self.looks_in.entry(beating.namespace.clone()).or_default() += 1;
+        self.looks_in
+            .entry(beating.namespace.clone())
+            .or_default()
+            .0 += 1;
         let lease = (beating.namespace.clone(), beating.lease.clone());
         self.looking_at
             .entry(lease)
@@ -138,15 +170,13 @@ impl Beats {
 
     fn forget(&mut self, place: &Place) {
         self.troubles.remove(place);
+        self.refused.remove(place);
         self.lapses_at(place, None);
         let Some(Row { beating, .. }) = self.of.remove(place) else {
             return;
         };
-        if let Some(count) = self.looks_in.get_mut(&beating.namespace) {
+        if let Some((count, _)) = self.looks_in.get_mut(&beating.namespace) {
             *count -= 1;
-            if *count == 0 {
-                self.looks_in.remove(&beating.namespace);
-            }
         }
         let lease = (beating.namespace, beating.lease);
         if let Some(places) = self.looking_at.get_mut(&lease) {
@@ -185,7 +215,19 @@ impl Engine {
         let leads = self.fence.index().is_some() && self.strange.is_empty();
         if leads != self.beats.leads {
             self.beats.leads = leads;
+            // Whoever wrote before may have made some, and ended others.
+            self.beats.pulses.doubt(now);
             self.beats.pulses.reconsider(now);
+            self.beats.list_at = None;
+        }
+        self.beats.look_at(now);
+        let lapse = self.beats.lapses.first().map(|(at, _)| *at);
+        if lapse.is_some_and(|at| at + LATE < now) {
+            // It stood still, and renewals may wait to be heard.
+            self.beats.leases.forgive(now);
+            for place in self.beats.of.keys().cloned().collect::<Vec<_>>() {
+                self.judge_beat(&place, now);
+            }
         }
         while let Some((_, place)) = self
             .beats
@@ -206,29 +248,46 @@ impl Engine {
                 .fence
                 .index()
                 .map(|index| (self.fence_key.clone(), index));
-            let (client, id) = (self.consul.clone(), self.own.start());
+            // A renewal changes nothing that anybody could see.
+            let changes = !matches!(act, Act::Renew(..));
+            let id = changes.then(|| self.own.start());
+            self.beats.changing += usize::from(changes);
+            let client = self.consul.clone();
             self.jobs.spawn(async move {
                 Done::Acted(Box::new(sessions::act(client, id, fence, act).await))
             });
         }
+    }
+
+    fn count_sessions(&self) {
         let alive = i64::try_from(self.beats.pulses.alive()).unwrap_or(i64::MAX);
         self.report.metrics.sessions.set(alive);
     }
 
+    /// Sessions that are being created or ended: they are no writes that others wait for.
+    pub(super) fn sessions_changing(&self) -> usize {
+        self.beats.changing
+    }
+
     fn list_sessions(&mut self, now: Instant) {
-        let known =
-            self.mirror.completeness() == Completeness::Complete && self.index.watches.all_listed();
-        if !known || self.beats.listing {
+        if self.mirror.completeness() != Completeness::Complete || self.beats.listing {
             return;
         }
-        let stands_by =
-            !self.beats.leads && (self.rules.dead_after.is_some() || self.index.has_heartbeats());
-        if !stands_by && !self.beats.pulses.wants_list() {
+        // Once at the start, whatever is claimed: what is held, or cannot be told yet, lives on.
+        let first = !self.beats.known;
+        let outdated = self.rules.sessions.is_err();
+        if self.beats.leads && !first && !outdated && !self.beats.pulses.wants_list() {
             self.beats.list_at = None;
             return;
         }
         let at = *self.beats.list_at.get_or_insert(now);
         if now < at {
+            return;
+        }
+        let follows = self.beats.pulses.places().next().is_some();
+        let may_follow = || self.rules.dead_after.is_some() || self.index.has_heartbeats();
+        if !self.beats.leads && !first && !follows && !may_follow() {
+            self.beats.list_at = Some(now + LOOK_AGAIN);
             return;
         }
         self.beats.listing = true;
@@ -241,15 +300,15 @@ impl Engine {
     pub(super) fn absorb_sessions(&mut self, read: Read) {
         let now = Instant::now();
         self.beats.listing = false;
-        let pause = if self.beats.leads {
-            LIST_PAUSE
-        } else {
-            LOOK_AGAIN
-        };
-        self.beats.list_at = Some(now + pause);
         if let Some(version) = &read.version {
             self.learn_version(version, now);
         }
+        let pause = match &self.rules.sessions {
+            Err(_) => VERSION_PAUSE,
+            Ok(()) if self.beats.leads => LIST_PAUSE,
+            Ok(()) => LOOK_AGAIN,
+        };
+        self.beats.list_at = Some(now + pause);
         let found = match read.sessions {
             Ok(found) => found,
             Err(error) => {
@@ -257,27 +316,32 @@ impl Engine {
                 return;
             }
         };
+        self.beats.known = true;
         let cluster = self.index.cluster().clone();
         let ours = found.iter().filter_map(|session| {
             let node = NodeName::parse(&cluster, &session.node)?;
             let check = session.name.clone();
-            Some((Place { node, check }, session.id.clone()))
+            Some(Found {
+                place: Place { node, check },
+                id: session.id.clone(),
+                ttl: sessions::ttl(session),
+            })
         });
-        let ours: Vec<(Place, Text)> = ours.collect();
+        let ours: Vec<Found> = ours.collect();
         let strays = self
             .beats
             .pulses
             .listed(ours.clone(), read.asked, now, rand::random::<f64>);
         let mut taken_in = false;
-        for (place, id) in strays {
-            let session = found.iter().find(|session| session.id == id);
-            taken_in |= session.is_some_and(|session| self.take_in(&place, session, now));
+        for stray in &strays {
+            taken_in |= self.take_in(stray, now);
         }
         if taken_in {
             self.beats
                 .pulses
-                .listed(ours, read.asked, Instant::now(), rand::random::<f64>);
+                .listed(ours, read.asked, now, rand::random::<f64>);
         }
+        self.count_sessions();
         let places: Vec<Place> = self.beats.of.keys().cloned().collect();
         for place in places {
             self.judge_beat(&place, now);
@@ -286,8 +350,9 @@ impl Engine {
 
     /// A session on a node of ours that is not followed: one whose check is there is kept alive until it is
     /// known better, as by a process that stands by.
-    fn take_in(&mut self, place: &Place, session: &Session, now: Instant) -> bool {
-        let Some(ttl) = sessions::ttl(session) else {
+    fn take_in(&mut self, stray: &Found, now: Instant) -> bool {
+        let Found { place, ttl, .. } = stray;
+        let Some(ttl) = *ttl else {
             return false;
         };
         if *place.check == *ALIVE_CHECK_ID {
@@ -311,17 +376,19 @@ impl Engine {
         else {
             return false;
         };
-        let finding = plan::decide(
-            &Key::Instance(key.clone()),
-            &self.index,
-            &self.mirror,
-            &self.rules,
-        );
-        self.follow_beats(&key, &finding, now);
+        // Without a complete view of Kubernetes nobody seems to claim anything.
+        if self.index.watches.all_listed() {
+            let whole = Key::Instance(key.clone());
+            let finding = plan::decide(&whole, &self.index, &self.mirror, &self.rules);
+            self.follow_beats(&key, &finding, now);
+        }
         if !self.beats.of.contains_key(place) {
             self.beats
                 .pulses
                 .follow(place, (ttl, Want::Kept), Some(status), now);
+            // So that it is forgotten with its instance.
+            let places = self.beats.of_instance.entry(key).or_default();
+            places.insert(place.clone());
         }
         true
     }
@@ -365,6 +432,12 @@ impl Engine {
         let before = self.beats.of_instance.remove(key).unwrap_or_default();
         let owner = finding.owner.as_ref();
         let mut places = BTreeSet::new();
+        let any = asked.iter().any(|asked| asked.heartbeat().is_some());
+        if self.rules.sessions.is_err() && any {
+            self.beats.unsupported.insert(key.clone());
+        } else {
+            self.beats.unsupported.remove(key);
+        }
         if self.rules.sessions.is_ok() {
             for asked in asked {
                 if let (Some(heartbeat), Some(owner)) = (asked.heartbeat(), owner) {
@@ -406,7 +479,6 @@ impl Engine {
         if !places.is_empty() {
             self.beats.of_instance.insert(key.clone(), places);
         }
-        self.beats.look_at();
     }
 
     fn status_at(&self, place: &Place, key: &InstanceKey) -> Option<Health> {
@@ -447,7 +519,9 @@ impl Engine {
         self.beats
             .pulses
             .follow(place, (beating.ttl, want), check, now);
-        self.note_beat(&beating, &beat, now);
+        if alive.is_some() {
+            self.note_beat(&beating, &beat, now);
+        }
         if let Some(known) = self.beats.of.get_mut(place)
             && known.check != check
         {
@@ -514,7 +588,7 @@ impl Engine {
             });
         }
         // What Consul said last stays until it takes something.
-        self.beats.troubles.get(place).cloned()
+        self.beats.refused.get(place).cloned()
     }
 
     fn tell_beat(
@@ -541,6 +615,12 @@ impl Engine {
 
     /// Why a check of an instance that follows a session is not as it should be, if one is not.
     pub(super) fn beat_trouble(&self, key: &InstanceKey) -> Option<Trouble> {
+        if let (Err(why), true) = (&self.rules.sessions, self.beats.unsupported.contains(key)) {
+            return Some(Trouble {
+                reason: Reason::ConsulRefused,
+                message: format!("health.checks: ttl: {why}"),
+            });
+        }
         let places = self.beats.of_instance.get(key)?;
         places
             .iter()
@@ -624,8 +704,12 @@ impl Engine {
             check,
             at,
         } = acted;
-        self.own.finish(id);
+        if let Some(id) = id {
+            self.own.finish(id);
+            self.beats.changing -= 1;
+        }
         self.beats.under_way -= 1;
+        let changed = !matches!(outcome, Outcome::Renewed | Outcome::Failed);
         match (&act, &outcome) {
             (Act::Create(..), Outcome::Created(_)) => {
                 if let Some(index) = index {
@@ -642,6 +726,12 @@ impl Engine {
         self.beats
             .pulses
             .done(&act, outcome, at, rand::random::<f64>);
+        if changed {
+            self.count_sessions();
+        }
+        if error.is_none() {
+            self.beats.refused.remove(&place);
+        }
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             if let Some(error) = error {
                 tracing::warn!(node = %place.node, check = &*place.check, "its session: {error}");
@@ -649,10 +739,7 @@ impl Engine {
             return;
         };
         match error {
-            None => {
-                self.beats.troubles.remove(&place);
-                self.judge_beat(&place, at);
-            }
+            None => self.judge_beat(&place, at),
             Some(error) if error.class() == ErrorClass::AccessDenied => {
                 let message = format!(
                     "{}: Consul does not allow its session: give the token session:write on the node {}: {error}",
@@ -662,7 +749,9 @@ impl Engine {
                     reason: Reason::AccessDenied,
                     message,
                 };
-                self.tell_beat(&place, &beating.key, Some(trouble), at);
+                self.beats.refused.insert(place.clone(), trouble);
+                let trouble = self.trouble_of_beat(&place, &beating);
+                self.tell_beat(&place, &beating.key, trouble, at);
             }
             Some(error) => {
                 tracing::warn!(node = %place.node, check = &*place.check, "its session: {error}");
@@ -682,6 +771,7 @@ impl Engine {
             if let Some(mut node) = node.filter(|node| node.alive_check().is_some()).cloned() {
                 replace(&mut node.checks, ObservedCheck::of(&check, None));
                 self.mirror.wrote_node(&place.node, node);
+                self.follow_node(&place.node, Instant::now());
             }
             return;
         }

@@ -481,7 +481,12 @@ impl Engine {
             .min(self.pace.allowed());
         self.fence.index().is_some()
             && self.is_ready()
-            && self.own.under_way() + self.entry_writes < limit
+            && self
+                .own
+                .under_way()
+                .saturating_sub(self.sessions_changing())
+                + self.entry_writes
+                < limit
             && self.pace.may_begin(now)
     }
 

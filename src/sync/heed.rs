@@ -309,6 +309,8 @@ impl Engine {
                     self.unwritable.over();
                     self.own.forget();
                     self.sweeper.signal(now);
+                    // An older state may be back, with sessions that were ended since.
+                    self.doubt_sessions(now);
                 } else {
                     self.own.signalled(raft);
                     // Were it wrongly taken for our own, a sweep finds what it told of.

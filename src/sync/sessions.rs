@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::apply::ReadError;
 use super::carry::{self, Carried};
 use crate::consul::wire::HealthCheck;
-use crate::consul::{Client, Consistency, ConsulError, Fence, Session};
+use crate::consul::{Client, Consistency, ConsulError, Fence, Quality, Session};
 use crate::heartbeat::pulses::{Act, Outcome, Place};
 use crate::model::text::Text;
 
 /// What became of an act.
 #[derive(Debug)]
 pub struct Acted {
-    /// Which one.
-    pub id: u64,
+    /// Its number among our writes; a renewal is none.
+    pub id: Option<u64>,
     /// What was to be done.
     pub act: Act,
     /// What became of it.
@@ -47,13 +48,13 @@ pub struct Read {
     /// When it was asked.
     pub asked: Instant,
     /// All sessions.
-    pub sessions: Result<Vec<Session>, ConsulError>,
+    pub sessions: Result<Vec<Session>, ReadError>,
     /// The oldest version among Consul's servers, where it is known.
     pub version: Option<Text>,
 }
 
 /// Carries out an act behind the epoch with this index; a renewal needs none.
-pub async fn act(client: Client, id: u64, fence: Option<(Text, u64)>, act: Act) -> Acted {
+pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, act: Act) -> Acted {
     let done = carried_out(&client, fence, &act).await;
     let check = match &done {
         Ok((Outcome::Created(_) | Outcome::Gone, _)) => checked(&client, act.place()).await,
@@ -139,8 +140,12 @@ async fn carried_out(
 pub async fn read(client: Client, asked: Instant) -> Read {
     let version = client.oldest_server().await.ok().flatten();
     let sessions = match client.sessions().await {
-        Ok(found) => Ok(found.value),
-        Err(error) => Err(error),
+        // Those of others may be hidden from us.
+        Ok(found) if matches!(found.quality, Quality::Authoritative | Quality::Filtered) => {
+            Ok(found.value)
+        }
+        Ok(found) => Err(ReadError::NotAuthoritative(found.quality)),
+        Err(error) => Err(error.into()),
     };
     Read {
         asked,

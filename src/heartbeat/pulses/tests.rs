@@ -11,12 +11,20 @@ fn place(name: &str) -> Place {
     }
 }
 
+fn found(name: &str, id: Text) -> Found {
+    Found {
+        place: place(name),
+        id,
+        ttl: Some(TTL),
+    }
+}
+
 struct Bench {
     pulses: Pulses,
     now: Instant,
     next_id: u32,
     /// The sessions that Consul has.
-    sessions: Vec<(Place, Text)>,
+    sessions: Vec<Found>,
     made: usize,
     ended: usize,
     renewed: usize,
@@ -40,7 +48,7 @@ impl Bench {
             .follow(&place("x"), (TTL, want), check, self.now);
     }
 
-    fn list(&mut self) -> Vec<(Place, Text)> {
+    fn list(&mut self) -> Vec<Found> {
         let now = self.now;
         self.pulses.listed(self.sessions.clone(), now, now, || 0.5)
     }
@@ -48,7 +56,7 @@ impl Bench {
     fn add(&mut self) {
         let id = Text::from(self.next_id.to_string());
         self.next_id += 1;
-        self.sessions.push((place("x"), id));
+        self.sessions.push(found("x", id));
     }
 
     /// Does what is due, as Consul does.
@@ -58,11 +66,11 @@ impl Bench {
                 Act::Create(..) => {
                     self.made += 1;
                     self.add();
-                    Outcome::Created(self.sessions.last().unwrap().1.clone())
+                    Outcome::Created(self.sessions.last().unwrap().id.clone())
                 }
                 Act::Renew(_, id) => {
                     self.renewed += 1;
-                    let there = self.sessions.iter().any(|(_, there)| there == id);
+                    let there = self.sessions.iter().any(|there| there.id == *id);
                     if there {
                         Outcome::Renewed
                     } else {
@@ -71,7 +79,7 @@ impl Bench {
                 }
                 Act::End(_, id) => {
                     self.ended += 1;
-                    self.sessions.retain(|(_, there)| there != id);
+                    self.sessions.retain(|there| there.id != *id);
                     Outcome::Gone
                 }
             };
@@ -196,6 +204,10 @@ fn one_that_is_gone_is_made_anew_when_the_check_shows_it() {
     bench.sessions.clear();
     bench.follow(Want::Alive, Some(Critical));
     bench.work(true);
+    assert_eq!((bench.made, bench.ended), (1, 0), "another may be there");
+    bench.now += Duration::from_secs(1);
+    bench.list();
+    bench.work(true);
     assert_eq!((bench.made, bench.ended), (2, 0));
 }
 
@@ -307,7 +319,7 @@ fn renewals_of_a_thousand_are_spread() {
     for number in 0..1000 {
         let place = place(&number.to_string());
         pulses.follow(&place, (TTL, Want::Alive), Some(Passing), start);
-        sessions.push((place, Text::from(number.to_string())));
+        sessions.push(found(&number.to_string(), number.to_string().into()));
     }
     let mut dice = 0_u32;
     let mut chance = move || {
@@ -329,4 +341,56 @@ fn renewals_of_a_thousand_are_spread() {
         assert!(at_once <= 40, "{at_once} at once");
     }
     assert_eq!(last.len(), 1000);
+}
+
+#[test]
+fn a_session_of_another_time_to_live_is_made_anew_and_renewed_in_time_until_then() {
+    let mut bench = Bench::new();
+    bench.sessions.push(Found {
+        ttl: Some(TTL * 10),
+        ..found("x", "long".into())
+    });
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    bench.work(true);
+    assert_eq!((bench.made, bench.ended), (1, 1));
+
+    let mut bench = Bench::new();
+    bench.sessions.push(Found {
+        ttl: Some(TTL / 3),
+        ..found("x", "short".into())
+    });
+    bench.follow(Want::Kept, Some(Passing));
+    bench.list();
+    bench.pass(30, false);
+    assert!(bench.renewed > 6, "{}", bench.renewed);
+}
+
+#[test]
+fn what_nobody_asks_for_lives_as_long_as_its_check() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    bench.pulses.forget(&place("x"), Some(Passing), bench.now);
+    bench.pass(60, true);
+    assert!(
+        bench.renewed > 4 && bench.ended == 0,
+        "{:?}",
+        bench.counts()
+    );
+}
+
+#[test]
+fn the_first_list_counts_also_for_what_is_followed_since_it_was_asked_for() {
+    let mut bench = Bench::new();
+    bench.add();
+    let asked = bench.now;
+    bench.now += Duration::from_secs(1);
+    bench.follow(Want::Alive, Some(Passing));
+    bench
+        .pulses
+        .listed(bench.sessions.clone(), asked, bench.now, || 0.5);
+    bench.pass(20, true);
+    assert!(bench.renewed > 0 && bench.made == 0, "{:?}", bench.counts());
 }

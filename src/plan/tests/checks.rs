@@ -240,3 +240,18 @@ fn a_port_that_the_pod_does_not_declare_is_invalid_input() {
     );
     assert_eq!(finding.step, Step::Settled);
 }
+
+/// A check that follows a session says what its session says, whatever was asked under its name before; and it
+/// is written alone, with the entry, since it cannot be in a transaction.
+#[test]
+fn what_was_asked_before_is_no_sign_of_life() {
+    let bed = bed().found("api", Health::Passing).settled(12);
+    let bed = bed.asking(&serde_json::json!([
+        {"name": "api", "ttl": {"lease": "worker", "ttl": "30s"}}, {"name": "db", "tcp": {"port": 8080}}
+    ]));
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!(said(&write), [("x:api".to_owned(), Health::Critical)]);
+    assert!(write.needs_register() && write.service.is_some());
+    let bed = bed.carry_out(&key("p"), 13);
+    assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+}
