@@ -112,13 +112,10 @@ async fn alive(
     name: &NodeName,
     status: Health,
 ) -> Result<TxnOutcome, ConsulError> {
-    let read = client.node_services(name.as_ref(), Consistency::Consistent);
-    let Some(Some((node, _))) = read.await?.authoritative() else {
-        return Ok(outdated("the node is not there, or not known to be"));
+    let node = match own_node(client, cluster, name).await? {
+        Ok((node, _)) => node,
+        Err(why) => return Ok(outdated(why)),
     };
-    if !is_ours(&node, cluster) {
-        return Ok(outdated("the node is not marked as ours"));
-    }
     if let Some(why_not) = fenced(client, fence).await? {
         return Ok(why_not);
     }
@@ -161,9 +158,21 @@ async fn fenced(client: &Client, fence: Fence<'_>) -> Result<Option<TxnOutcome>,
     })
 }
 
-fn is_ours(node: &Node, cluster: &ClusterName) -> bool {
+/// The node and what is on it, if it is ours; else why not.
+async fn own_node(
+    client: &Client,
+    cluster: &ClusterName,
+    name: &NodeName,
+) -> Result<Result<(Node, Vec<NodeService>), &'static str>, ConsulError> {
+    let read = client.node_services(name.as_ref(), Consistency::Consistent);
+    let Some(Some((node, services))) = read.await?.authoritative() else {
+        return Ok(Err("the node is not there, or not known to be"));
+    };
     let mark = node.meta.get(marks::CLUSTER);
-    mark.is_some_and(|mark| **mark == *cluster.as_ref())
+    if mark.is_none_or(|mark| **mark != *cluster.as_ref()) {
+        return Ok(Err("the node is not marked as ours"));
+    }
+    Ok(Ok((node, services)))
 }
 
 /// The node, if it is ours and the instance there has this index; else why not.
@@ -173,13 +182,10 @@ async fn still(
     key: &InstanceKey,
     index: u64,
 ) -> Result<Result<Node, &'static str>, ConsulError> {
-    let read = client.node_services(key.node.as_ref(), Consistency::Consistent);
-    let Some(Some((node, services))) = read.await?.authoritative() else {
-        return Ok(Err("the node is not there, or not known to be"));
+    let (node, services) = match own_node(client, cluster, &key.node).await? {
+        Ok(own) => own,
+        Err(why) => return Ok(Err(why)),
     };
-    if !is_ours(&node, cluster) {
-        return Ok(Err("the node is not marked as ours"));
-    }
     if of(key, services).map_or(0, |there| there.modify_index) != index {
         return Ok(Err("the instance has another index"));
     }

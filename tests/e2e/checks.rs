@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, GrpcTarget, Instance, Lictor, Scene, Target, condition, until};
+use crate::support::{
+    Answer, GrpcTarget, Instance, Lictor, Scene, Target, condition, selected, until,
+};
 
 /// What is local may be asked, as everything is in a test.
 const LOCAL: &str = "--allow-local-checks";
@@ -176,17 +178,6 @@ async fn local_addresses_are_not_asked_even_where_a_pod_claims_them() -> Result<
         })
         .await?;
     assert_eq!(target.asked(), 0);
-    Ok(())
-}
-
-/// A service of one pod with a proxy beside it, and a check of the server.
-async fn selected(scene: &Scene, port: u16) -> Result<()> {
-    let pod = scene.pod("p").label("app", "p").ip("127.0.0.1");
-    pod.port("api", port).create_ready(&scene.client).await?;
-    let check = json!({"name": "api", "http": {"port": "api"}, "interval": "1s"});
-    let spec = json!({"service": "web", "selector": {"matchLabels": {"app": "p"}},
-                      "health": {"checks": [check]}, "connect": {"sidecar": {"port": 20000}}});
-    scene.register("web", spec).await?;
     Ok(())
 }
 

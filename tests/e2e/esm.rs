@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Instance, Lictor, Scene, Target, condition, until};
+use crate::support::{Answer, Instance, Lictor, Scene, Target, condition, selected, until};
 
 const BY_ESM: &str = "--checks=esm";
 const LOCAL: &str = "--allow-local-checks";
@@ -260,17 +260,6 @@ async fn a_definition_that_another_hand_changes_is_put_right_and_no_status_is() 
     // Its reaping takes a node with all on it: that is made anew.
     scene.away_by_hand(&json!({"Node": seen.node})).await?;
     shows(&scene, "api", |found| found["Definition"] == right).await?;
-    Ok(())
-}
-
-/// A service of one pod with a proxy beside it.
-async fn selected(scene: &Scene, port: u16) -> Result<()> {
-    let pod = scene.pod("p").label("app", "p").ip("127.0.0.1");
-    pod.port("api", port).create_ready(&scene.client).await?;
-    let check = json!({"name": "api", "http": {"port": "api"}, "interval": "1s"});
-    let spec = json!({"service": "web", "selector": {"matchLabels": {"app": "p"}},
-                      "health": {"checks": [check]}, "connect": {"sidecar": {"port": 20000}}});
-    scene.register("web", spec).await?;
     Ok(())
 }
 

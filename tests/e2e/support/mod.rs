@@ -18,7 +18,7 @@ pub use lictor::{Lictor, json_lines, run, run_within};
 pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;
 pub use scene::Scene;
-pub use target::{Answer, GrpcTarget, Target};
+pub use target::{Answer, GrpcTarget, Target, selected};
 
 /// Longer than anything here takes, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(30);

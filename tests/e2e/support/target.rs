@@ -5,10 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+
+use super::Scene;
 
 /// How a server answers.
 #[derive(Clone, Debug)]
@@ -164,4 +167,15 @@ impl GrpcTarget {
         };
         self.reporter.set_service_status(service, status).await;
     }
+}
+
+/// A service of one pod with a proxy beside it, and a check of the server.
+pub async fn selected(scene: &Scene, port: u16) -> Result<()> {
+    let pod = scene.pod("p").label("app", "p").ip("127.0.0.1");
+    pod.port("api", port).create_ready(&scene.client).await?;
+    let check = json!({"name": "api", "http": {"port": "api"}, "interval": "1s"});
+    let spec = json!({"service": "web", "selector": {"matchLabels": {"app": "p"}},
+                      "health": {"checks": [check]}, "connect": {"sidecar": {"port": 20000}}});
+    scene.register("web", spec).await?;
+    Ok(())
 }
