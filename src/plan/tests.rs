@@ -8,6 +8,7 @@ use globset::GlobSet;
 use super::*;
 use crate::api::LabelSelector;
 use crate::consul::wire;
+use crate::desired::claim::Freeze;
 use crate::desired::fixtures::{PodFixture, node, object, pod};
 use crate::desired::index::Touched;
 use crate::desired::registration::{Claims, Content, Registration, Source};
@@ -21,6 +22,7 @@ use crate::observed::entry::{
     ObservedCheck, ObservedNode, wire_check, wire_node_check, wire_service,
 };
 use crate::plan::batch::{Batch, MAX_STEP_OPS, Overflow};
+use crate::plan::gate::Hold;
 
 struct Bed {
     index: Index,
