@@ -158,9 +158,11 @@ pub async fn idle(setup: &Setup, report: &mut Report) -> Result<()> {
     sleep(QUIET).await;
 
     let (metrics, cpu) = (lictor.metrics().await?, lictor.cpu()?);
+    let sleeps = lictor.sleeps()?;
     let minute = if setup.quick { 20 } else { 60 };
     sleep(Duration::from_secs(minute)).await;
     let cpu = lictor.cpu()? - cpu;
+    let sleeps = lictor.sleeps()? - sleeps;
     let since = lictor.metrics().await?;
     leases.abort();
     let requests = since.requests() - metrics.requests();
@@ -168,6 +170,7 @@ pub async fn idle(setup: &Setup, report: &mut Report) -> Result<()> {
     report.add("idle", "Consul requests", requests, "", Goal::Below(60.0));
     report.add("idle", "catalog writes", written, "", Goal::AtMost(0.0));
     report.add("idle", "CPU", cpu, "s", Goal::Below(0.12));
+    report.add("idle", "wake-ups of threads", sleeps, "", Goal::None);
     report.add("idle", "memory", lictor.memory()?.0, "MiB", Goal::None);
     Ok(())
 }

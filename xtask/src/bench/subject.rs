@@ -110,6 +110,14 @@ impl Lictor {
         Ok((f64::from(ticks) / f64::from(a_second)).max(ran.as_secs_f64()))
     }
 
+    /// How often one of its threads went to sleep so far. What that costs differs a hundredfold between
+    /// machines, so that CPU time alone says little of a process that does nothing.
+    pub fn sleeps(&self) -> Result<f64> {
+        let tasks = self.process.tasks()?.flatten();
+        let sleeps = tasks.filter_map(|task| task.status().ok()?.voluntary_ctxt_switches);
+        Ok(f64::from(u32::try_from(sleeps.sum::<u64>())?))
+    }
+
     /// Its resident memory now and at its peak, in MiB.
     pub fn memory(&self) -> Result<(f64, f64)> {
         let status = self.process.status()?;
