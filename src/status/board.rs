@@ -18,6 +18,9 @@ pub struct Standing {
     /// The health of what Consul holds for the object, its node's included; passing for what has none;
     /// `None` where it holds nothing for it.
     pub registered: Option<Health>,
+    /// Whether that is as the object claims it, whatever trouble there is beside: with the session of a
+    /// check, or a removal that waits.
+    pub settled: bool,
     /// What is not as it should be.
     pub trouble: Option<Trouble>,
 }
@@ -340,6 +343,7 @@ mod tests {
         Standing {
             claimed: true,
             registered,
+            settled: reason.is_none(),
             trouble,
         }
     }

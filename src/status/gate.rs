@@ -109,9 +109,14 @@ fn trouble(
     let standing = standing.map(|(_, standing)| standing);
     let trouble = standing.and_then(|standing| standing.trouble.as_ref());
     let is_there = |standing: &Standing| standing.claimed && standing.registered.is_some();
-    // What is paused follows its pod.
-    let is_good = trouble.is_none_or(|trouble| trouble.reason == Reason::Paused);
-    if is_good && standing.is_some_and(is_there) {
+    let is_good = |standing: &&Standing| match standing.trouble.as_ref().map(|it| it.reason) {
+        // What is paused follows its pod.
+        None | Some(Reason::Paused) => true,
+        // These are of the session of a check, and of a removal: Consul has the instance.
+        Some(Reason::ConsulRefused | Reason::AccessDenied | Reason::Held) => standing.settled,
+        Some(_) => false,
+    };
+    if standing.filter(is_good).is_some_and(is_there) {
         return is_due(&full_key).then(writing);
     }
     if let Some(trouble) = trouble {
@@ -169,6 +174,7 @@ mod tests {
         let standing = Standing {
             claimed: true,
             registered: registered.then_some(Health::Critical),
+            settled: false,
             trouble,
         };
         let owner = Owner::pod(&"shop".into(), &"p".into());
@@ -200,6 +206,29 @@ mod tests {
         assert_eq!(&*gate.condition.reason, "Writing");
         // Also while Consul is away: it said so.
         assert!(shown(&two(), &board, Some("away")).0);
+    }
+
+    /// Its session may be denied, or Consul too old for it: that is said elsewhere.
+    #[test]
+    fn what_is_wrong_beside_an_instance_that_is_there_keeps_no_gate_shut() {
+        let mut board = Board::default();
+        stands(&mut board, "web", true, None);
+        for (reason, settled, open) in [
+            (Reason::AccessDenied, true, true),
+            (Reason::ConsulRefused, true, true),
+            (Reason::Held, true, true),
+            (Reason::AccessDenied, false, false),
+            (Reason::ConsulRefused, false, false),
+            (Reason::Invalid, true, false),
+            (Reason::Drifted, true, false),
+        ] {
+            stands(&mut board, "api", true, Some(reason));
+            let full_key = Key::Instance(key("api"));
+            let mut standings = board.standings(&full_key).to_vec();
+            standings[0].1.settled = settled;
+            board.set(&full_key, standings);
+            assert_eq!(shown(&two(), &board, None).0, open, "{reason:?}, {settled}");
+        }
     }
 
     #[test]

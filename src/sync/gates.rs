@@ -77,11 +77,8 @@ impl Gates {
                 WatchEvent::Listed { .. } => self.look_again(),
                 _ => {}
             },
-            // What selects pods and is paused has no keys to show that by.
             Change::Registration(event) => match event {
-                WatchEvent::Applied(object) | WatchEvent::Deleted { object, .. } => {
-                    self.look_again_in(&object.namespace);
-                }
+                WatchEvent::Deleted { object, .. } => self.look_again_in(&object.namespace),
                 WatchEvent::Listed { .. } => self.look_again(),
                 _ => {}
             },
@@ -151,7 +148,12 @@ impl Gates {
         self.changed.extend(self.waiting.keys().cloned());
     }
 
-    fn look_again_in(&mut self, namespace: &Text) {
+    /// A registration in this namespace changed. One that selects pods and is paused has no keys to show
+    /// that by.
+    pub(super) fn look_again_in(&mut self, namespace: &Text) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let from = (namespace.clone(), Text::from(""));
         let names = self.waiting.range(from..).map(|(name, _)| name);
         let names = names.take_while(|(of, _)| of == namespace);

@@ -75,6 +75,9 @@ impl Engine {
         let was_complete = *self.index.watches.state(kind) == Watch::Complete;
         feed(&mut self.index, event.change, &mut touched);
         self.count_missing(news, at);
+        for changed in &touched.registrations {
+            self.report.gates.look_again_in(&changed.namespace);
+        }
         self.touch(touched, at);
         if was_strange && self.strange.is_empty() && self.known_once {
             // What was left because of it is planned again.

@@ -127,6 +127,7 @@ impl Report {
                 Standing {
                     claimed: true,
                     registered: None,
+                    settled: false,
                     trouble: Some(writing()),
                 },
             )
@@ -136,6 +137,7 @@ impl Report {
             (
                 owner.clone(),
                 Standing {
+                    settled: false,
                     trouble,
                     ..standing.clone()
                 },

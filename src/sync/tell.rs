@@ -216,6 +216,7 @@ impl Engine {
                 Standing {
                     claimed: true,
                     registered,
+                    settled: finding.step == Step::Settled,
                     trouble,
                 },
             ));
@@ -241,6 +242,7 @@ impl Engine {
                     Standing {
                         claimed: true,
                         registered: None,
+                        settled: false,
                         trouble,
                     },
                 ));
@@ -251,6 +253,7 @@ impl Engine {
                 Standing {
                     claimed: false,
                     registered,
+                    settled: false,
                     trouble,
                 },
             ));
@@ -337,6 +340,7 @@ impl Engine {
             (
                 owner.clone(),
                 Standing {
+                    settled: false,
                     trouble: Some(trouble.clone()),
                     ..standing.clone()
                 },

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::core::Request;
 use kube::core::params::{GetParams, Patch, PatchParams};
+use kube::core::{Request, Status};
 use kube::{Client, Resource as _};
 use serde_json::{Value, json};
 
@@ -18,6 +18,9 @@ use super::{MANAGER, StatusUpdate, WRITE_DEADLINE};
 use crate::k8s::client::{CallError, within};
 use crate::k8s::events::{EventReason, EventRecord, Regarding};
 use crate::model::facts::{GateCondition, GateFacts};
+
+/// The API server asks for patience.
+const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Writes it; beside the outcome, why the API server does not allow that, if it does not.
 ///
@@ -39,8 +42,8 @@ pub(super) async fn write(
         Err(Failure::Call(error)) if is_gone(&error) => (Outcome::Gone, None),
         Err(Failure::Call(error)) => {
             let status = error.status();
-            let why = status.filter(|status| status.is_forbidden());
-            let why = why.map(|status| status.message.clone());
+            let why = status.filter(|status| is_refusal(status));
+            let why = why.map(refusal);
             if why.is_some() && told.swap(true, Ordering::Relaxed) {
                 tracing::debug!(%namespace, pod = %name, "the readiness gate was not written: {error}");
             } else {
@@ -71,8 +74,7 @@ pub(super) fn denied(update: &StatusUpdate, why: &str) -> EventRecord {
         regarding: Regarding::pod(namespace.clone(), name.clone(), uid.clone()),
         reason: EventReason::GateNotWritten,
         note: format!(
-            "the readiness gate {} cannot be written: Lictor needs the right to patch pods/status (chart: \
-             readinessGate): {why}",
+            "the readiness gate {} cannot be written: {why}",
             GateFacts::CONDITION
         ),
     }
@@ -157,6 +159,22 @@ async fn answer(call: impl Future<Output = kube::Result<String>>) -> Result<Stri
 }
 
 /// Whether there is no such pod any more, or another one of its name.
+/// Whether trying again helps nothing before somebody changes something, such as a webhook.
+fn is_refusal(status: &Status) -> bool {
+    (400..500).contains(&status.code) && !status.is_conflict() && status.code != TOO_MANY_REQUESTS
+}
+
+fn refusal(status: &Status) -> String {
+    if status.is_forbidden() {
+        format!(
+            "Lictor needs the right to patch pods/status (chart: readinessGate): {}",
+            status.message
+        )
+    } else {
+        format!("the API server refuses it: {}", status.message)
+    }
+}
+
 fn is_gone(error: &CallError) -> bool {
     error.status().is_some_and(|status| {
         let message = &status.message;

@@ -47,6 +47,7 @@ fn board(instances: &[(Option<Health>, Option<Reason>)]) -> Board {
         let standing = Standing {
             claimed: true,
             registered: *registered,
+            settled: reason.is_none(),
             trouble,
         };
         board.set(&key, vec![(owner(), standing)]);
@@ -258,6 +259,7 @@ fn an_intention_shows_its_sources_and_a_query_its_id() {
         let standing = Standing {
             claimed: true,
             registered: reason.is_none().then_some(Health::Passing),
+            settled: reason.is_none(),
             trouble,
         };
         let key = source_key(&Destination::new("db"), name);

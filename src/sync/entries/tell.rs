@@ -112,6 +112,7 @@ impl Engine {
                 let standing = Standing {
                     claimed: stand.claimed,
                     registered: stand.there.then_some(Health::Passing),
+                    settled: trouble_of(&part, stand).is_none(),
                     trouble: trouble_of(&part, stand),
                 };
                 (stand.owner.clone(), standing)
