@@ -121,6 +121,20 @@ impl Client {
         self.send(&request).await?.json()
     }
 
+    /// The checks of a node, and of the services on it, that have this id: one, or none.
+    pub async fn node_check(
+        &self,
+        node: &str,
+        id: &str,
+        consistency: Consistency,
+    ) -> Result<Observed<Vec<HealthCheck>>, ConsulError> {
+        let request = Request::get("health/node")
+            .segment(node)
+            .query("filter", format!("CheckID == {id:?}"))
+            .consistency(consistency);
+        self.send(&request).await?.json()
+    }
+
     /// Watches the nodes that a filter selects. Its index is that of all nodes.
     #[must_use]
     pub fn watch_nodes(&self, filter: &str, consistency: Consistency) -> Watch<Vec<Node>> {

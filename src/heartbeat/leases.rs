@@ -16,6 +16,9 @@ use crate::model::text::Text;
 pub enum Beat {
     /// It makes progress; without a further renewal not after this moment.
     Fresh(Instant),
+    /// It was to do so by now, as far as was seen: whether it did is to be read, since a watch can be
+    /// silent because nothing reaches it.
+    Overdue(Text),
     /// It does not, for this reason.
     Lapsed(Text),
     /// It cannot be told, for this reason.
@@ -39,8 +42,10 @@ pub struct Leases(HashMap<Text, Scope>);
 struct Scope {
     view: View,
     leases: HashMap<Text, Seen>,
-    /// What the list that is under way has shown so far.
-    listed: Option<BTreeSet<Text>>,
+    /// When the list that is under way began, and what it has shown so far.
+    listed: Option<(Instant, BTreeSet<Text>)>,
+    /// When the last list that was complete began.
+    read_at: Option<Instant>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -62,13 +67,14 @@ struct Seen {
 
 impl Leases {
     /// From now on the Leases of these namespaces are looked at, and no others.
-    pub fn look_at(&mut self, namespaces: &BTreeSet<Text>) {
+    pub fn look_at(&mut self, namespaces: &BTreeSet<&Text>) {
         self.0.retain(|namespace, _| namespaces.contains(namespace));
         for namespace in namespaces {
-            self.0.entry(namespace.clone()).or_insert_with(|| Scope {
+            self.0.entry((*namespace).clone()).or_insert_with(|| Scope {
                 view: View::Listing,
                 leases: HashMap::new(),
                 listed: None,
+                read_at: None,
             });
         }
     }
@@ -109,16 +115,27 @@ impl Leases {
         }
         let until = seen.since + ttl;
         if now < until {
-            Beat::Fresh(until)
+            return Beat::Fresh(until);
+        }
+        let why = format!("the Lease {name} was not renewed for {ttl:?}").into();
+        if scope.read_at.is_some_and(|read_at| until <= read_at) {
+            Beat::Lapsed(why)
         } else {
-            Beat::Lapsed(format!("the Lease {name} was not renewed for {ttl:?}").into())
+            Beat::Overdue(why)
         }
     }
 
+    /// Whether a list is under way.
+    #[must_use]
+    pub fn is_listing(&self, namespace: &str) -> bool {
+        let scope = self.0.get(namespace);
+        scope.is_some_and(|scope| scope.listed.is_some())
+    }
+
     /// A list begins.
-    pub fn listing(&mut self, namespace: &str) {
+    pub fn listing(&mut self, namespace: &str, at: Instant) {
         if let Some(scope) = self.0.get_mut(namespace) {
-            scope.listed = Some(BTreeSet::new());
+            scope.listed = Some((at, BTreeSet::new()));
             // What was known until now is good for as long as the watch was.
             if scope.view == View::Listing || scope.leases.is_empty() {
                 scope.view = View::Listing;
@@ -129,7 +146,7 @@ impl Leases {
     /// A Lease is there, or was changed.
     pub fn applied(&mut self, lease: &LeaseFacts, at: Instant) -> Option<News> {
         let scope = self.0.get_mut(&lease.namespace)?;
-        if let Some(listed) = &mut scope.listed {
+        if let Some((_, listed)) = &mut scope.listed {
             listed.insert(lease.name.clone());
         }
         let complete = scope.view == View::Complete;
@@ -168,7 +185,8 @@ impl Leases {
     /// The list is complete.
     pub fn listed(&mut self, namespace: &str, at: Instant) -> Option<News> {
         let scope = self.0.get_mut(namespace)?;
-        if let Some(listed) = scope.listed.take() {
+        if let Some((began, listed)) = scope.listed.take() {
+            scope.read_at = Some(began);
             scope.leases.retain(|name, _| listed.contains(name));
         }
         scope.complete(at);
@@ -247,9 +265,9 @@ mod tests {
         /// The Lease is there, as it was left by somebody.
         fn new() -> Self {
             let mut leases = Leases::default();
-            leases.look_at(&["shop".into()].into());
+            leases.look_at(&[&"shop".into()].into());
             let start = Instant::now();
-            leases.listing("shop");
+            leases.listing("shop", start);
             leases.applied(&lease("1"), start);
             assert_eq!(leases.listed("shop", start), Some(News::OfAll));
             Self { leases, start }
@@ -269,6 +287,14 @@ mod tests {
             self.leases.beat("shop", "worker", TTL, at, was_alive)
         }
 
+        /// All are listed anew; `renewed` is what is found.
+        fn list(&mut self, renewed: &str, seconds: u64) {
+            let at = self.at(seconds);
+            self.leases.listing("shop", at);
+            self.leases.applied(&lease(renewed), at);
+            self.leases.listed("shop", at);
+        }
+
         fn is_fresh(&self, seconds: u64, was_alive: bool) -> bool {
             matches!(self.beat(seconds, was_alive), Beat::Fresh(_))
         }
@@ -281,11 +307,30 @@ mod tests {
         assert_eq!(bench.renewed("2", 5), Some(News::Of("worker".into())));
         assert_eq!(bench.beat(6, false), Beat::Fresh(bench.at(35)));
         assert!(bench.is_fresh(34, false));
-        assert!(!bench.is_fresh(35, false));
+        assert!(matches!(bench.beat(35, false), Beat::Overdue(_)));
         assert_eq!(bench.renewed("2", 36), None, "that is no renewal");
         assert!(!bench.is_fresh(36, false));
         bench.renewed("3", 40);
         assert!(bench.is_fresh(40, false));
+    }
+
+    #[test]
+    fn what_was_not_renewed_as_far_as_a_watch_shows_is_read_before_it_lapses() {
+        let mut bench = Bench::new();
+        bench.renewed("2", 5);
+        let before = bench.at(34);
+        bench.leases.listing("shop", before);
+        assert!(bench.leases.is_listing("shop"));
+        bench.leases.applied(&lease("2"), before);
+        let at = bench.at(36);
+        bench.leases.listed("shop", at);
+        assert!(!bench.leases.is_listing("shop"));
+        let beat = bench.beat(36, true);
+        assert!(matches!(beat, Beat::Overdue(_)), "the list began before");
+        bench.list("2", 36);
+        assert!(matches!(bench.beat(36, true), Beat::Lapsed(_)));
+        bench.list("3", 40);
+        assert_eq!(bench.beat(40, false), Beat::Fresh(bench.at(70)));
     }
 
     #[test]
@@ -336,7 +381,7 @@ mod tests {
 
         // The same where everything has to be listed anew.
         bench.leases.broken("shop", &"refused".into(), false);
-        bench.leases.listing("shop");
+        bench.leases.listing("shop", at);
         assert!(matches!(bench.beat(200, true), Beat::Unknown(_)));
         assert_eq!(bench.leases.healthy("shop", bench.start), None, "it lists");
         bench.renewed("2", 200);
@@ -359,7 +404,7 @@ mod tests {
     fn what_a_list_lacks_is_gone() {
         let mut bench = Bench::new();
         bench.renewed("2", 1);
-        bench.leases.listing("shop");
+        bench.leases.listing("shop", bench.start);
         assert!(bench.is_fresh(2, false), "until it is complete");
         let at = bench.at(3);
         bench.leases.listed("shop", at);

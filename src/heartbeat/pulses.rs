@@ -116,6 +116,8 @@ struct Row {
     failures: u32,
     /// Sessions made anew, since the check passed last, for a check that does not follow them.
     remakes: u32,
+    /// Sessions made, since it was to end last, so that a check that another hand turned follows their end.
+    amends: u32,
     /// Under what it is in the order of what is due.
     due: Option<Instant>,
 }
@@ -160,6 +162,7 @@ impl Pulses {
                 remake: false,
                 failures: 0,
                 remakes: 0,
+                amends: 0,
                 due: None,
             }
         });
@@ -172,6 +175,9 @@ impl Pulses {
         row.want = want;
         if check == Some(Health::Passing) {
             row.remakes = 0;
+        }
+        if want != Want::Ended {
+            row.amends = 0;
         }
         row.check = check;
         let was_critical = row.critical.is_some();
@@ -295,16 +301,23 @@ impl Pulses {
         by_place.into_values().flatten().collect()
     }
 
-    /// What is to be done now; `leads` is whether this process may create and end sessions. Each act is
-    /// to be answered with [`Self::done`].
-    pub fn next(&mut self, leads: bool, now: Instant) -> Option<Act> {
+    /// What is to be done now; `changes` is from when on this process may create and end sessions, if at
+    /// all. Each act is to be answered with [`Self::done`].
+    pub fn next(&mut self, changes: Option<Instant>, now: Instant) -> Option<Act> {
+        let leads = changes.is_some_and(|from| from <= now);
+        let later = changes.filter(|from| *from > now);
         while let Some((at, place)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
             self.due.remove(&(at, place.clone()));
             let Some(row) = self.rows.get_mut(&place) else {
                 continue;
             };
             row.due = None;
-            match row.next(&place, leads, now) {
+            let next = match (row.next(&place, leads, now), later) {
+                (Next::Never, Some(later)) if !row.busy => Next::At(later),
+                (Next::At(at), Some(later)) => Next::At(at.min(later)),
+                (next, _) => next,
+            };
+            match next {
                 Next::Act(act) => {
                     row.busy = true;
                     return Some(act);
@@ -420,6 +433,7 @@ impl Row {
                 _ if is_forgotten && self.check.is_some() => self.renew(place, now),
                 Some(id) if leads => Next::Act(Act::End(place.clone(), id.clone())),
                 None if is_forgotten && self.sure => Next::Drop,
+                None if leads && self.sure => self.amend(place, now),
                 Some(_) | None => Next::Never,
             };
         }
@@ -463,6 +477,22 @@ impl Row {
                 // It may have expired, or been ended by hand.
                 Some(_) => Next::Act(Act::Renew(place.clone(), id.clone())),
             },
+        }
+    }
+
+    /// A check that another hand turned although there is no session turns critical with the end of one.
+    fn amend(&mut self, place: &Place, now: Instant) -> Next {
+        if self.check.is_none_or(|check| check == Health::Critical) {
+            return Next::Never;
+        }
+        // What it is now may have been seen before its session ended.
+        let pause = backoff::ceiling(FIRST_PAUSE, self.amends, LONGEST_PAUSE);
+        match self.changed.map(|changed| changed + pause) {
+            Some(at) if now < at => Next::At(at),
+            _ => {
+                self.amends = self.amends.saturating_add(1);
+                Next::Act(Act::Create(place.clone(), self.ttl))
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! Watches Leases, in those namespaces only where a check looks at one: the Leases of nodes alone are renewed
 //! more often than all else in a cluster changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -11,28 +11,43 @@ use super::kinds::KubeEvent;
 use crate::model::kind::Kind;
 use crate::model::text::Text;
 
+/// The namespaces whose Leases are watched, and how often it was asked to list those of each anew.
+pub type Looks = BTreeMap<Text, u64>;
+
+/// The watch of one namespace.
+struct Scope {
+    looks: u64,
+    relist: watch::Sender<()>,
+    _watch: AbortOnDropHandle<()>,
+}
+
 /// Watches the Leases of these namespaces until the receiver is gone.
 pub async fn watch_leases(
-    mut namespaces: watch::Receiver<BTreeSet<Text>>,
+    mut looks: watch::Receiver<Looks>,
     home: Home,
     events: mpsc::Sender<KubeEvent>,
 ) {
-    // Nobody asks for another list: each namespace is one that was just begun, or is followed.
-    let (_asks, relist) = watch::channel(());
-    let mut watches: HashMap<Text, AbortOnDropHandle<()>> = HashMap::new();
+    let mut scopes: HashMap<Text, Scope> = HashMap::new();
     loop {
-        let wanted = namespaces.borrow_and_update().clone();
-        watches.retain(|namespace, _| wanted.contains(namespace));
-        for namespace in wanted {
-            watches.entry(namespace.clone()).or_insert_with(|| {
-                let (home, events) = (home.clone(), events.clone());
-                let watch =
-                    super::watch(Kind::Lease, home, Some(namespace), events, relist.clone());
-                AbortOnDropHandle::new(tokio::spawn(watch))
+        let wanted = looks.borrow_and_update().clone();
+        scopes.retain(|namespace, _| wanted.contains_key(namespace));
+        for (namespace, looks) in wanted {
+            let scope = scopes.entry(namespace.clone()).or_insert_with(|| {
+                let relist = watch::Sender::new(());
+                let (home, events, asks) = (home.clone(), events.clone(), relist.subscribe());
+                let watch = super::watch(Kind::Lease, home, Some(namespace), events, asks);
+                Scope {
+                    looks,
+                    relist,
+                    _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
+                }
             });
+            if std::mem::replace(&mut scope.looks, looks) != looks {
+                scope.relist.send_replace(());
+            }
         }
         tokio::select! {
-            changed = namespaces.changed() => if changed.is_err() { return },
+            changed = looks.changed() => if changed.is_err() { return },
             () = events.closed() => return,
         }
     }

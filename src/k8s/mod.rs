@@ -16,5 +16,5 @@ mod watch;
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
 pub use home::Home;
 pub use kinds::{Broken, BrokenKind, Change, KubeEvent, Relist, WatchEvent, watch};
-pub use leases::watch_leases;
+pub use leases::{Looks, watch_leases};
 pub use status::{ObjectStatus, StatusSender, StatusUpdate};

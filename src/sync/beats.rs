@@ -15,6 +15,7 @@ use super::engine::Engine;
 use super::sessions;
 use crate::heartbeat::leases::Leases;
 use crate::heartbeat::pulses::{Act, Place, Pulses, Want};
+use crate::k8s::Looks;
 use crate::model::entry::{ALIVE_CHECK_ID, Health};
 use crate::model::key::InstanceKey;
 use crate::model::names::{InstanceId, NodeName};
@@ -34,6 +35,8 @@ const AT_ONCE: usize = 32;
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long after a list the next one may begin.
 const LIST_PAUSE: Duration = Duration::from_secs(2);
+/// The least time between two lines about calls that failed.
+const TELL_PAUSE: Duration = Duration::from_secs(10);
 /// The first version of Consul with checks that follow sessions.
 const SINCE: (u64, u64) = (1, 21);
 
@@ -47,10 +50,8 @@ pub(super) struct Beats {
     looking_at: HashMap<(Text, Text), BTreeSet<Place>>,
     /// When a Lease will have lapsed.
     lapses: BTreeSet<(Instant, Place)>,
-    /// How many checks look at a Lease in each namespace, and until when it is watched where none does any
-    /// more: one that comes back at once, as when a service is renamed, finds it as it was.
-    looks_in: BTreeMap<Text, (usize, Option<Instant>)>,
-    namespaces: watch::Sender<BTreeSet<Text>>,
+    looks_in: BTreeMap<Text, Looked>,
+    looks: watch::Sender<Looks>,
     /// What is told of them.
     troubles: HashMap<Place, Trouble>,
     /// What Consul refused last.
@@ -65,6 +66,9 @@ pub(super) struct Beats {
     listing: bool,
     list_at: Option<Instant>,
     leads: bool,
+    /// When it was told last that a call failed, and how many that failed since were not.
+    told_at: Option<Instant>,
+    untold: usize,
 }
 
 /// A check of an instance that looks at a Lease.
@@ -76,6 +80,19 @@ struct Beating {
     namespace: Text,
     lease: Text,
     ttl: Duration,
+}
+
+/// A namespace in which checks look at Leases.
+#[derive(Debug, Default)]
+struct Looked {
+    /// How many do.
+    checks: usize,
+    /// Until when it is watched where none does any more: one that comes back at once, as when a service is
+    /// renamed, finds it as it was.
+    until: Option<Instant>,
+    /// How often it was asked to list its Leases anew, and whether it was since the last list began.
+    lists: u64,
+    asked: bool,
 }
 
 #[derive(Debug)]
@@ -97,7 +114,7 @@ impl Beats {
             looking_at: HashMap::new(),
             lapses: BTreeSet::new(),
             looks_in: BTreeMap::new(),
-            namespaces: watch::Sender::new(BTreeSet::new()),
+            looks: watch::Sender::new(Looks::new()),
             troubles: HashMap::new(),
             refused: HashMap::new(),
             unsupported: HashSet::new(),
@@ -107,6 +124,8 @@ impl Beats {
             listing: false,
             list_at: None,
             leads: false,
+            told_at: None,
+            untold: 0,
         }
     }
 
@@ -115,25 +134,49 @@ impl Beats {
         let lapse = self.lapses.first().map(|(at, _)| *at);
         let pulse = self.pulses.wake_at().filter(|_| self.under_way < AT_ONCE);
         let list = self.list_at.filter(|_| !self.listing);
-        let leave = self.looks_in.values().filter_map(|(_, until)| *until).min();
+        let leave = self.looks_in.values().filter_map(|it| it.until).min();
         [lapse, pulse, list, leave].into_iter().flatten().min()
     }
 
     fn look_at(&mut self, now: Instant) {
-        for (count, until) in self.looks_in.values_mut() {
-            *until = match count {
-                0 => Some(until.unwrap_or(now + LINGER)),
+        for looked in self.looks_in.values_mut() {
+            looked.until = match looked.checks {
+                0 => Some(looked.until.unwrap_or(now + LINGER)),
                 _ => None,
             };
         }
         self.looks_in
-            .retain(|_, (_, until)| until.is_none_or(|until| now < until));
-        let namespaces = self.namespaces.borrow();
-        if !namespaces.iter().eq(self.looks_in.keys()) {
-            drop(namespaces);
-            let namespaces: BTreeSet<Text> = self.looks_in.keys().cloned().collect();
-            self.leases.look_at(&namespaces);
-            self.namespaces.send_replace(namespaces);
+            .retain(|_, looked| looked.until.is_none_or(|until| now < until));
+        let is_told = {
+            let told = self.looks.borrow();
+            told.iter()
+                .eq(self.looks_in.iter().map(|(name, it)| (name, &it.lists)))
+        };
+        if !is_told {
+            self.leases.look_at(&self.looks_in.keys().collect());
+            let looks = self.looks_in.iter();
+            let looks = looks.map(|(name, it)| (name.clone(), it.lists)).collect();
+            self.looks.send_replace(looks);
+        }
+    }
+
+    /// Asks for a list of the Leases of a namespace that begins after now.
+    fn look_again(&mut self, namespace: &Text) {
+        if self.leases.is_listing(namespace) {
+            // It is judged again after that.
+            return;
+        }
+        if let Some(looked) = self.looks_in.get_mut(namespace)
+            && !std::mem::replace(&mut looked.asked, true)
+        {
+            looked.lists += 1;
+        }
+    }
+
+    /// A list begins, or none can: another may be asked for.
+    fn asked(&mut self, namespace: &Text) {
+        if let Some(looked) = self.looks_in.get_mut(namespace) {
+            looked.asked = false;
         }
     }
 
@@ -147,7 +190,7 @@ impl Beats {
         self.looks_in
             .entry(beating.namespace.clone())
             .or_default()
-            .0 += 1;
+            .checks += 1;
         let lease = (beating.namespace.clone(), beating.lease.clone());
         self.looking_at
             .entry(lease)
@@ -171,8 +214,8 @@ impl Beats {
         let Some(Row { beating, .. }) = self.of.remove(place) else {
             return;
         };
-        if let Some((count, _)) = self.looks_in.get_mut(&beating.namespace) {
-            *count -= 1;
+        if let Some(looked) = self.looks_in.get_mut(&beating.namespace) {
+            looked.checks -= 1;
         }
         let lease = (beating.namespace, beating.lease);
         if let Some(places) = self.looking_at.get_mut(&lease) {
@@ -199,8 +242,8 @@ impl Beats {
 impl Engine {
     /// The namespaces whose Leases are to be watched.
     #[must_use]
-    pub fn namespaces_of_leases(&self) -> watch::Receiver<BTreeSet<Text>> {
-        self.beats.namespaces.subscribe()
+    pub fn looks_at_leases(&self) -> watch::Receiver<Looks> {
+        self.beats.looks.subscribe()
     }
 
     /// Does what is due.
@@ -216,14 +259,11 @@ impl Engine {
             self.beats.pulses.reconsider(now);
             self.beats.list_at = None;
         }
-        self.beats.look_at(now);
         let lapse = self.beats.lapses.first().map(|(at, _)| *at);
         if lapse.is_some_and(|at| at + LATE < now) {
             // It stood still, and renewals may wait to be heard.
             self.beats.leases.forgive(now);
-            for place in self.beats.of.keys().cloned().collect::<Vec<_>>() {
-                self.judge_beat(&place, now);
-            }
+            self.judge_all_beats(now);
         }
         while let Some((_, place)) = self
             .beats
@@ -236,9 +276,12 @@ impl Engine {
             self.judge_beat(&place, now);
         }
         self.list_sessions(now);
-        while self.beats.under_way < AT_ONCE
-            && let Some(act) = self.beats.pulses.next(leads, now)
-        {
+        while self.beats.under_way < AT_ONCE {
+            // Renewals change nothing, and are held up by nothing.
+            let changes = leads.then(|| self.pace.begins_at().unwrap_or(now));
+            let Some(act) = self.beats.pulses.next(changes, now) else {
+                break;
+            };
             self.beats.under_way += 1;
             let fence = self
                 .fence
@@ -247,12 +290,16 @@ impl Engine {
             // A renewal changes nothing that anybody could see.
             let changes = !matches!(act, Act::Renew(..));
             let id = changes.then(|| self.own.start());
-            self.beats.changing += usize::from(changes);
+            if changes {
+                self.beats.changing += 1;
+                self.pace.begun(1, now);
+            }
             let client = self.consul.clone();
             self.jobs.spawn(async move {
                 Done::Acted(Box::new(sessions::act(client, id, fence, act).await))
             });
         }
+        self.beats.look_at(now);
     }
 
     fn count_sessions(&self) {

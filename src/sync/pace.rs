@@ -63,6 +63,12 @@ impl Pace {
         self.next.is_none_or(|next| next <= now)
     }
 
+    /// From when on the rate lets one begin, where it ever kept one waiting.
+    #[must_use]
+    pub fn begins_at(&self) -> Option<Instant> {
+        self.next
+    }
+
     /// Most entries in a transaction: no more than the rate allows in a second.
     #[must_use]
     pub fn most_entries(&self) -> usize {

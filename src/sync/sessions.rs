@@ -80,8 +80,9 @@ pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, ac
 }
 
 async fn checked(client: &Client, place: &Place) -> Checked {
-    let node = place.node.as_ref();
-    let Ok(checks) = client.node_checks(node, Consistency::Consistent).await else {
+    let (node, id) = (place.node.as_ref(), &*place.check);
+    let read = client.node_check(node, id, Consistency::Consistent);
+    let Ok(checks) = read.await else {
         return Checked::Unread;
     };
     let mut checks = checks.value.into_iter();

@@ -1,5 +1,7 @@
 //! Checks that follow sessions: those of a workload that renews a Lease, and that of Lictor itself.
 
+mod faults;
+
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::faults::three;
 use crate::support::{
-    Annotated as _, Instance, Oracle, Scene, condition, rights_of_the_docs, until,
+    Annotated as _, Instance, Lictor, Oracle, Scene, condition, rights_of_the_docs, until,
 };
 
 /// Who renews a Lease, as a workload does that makes progress.
@@ -239,40 +241,6 @@ async fn without_lictor_consul_turns_it_critical() -> Result<()> {
     let _lictor = scene.lictor().await?;
     is(&scene, "passing").await?;
     session_count(&scene, 1).await?;
-    Ok(())
-}
-
-/// What cannot be seen is held against nobody, and renewed meanwhile.
-#[tokio::test]
-async fn while_the_api_server_is_away_sessions_live() -> Result<()> {
-    let scene = Scene::new().await?;
-    let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
-    let consul = Proxy::start(&scene.bed.consul_addr())?;
-    let mut lictor = scene.lictor_through(&kubernetes, &consul).await?;
-    lictor.bears_refusals();
-    register(&scene).await?;
-    let worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
-    let before = session_count(&scene, 1).await?;
-    kubernetes.set(Fault::Refuse).await?;
-    worker.stop();
-    let renewals = async || {
-        let with = ["session/renew", "200"];
-        lictor.metric("lictor_consul_requests_total", &with).await
-    };
-    let so_far = renewals().await?;
-    // For longer than the session and the Lease would live.
-    until("it to be renewed for 25 s", async || {
-        let more = renewals().await? - so_far;
-        ensure!(more >= 7.0, "{more} renewals");
-        Ok(())
-    })
-    .await?;
-    is(&scene, "passing").await?;
-    assert_eq!(session_count(&scene, 1).await?, before);
-    kubernetes.set(Fault::Pass).await?;
-    is(&scene, "critical").await?;
-    session_count(&scene, 0).await?;
     Ok(())
 }
 

@@ -61,7 +61,7 @@ impl Bench {
 
     /// Does what is due, as Consul does.
     fn work(&mut self, leads: bool) {
-        while let Some(act) = self.pulses.next(leads, self.now) {
+        while let Some(act) = self.pulses.next(leads.then_some(self.now), self.now) {
             let outcome = match &act {
                 Act::Create(..) => {
                     self.made += 1;
@@ -262,7 +262,7 @@ fn whether_one_was_made_is_looked_up_and_not_guessed() {
     let mut bench = Bench::new();
     bench.follow(Want::Alive, Some(Critical));
     bench.list();
-    let act = bench.pulses.next(true, bench.now).unwrap();
+    let act = bench.pulses.next(Some(bench.now), bench.now).unwrap();
     bench.add();
     bench.pulses.done(&act, Outcome::Lost, bench.now, || 0.5);
     bench.pass(5, true);
@@ -331,7 +331,7 @@ fn renewals_of_a_thousand_are_spread() {
     for tenth in 0..600_u32 {
         let now = start + Duration::from_millis(100) * tenth;
         let mut at_once = 0;
-        while let Some(act) = pulses.next(true, now) {
+        while let Some(act) = pulses.next(Some(now), now) {
             at_once += 1;
             let before = last.insert(act.place().clone(), now);
             let age = now - before.unwrap_or(start);
@@ -393,4 +393,47 @@ fn the_first_list_counts_also_for_what_is_followed_since_it_was_asked_for() {
         .listed(bench.sessions.clone(), asked, bench.now, || 0.5);
     bench.pass(20, true);
     assert!(bench.renewed > 0 && bench.made == 0, "{:?}", bench.counts());
+}
+
+#[test]
+fn a_check_that_another_hand_turned_follows_the_end_of_a_session() {
+    let mut bench = Bench::new();
+    bench.follow(Want::Ended, Some(Critical));
+    bench.list();
+    bench.pass(10, true);
+    assert_eq!(bench.counts(), (0, 0, 0));
+    bench.follow(Want::Ended, Some(Passing));
+    bench.work(false);
+    assert_eq!(bench.counts(), (0, 0, 0), "it does not write");
+    bench.pulses.reconsider(bench.now);
+    bench.work(true);
+    assert_eq!(bench.counts(), (1, 0, 1));
+    // As long as it is not seen that it was turned it is waited, each time for longer.
+    bench.pass(15, true);
+    assert_eq!((bench.made, bench.ended), (4, 4));
+    bench.follow(Want::Ended, Some(Critical));
+    bench.pass(100, true);
+    assert_eq!((bench.made, bench.ended), (4, 4));
+}
+
+#[test]
+fn what_may_be_changed_later_only_is_renewed_meanwhile() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.follow(Want::Ended, Some(Passing));
+    bench.list();
+    let later = bench.now + Duration::from_secs(3);
+    assert_eq!(bench.pulses.next(Some(later), bench.now), None);
+    assert_eq!(bench.pulses.wake_at(), Some(later));
+    let act = bench.pulses.next(Some(later), later);
+    assert!(matches!(act, Some(Act::End(..))), "{act:?}");
+
+    let mut bench = Bench::new();
+    bench.add();
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    let later = bench.now + Duration::from_mins(1);
+    let soon = bench.now + Duration::from_secs(10);
+    let act = bench.pulses.next(Some(later), soon);
+    assert!(matches!(act, Some(Act::Renew(..))), "{act:?}");
 }

@@ -2,8 +2,8 @@
 
 use tokio::time::Instant;
 
-use super::instance_of;
-use crate::consul::ErrorClass;
+use super::{TELL_PAUSE, instance_of};
+use crate::consul::{ConsulError, ErrorClass};
 use crate::heartbeat::pulses::{Act, Outcome, Place};
 use crate::model::entry::ALIVE_CHECK_ID;
 use crate::model::key::{Key, Place as KeyPlace};
@@ -56,7 +56,7 @@ impl Engine {
         }
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             if let Some(error) = error {
-                tracing::warn!(node = %place.node, check = &*place.check, "its session: {error}");
+                self.tell_failed(&place, &error, at);
             }
             return;
         };
@@ -75,10 +75,23 @@ impl Engine {
                 let trouble = self.trouble_of_beat(&place, &beating);
                 self.tell_beat(&place, &beating.key, trouble, at);
             }
-            Some(error) => {
-                tracing::warn!(node = %place.node, check = &*place.check, "its session: {error}");
-            }
+            Some(error) => self.tell_failed(&place, &error, at),
         }
+    }
+
+    /// One line for all that fail together.
+    fn tell_failed(&mut self, place: &Place, error: &ConsulError, at: Instant) {
+        if self
+            .beats
+            .told_at
+            .is_some_and(|told| at < told + TELL_PAUSE)
+        {
+            self.beats.untold += 1;
+            return;
+        }
+        self.beats.told_at = Some(at);
+        let others = std::mem::take(&mut self.beats.untold);
+        tracing::warn!(node = %place.node, check = &*place.check, others, "its session: {error}");
     }
 
     /// This is what a check is now.

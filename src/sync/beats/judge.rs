@@ -99,6 +99,13 @@ impl Engine {
         (check.follows_session()).then_some(check.check.status)
     }
 
+    pub(super) fn judge_all_beats(&mut self, now: Instant) {
+        let places: Vec<Place> = self.beats.of.keys().cloned().collect();
+        for place in places {
+            self.judge_beat(&place, now);
+        }
+    }
+
     /// Judges by its Lease, as far as that is known, whether a check is to pass.
     pub(super) fn judge_beat(&mut self, place: &Place, now: Instant) {
         let Some(beating) = self.beats.of.get(place).map(|row| row.beating.clone()) else {
@@ -112,9 +119,14 @@ impl Engine {
             .beats
             .leases
             .beat(namespace, lease, beating.ttl, now, was_alive);
+        let beat = match beat {
+            // There is nothing that could end wrongly.
+            Beat::Overdue(why) if alive == Some(false) => Beat::Lapsed(why),
+            beat => beat,
+        };
         let until = match &beat {
             Beat::Fresh(until) => Some(*until),
-            Beat::Lapsed(_) | Beat::Unknown(_) => None,
+            Beat::Overdue(_) | Beat::Lapsed(_) | Beat::Unknown(_) => None,
         };
         self.beats.lapses_at(place, until);
         let want = match &beat {
@@ -126,6 +138,10 @@ impl Engine {
                     tracing::info!(node = %place.node, check = &*place.check, "its heartbeat ended: {why}");
                 }
                 Want::Ended
+            }
+            Beat::Overdue(_) => {
+                self.beats.look_again(namespace);
+                Want::Kept
             }
             Beat::Unknown(_) => Want::Kept,
         };
@@ -152,6 +168,7 @@ impl Engine {
         let found = match beat {
             Beat::Fresh(_) => Some((Health::Passing, Text::default())),
             Beat::Lapsed(why) => Some((Health::Critical, why.clone())),
+            Beat::Overdue(_) => return,
             Beat::Unknown(_) => None,
         };
         match found {
@@ -236,7 +253,10 @@ impl Engine {
         let leases = &mut self.beats.leases;
         let mut news = Vec::new();
         match event {
-            WatchEvent::Listing => leases.listing(namespace),
+            WatchEvent::Listing => {
+                leases.listing(namespace, at);
+                self.beats.asked(namespace);
+            }
             WatchEvent::Page(page) => {
                 news.extend(page.iter().filter_map(|lease| leases.applied(lease, at)));
             }
@@ -246,6 +266,7 @@ impl Engine {
             WatchEvent::Broken(broken) => {
                 let denied = broken.kind == BrokenKind::Denied;
                 news.extend(leases.broken(namespace, &broken.message, denied));
+                self.beats.asked(namespace);
             }
             WatchEvent::Healthy => news.extend(leases.healthy(namespace, at)),
         }

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{LIST_PAUSE, LOOK_AGAIN, SINCE, VERSION_PAUSE, instance_of};
+use super::{Beats, LIST_PAUSE, LOOK_AGAIN, SINCE, VERSION_PAUSE, instance_of};
 use crate::heartbeat::pulses::{Found, Place, Want};
 use crate::model::entry::ALIVE_CHECK_ID;
 use crate::model::key::Key;
@@ -88,10 +88,37 @@ impl Engine {
                 .pulses
                 .listed(ours, read.asked, now, rand::random::<f64>);
         }
+        if !self.beats.leads {
+            self.drop_ended();
+        }
         self.count_sessions();
-        let places: Vec<Place> = self.beats.of.keys().cloned().collect();
-        for place in places {
-            self.judge_beat(&place, now);
+        self.judge_all_beats(now);
+    }
+
+    /// A process that stands by follows what there is: what was ended by the one that writes is not told.
+    fn drop_ended(&mut self) {
+        let Beats { pulses, of, .. } = &self.beats;
+        let is_asked_for = |place: &Place| {
+            of.contains_key(place)
+                || *place.check == *ALIVE_CHECK_ID && self.rules.dead_after.is_some()
+        };
+        let has_ended =
+            |place: &&Place| pulses.is_alive(place) == Some(false) && !is_asked_for(place);
+        for place in pulses
+            .places()
+            .filter(has_ended)
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            self.beats.pulses.drop(&place);
+            if let Some(key) = instance_of(&place)
+                && let Some(places) = self.beats.of_instance.get_mut(&key)
+            {
+                places.remove(&place);
+                if places.is_empty() {
+                    self.beats.of_instance.remove(&key);
+                }
+            }
         }
     }
 

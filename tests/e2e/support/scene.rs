@@ -148,13 +148,18 @@ impl Scene {
         consul: &Proxy,
         more: &[&str],
     ) -> Result<Lictor> {
-        let kubeconfig = self
-            .bed
-            .kubeconfig_through(self.kubeconfig.as_ref(), &kubernetes.url())?;
-        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let kubeconfig = self.kubeconfig_through(kubernetes)?;
         let address = format!("--consul-http-addr={}", consul.url());
         let args = [&[&*kubeconfig, &*address], more].concat();
         self.lictor_with(&args).await
+    }
+
+    /// The argument by which it reaches the API server through a proxy.
+    pub fn kubeconfig_through(&self, kubernetes: &Proxy) -> Result<String> {
+        let kubeconfig = self
+            .bed
+            .kubeconfig_through(self.kubeconfig.as_ref(), &kubernetes.url())?;
+        Ok(format!("--kubeconfig={}", kubeconfig.display()))
     }
 
     /// Starts `lictor` with more arguments and environment; it need not become ready.
