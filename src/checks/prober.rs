@@ -34,7 +34,7 @@ pub struct Told {
     pub name: Text,
     /// What was found.
     pub check: Check,
-    /// The number of the order that it was found under.
+    /// The number of the order since which the check is asked like this.
     pub order: u64,
     /// When.
     pub at: Instant,
@@ -67,7 +67,7 @@ impl std::fmt::Debug for Order {
 
 impl Orders {
     /// An instance is to be asked this at this host, and nothing else; of each it is said what is known.
-    /// What is told of it from now on has this number.
+    /// What is told of those that change has this number; of those that stay, the one that it had.
     pub fn follow(
         &self,
         key: InstanceKey,

@@ -58,7 +58,7 @@ pub struct Ended {
     pub key: InstanceKey,
     /// The name of the check.
     pub name: Text,
-    /// The number of the order that holds for it.
+    /// The number of the order since which it is asked like this.
     pub order: u64,
 }
 
@@ -118,10 +118,8 @@ impl Roster {
                 let row = self.rows.get(id);
                 row.is_some_and(|row| row.asked == *asked && row.host == *host)
             });
+            // The order that it is of holds on: what is found of it may be on its way already.
             if let Some(id) = unchanged {
-                if let Some(row) = self.rows.get_mut(&id) {
-                    row.order = order;
-                }
                 kept.push(id);
                 continue;
             }

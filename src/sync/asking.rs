@@ -29,8 +29,16 @@ pub(super) struct Asking {
 #[derive(Debug)]
 struct Followed {
     subject: Subject,
-    asked: Box<[Asked]>,
-    order: u64,
+    /// Each with the number of the order since which it is asked like this: what is found of it is of that
+    /// order, whatever became of the others beside it.
+    asked: Box<[(Asked, u64)]>,
+}
+
+impl Followed {
+    fn of(&self, name: &str) -> Option<&(Asked, u64)> {
+        let mut asked = self.asked.iter();
+        asked.find(|(asked, _)| *asked.probe.name == *name)
+    }
 }
 
 impl Asking {
@@ -89,13 +97,19 @@ impl Engine {
 
     fn follow(&mut self, key: &InstanceKey, subject: &Subject, asked: &[Asked]) {
         let before = self.asking.of.get(key);
-        if before.is_some_and(|it| it.subject == *subject && *it.asked == *asked) {
+        let same = before.filter(|it| it.subject == *subject);
+        if same.is_some_and(|it| it.asked.iter().map(|(asked, _)| asked).eq(asked)) {
             return;
         }
-        let is_same = before.is_some_and(|it| it.subject == *subject);
+        // The number of the order that holds on for what is asked as before.
+        let kept = |asked: &Asked| {
+            let (before, order) = same?.of(&asked.probe.name)?;
+            (before == asked).then_some(*order)
+        };
         let is_unchanged = |name: &str| {
-            let of = |asked: &[Asked]| asked.iter().find(|it| *it.probe.name == *name).cloned();
-            is_same && before.and_then(|it| of(&it.asked)) == of(asked)
+            let mut asked = asked.iter();
+            let asked = asked.find(|it| *it.probe.name == *name);
+            asked.and_then(kept).is_some()
         };
         self.rules.verdicts.retain(key, is_unchanged);
         if before.is_some_and(|it| it.subject.uid != subject.uid) {
@@ -107,10 +121,12 @@ impl Engine {
         self.asking.orders_given += 1;
         let order = self.asking.orders_given;
         let host = subject.host.clone();
+        let numbered = asked
+            .iter()
+            .map(|it| (it.clone(), kept(it).unwrap_or(order)));
         let followed = Followed {
             subject: subject.clone(),
-            asked: asked.into(),
-            order,
+            asked: numbered.collect(),
         };
         self.asking.of.insert(key.clone(), followed);
         let orders = &self.asking.orders;
@@ -147,8 +163,9 @@ impl Engine {
             at,
         } = told;
         let followed = self.asking.of.get(&key);
+        let asked = followed.and_then(|followed| followed.of(&name));
         // What was found under an order that does not hold any more is of something else.
-        if followed.is_none_or(|followed| followed.order != order) {
+        if asked.is_none_or(|(_, since)| *since != order) {
             return;
         }
         self.rules.verdicts.found(key.clone(), name, check);

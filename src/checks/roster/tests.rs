@@ -163,6 +163,31 @@ fn what_stays_the_same_keeps_its_time_and_what_changes_runs_at_once() {
 }
 
 #[test]
+fn what_stays_the_same_is_of_the_order_that_it_was_of() {
+    let (mut roster, now) = (Roster::default(), Instant::now());
+    let both = json!([{"name": "api", "tcp": {}}, {"name": "db", "tcp": {}}]);
+    let changed = json!([{"name": "api", "tcp": {}}, {"name": "db", "tcp": {}, "timeout": "1s"}]);
+    let host = "h".into();
+    for (checks, order) in [(both, 1), (changed, 2)] {
+        let asked = asked(&checks);
+        let follow = Follow {
+            order,
+            ..to_follow(&host, &asked, &[None; 2])
+        };
+        roster.follow(&key("a"), &follow, now, || 0.5);
+    }
+    let mut orders: Vec<(Text, u64)> = (0..2)
+        .map(|_| {
+            let run = roster.take(now, ROOM, || 0.0).unwrap();
+            let ended = roster.ended(run.id, Health::Passing).unwrap();
+            (ended.name, ended.order)
+        })
+        .collect();
+    orders.sort();
+    assert_eq!(orders, [("api".into(), 1), ("db".into(), 2)]);
+}
+
+#[test]
 fn what_is_forgotten_is_not_run_and_its_last_run_says_nothing() {
     let (mut roster, now) = (Roster::default(), Instant::now());
     follow(&mut roster, "a", None, now, 0.0);
