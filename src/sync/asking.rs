@@ -170,8 +170,7 @@ impl Engine {
         }
         self.rules.verdicts.found(key.clone(), name, check);
         let due = Due {
-            // As when Kubernetes says how a pod is.
-            cause: Cause::Kubernetes,
+            cause: Cause::Found,
             since: at,
         };
         let proxy = self.claimed_beside(&key);
@@ -194,8 +193,8 @@ impl Engine {
         }
         if let Some(proxy) = self.claimed_beside(key) {
             let due = Due {
-                // As when Kubernetes says how a pod is: it is nobody's drift.
-                cause: Cause::Kubernetes,
+                // It is nobody's drift.
+                cause: Cause::Found,
                 since: at,
             };
             self.dirty.touch(Key::Instance(proxy), due);
