@@ -141,15 +141,16 @@ impl Engine {
         if there.service.address != subject.host || uid != Some(&subject.uid) {
             return None;
         }
-        let found = &there.check_of(key, &probe.kind())?.check;
+        let there = there.check_of(key, &probe.kind())?;
         let target = Target {
             host: subject.host.clone(),
             port: *port,
             probe: probe.clone(),
         };
+        let is_same = plan::checks::question(&there.check) == Some(&*checks::question(&target));
         Some(Known {
-            status: found.status,
-            is_answer: plan::checks::question(found) == Some(&*checks::question(&target)),
+            status: there.check.status,
+            is_answer: is_same && there.definition.is_none(),
         })
     }
 
@@ -163,12 +164,13 @@ impl Engine {
             at,
         } = told;
         let followed = self.asking.of.get(&key);
-        let asked = followed.and_then(|followed| followed.of(&name));
+        let asked = followed.and_then(|followed| Some((followed, followed.of(&name)?)));
         // What was found under an order that does not hold any more is of something else.
-        if asked.is_none_or(|(_, since)| *since != order) {
+        let Some((followed, _)) = asked.filter(|(_, (_, since))| *since == order) else {
             return;
-        }
-        self.rules.verdicts.found(key.clone(), name, check);
+        };
+        let uid = &followed.subject.uid;
+        self.rules.verdicts.found(key.clone(), uid, name, check);
         let due = Due {
             cause: Cause::Found,
             since: at,
