@@ -166,13 +166,18 @@ impl Engine {
         let followed = self.asking.of.get(&key);
         let asked = followed.and_then(|followed| Some((followed, followed.of(&name)?)));
         // What was found under an order that does not hold any more is of something else.
-        let Some((followed, _)) = asked.filter(|(_, (_, since))| *since == order) else {
+        let Some((followed, (asked, _))) = asked.filter(|(_, (_, since))| *since == order) else {
             return;
         };
+        let there = self.mirror.instance(&key);
+        let there = there.and_then(|there| there.check_of(&key, &asked.probe.kind()));
+        // What Consul shows already, as after a start, asks for nothing new: what is held, or left to another
+        // hand, stays so.
+        let is_known = there.is_some_and(|there| plan::checks::is_same(&check, there));
         let uid = &followed.subject.uid;
         self.rules.verdicts.found(key.clone(), uid, name, check);
         let due = Due {
-            cause: Cause::Found,
+            cause: if is_known { Cause::Read } else { Cause::Found },
             since: at,
         };
         let proxy = self.claimed_beside(&key);

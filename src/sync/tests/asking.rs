@@ -4,9 +4,11 @@ use super::state::{instance, ready};
 use super::*;
 use crate::checks::Told;
 use crate::desired::probe::{self, Asked};
-use crate::model::entry::{Check, Health};
+use crate::model::entry::{Check, Health, Protocol};
 use crate::model::key::Key;
-use crate::plan::{Asks, Subject};
+use crate::observed::entry::{ObservedCheck, ObservedInstance};
+use crate::plan::{Asks, DriftMode, Subject};
+use crate::sync::dirty::{Cause, Due};
 
 fn subject() -> Subject {
     Subject {
@@ -81,4 +83,45 @@ async fn what_is_on_its_way_of_one_check_counts_when_another_changes() {
     assert!(!is_known(&engine, "api"));
     engine.heard(told("api", 3));
     assert!(is_known(&engine, "api"));
+}
+
+#[tokio::test]
+async fn what_consul_shows_already_is_no_news() {
+    let mut engine = asking(&json!([{"name": "api", "tcp": {}}]));
+    let service = crate::consul::wire::NodeService::default();
+    let mut there = ObservedInstance::of(&service);
+    there.checks.push(ObservedCheck {
+        id: format!("{}:api", instance("p").id).into(),
+        check: Check {
+            status: Health::Critical,
+            output: "TCP 10.0.0.1:80: connection refused (7 ms)".into(),
+        },
+        well_formed: true,
+        protocol: Some(Protocol::Tcp),
+        definition: None,
+        modify_index: 3,
+    });
+    engine.mirror.wrote_instance(&instance("p"), Some(there));
+    // Nor does it end that a change by another hand is left.
+    let key = Key::Instance(instance("p"));
+    engine.rules.drift = DriftMode::Report;
+    engine.drifted.insert(key.clone());
+    let heard = |engine: &mut Engine, told: Told| {
+        engine.heard(told);
+        let (taken, due) = engine.dirty.take().unwrap();
+        assert_eq!(taken, key);
+        due
+    };
+    let due = heard(&mut engine, told("api", 1));
+    assert!(engine.leaves_drift(&key, due), "{due:?}");
+    let mut news = told("api", 1);
+    news.check.status = Health::Passing;
+    let due = heard(&mut engine, news);
+    assert_eq!(due.cause, Cause::Found);
+    assert!(!engine.leaves_drift(&key, due));
+    let later = Due {
+        cause: Cause::Read,
+        ..due
+    };
+    assert!(!engine.leaves_drift(&key, later), "that is over");
 }
