@@ -302,3 +302,26 @@ fn what_is_forgotten_while_it_runs_gives_its_place_back_when_it_ends() {
     assert_eq!(roster.ended(run.id, Health::Passing), None);
     assert!(roster.take(now, room, || 0.0).is_some());
 }
+
+#[test]
+fn what_could_not_be_run_counts_for_nothing_and_is_run_soon() {
+    let (mut roster, now) = (Roster::default(), Instant::now());
+    let checks = asked(&json!([{"name": "api", "tcp": {}, "interval": "1h"}]));
+    let host = "h".into();
+    roster.follow(&key("a"), &to_follow(&host, &checks, &[None]), now, || 0.5);
+    let run = roster.take(now, ROOM, || 0.0).unwrap();
+    roster.not_run(run.id, now, || 1.0);
+    assert_eq!(roster.next(), Some(now + AGAIN));
+    let run = roster.take(now + AGAIN, ROOM, || 0.0).unwrap();
+    assert!(roster.ended(run.id, Health::Passing).is_some());
+    let on_the_grid = now + Duration::from_mins(30);
+    assert_eq!(roster.next(), Some(on_the_grid));
+    // What is due sooner anyway is not put off, and what is forgotten stays so.
+    let run = roster.take(on_the_grid, ROOM, || 0.0).unwrap();
+    let late = on_the_grid + Duration::from_secs(3599);
+    roster.not_run(run.id, late, || 1.0);
+    assert_eq!(roster.next(), Some(on_the_grid + Duration::from_hours(1)));
+    roster.forget(&key("a"));
+    roster.not_run(run.id, late, || 1.0);
+    assert_eq!((roster.len(), roster.next()), (0, None));
+}
