@@ -86,6 +86,8 @@ pub struct Metrics {
     pub gates_waiting: Gauge,
     /// `lictor_checks`: checks that this process runs.
     pub checks: Gauge,
+    /// `lictor_checks_not_run_total`: runs of checks that this process could not make.
+    pub checks_not_run: Counter,
     /// `lictor_check_lateness_seconds`: how long after its time the run of a check began.
     pub check_lateness: Histogram,
     /// `lictor_sessions`: sessions in Consul that are kept alive for checks that follow them.
@@ -117,6 +119,7 @@ impl Metrics {
             events_dropped: Counter::default(),
             gates_waiting: Gauge::default(),
             checks: Gauge::default(),
+            checks_not_run: Counter::default(),
             check_lateness: histogram(),
             sessions: Gauge::default(),
         };
@@ -147,12 +150,15 @@ impl Metrics {
             events_dropped,
             gates_waiting,
             checks,
+            checks_not_run,
             check_lateness,
             sessions,
         } = self.clone();
         let help = "Pods whose readiness gate lictor.io/registered is not open";
         registry.register("gates_waiting", help, gates_waiting);
         registry.register("checks", "Checks that this process runs", checks);
+        let help = "Runs of checks that this process could not make";
+        registry.register("checks_not_run", help, checks_not_run);
         let help = "How long after its time the run of a check began";
         registry.register_with_unit("check_lateness", help, Unit::Seconds, check_lateness);
         let help = "Sessions in Consul that are kept alive for checks that follow them";

@@ -1,5 +1,6 @@
 //! One run of a check.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use http_body_util::Empty;
@@ -11,10 +12,9 @@ use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Code;
@@ -22,14 +22,15 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::connect::{Resolver, connect};
+use super::connect::{Connection, Failure, connect};
 use super::forbidden::Forbidden;
+use super::resolver::Resolver;
 use super::tls;
 use crate::api::conditions::cut;
 use crate::desired::probe::{HttpQuestion, Probe, Question};
 use crate::model::entry::{Check, Health};
 use crate::model::text::Text;
-use crate::plan::checks::ANSWER;
+use crate::plan::checks::{ANSWER, taken};
 
 /// Most bytes of the head of an answer; the body is not read at all.
 const MOST_HEAD_BYTES: usize = 64 * 1024;
@@ -41,8 +42,11 @@ const MOST_GRPC_BYTES: usize = 4096;
 const MOST_GRPC_HEAD_BYTES: u32 = 64 * 1024;
 /// What of it may be on the way, in bytes: the least that HTTP/2 knows (RFC 9113, section 6.9.2).
 const GRPC_WINDOW: u32 = 65_535;
-/// Longest output, in bytes.
-const MAX_OUTPUT_BYTES: usize = 1024;
+/// Most bytes of a path, or of the name of a service, in the output of a check: what comes after it must not
+/// be lost.
+const MAX_NAMED_BYTES: usize = 400;
+/// Most bytes of the answer there.
+const MAX_ANSWER_BYTES: usize = 256;
 const USER_AGENT: &str = concat!("lictor/", env!("CARGO_PKG_VERSION"));
 
 /// What runs are made with.
@@ -89,8 +93,12 @@ impl Drop for EndWithRun {
     }
 }
 
-/// How it is, or why that cannot be told.
+/// How it is, and what was said.
 type Answer = (Health, String);
+
+/// Why a check was not run, for people: nothing was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotRun(pub String);
 
 impl Asker {
     /// Connects to nothing that is forbidden.
@@ -102,37 +110,56 @@ impl Asker {
         })
     }
 
-    /// Asks once. The output has what was asked, the answer and the time that it took, and nothing that
-    /// the other side wrote but its status.
-    pub async fn ask(&self, target: &Target) -> Check {
+    /// Asks once, for a registration in this namespace. The output has what was asked, the answer and the
+    /// time that it took, and nothing that the other side wrote but its status.
+    pub async fn ask(&self, namespace: &Text, target: &Target) -> Result<Check, NotRun> {
+        let Target { host, port, probe } = target;
+        let turn = timeout(probe.timeout, self.resolver.turn(namespace, host)).await;
+        let turn = turn.map_err(|_| {
+            NotRun(format!(
+                "too many names of the namespace {namespace} are being looked up"
+            ))
+        })?;
+        // What it waited for others is none of its own time.
         let began = Instant::now();
-        let asked = timeout(target.probe.timeout, self.answer(target)).await;
-        let (status, said) = asked.unwrap_or_else(|_| {
-            let said = format!("no answer within {:?}", target.probe.timeout);
-            (Health::Critical, said)
-        });
+        let deadline = began + probe.timeout;
+        let addresses = timeout_at(deadline, self.resolver.addresses_of(turn, host, *port)).await;
+        let answer = match addresses {
+            // Who is to know the name does not answer, and not who has it.
+            Err(_) => Err(Failure::NotAsked(format!(
+                "{host} was not looked up within {:?}",
+                probe.timeout
+            ))),
+            Ok(Err(failure)) => Err(failure),
+            Ok(Ok(addresses)) => timeout_at(deadline, self.answer(target, &addresses))
+                .await
+                .unwrap_or_else(|_| {
+                    let said = format!("no answer within {:?}", probe.timeout);
+                    Err(Failure::Found(said))
+                }),
+        };
+        let (status, said) = match answer {
+            Ok(answer) => answer,
+            Err(Failure::Found(why)) => (Health::Critical, why),
+            Err(Failure::NotAsked(why)) => return Err(NotRun(why)),
+        };
         let took = began.elapsed().as_millis();
-        let output = format!("{}{ANSWER}{said} ({took} ms)", question(target));
-        Check {
+        let said = cut(said, MAX_ANSWER_BYTES);
+        let output = format!("{}{ANSWER}{said}{}", question(target), taken(took));
+        Ok(Check {
             status,
-            output: cut(output, MAX_OUTPUT_BYTES).into(),
-        }
+            output: output.into(),
+        })
     }
 
-    async fn answer(&self, target: &Target) -> Answer {
+    async fn answer(&self, target: &Target, addresses: &[SocketAddr]) -> Result<Answer, Failure> {
         let Some(forbidden) = self.forbidden.borrow().clone() else {
-            return (
-                Health::Critical,
-                "not asked, before it is known what may be".to_owned(),
-            );
+            let why = "it is not known yet where no check may connect to";
+            return Err(Failure::NotAsked(why.to_owned()));
         };
-        let Target { host, port, .. } = target;
-        let stream = match connect(host, *port, &self.resolver, &forbidden).await {
-            Ok(stream) => stream,
-            Err(why) => return (Health::Critical, why),
-        };
+        let stream = connect(&target.host, addresses, &forbidden).await?;
         let answer = match &target.probe.question {
-            Question::Tcp => return (Health::Passing, "connected".to_owned()),
+            Question::Tcp => Ok((Health::Passing, "connected".to_owned())),
             Question::Http(question) if question.tls => match self.encrypt(target, stream).await {
                 Ok(stream) => http(target, question, stream).await,
                 Err(why) => Err(why),
@@ -141,13 +168,13 @@ impl Asker {
             Question::Grpc(service) => grpc(target, service, stream).await,
             Question::Lease(_) => Err("nothing is asked for a Lease".to_owned()),
         };
-        answer.unwrap_or_else(|why| (Health::Critical, why))
+        answer.map_err(Failure::Found)
     }
 
     async fn encrypt(
         &self,
         target: &Target,
-        stream: TcpStream,
+        stream: Connection,
     ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static, String> {
         let name = ServerName::try_from(target.host.to_string())
             .map_err(|_| format!("{} is no name for TLS", target.host))?;
@@ -206,7 +233,7 @@ fn request(target: &Target, question: &HttpQuestion) -> Result<Request<Empty<Byt
     Ok(request)
 }
 
-async fn grpc(target: &Target, service: &Text, stream: TcpStream) -> Result<Answer, String> {
+async fn grpc(target: &Target, service: &Text, stream: Connection) -> Result<Answer, String> {
     let tasks = Tasks::default();
     let _tasks = EndWithRun(tasks.clone());
     let mut builder = http2::Builder::new(tasks);
@@ -253,7 +280,8 @@ fn named(code: Code) -> String {
     }
 }
 
-/// What is asked, for people: the output of the check begins with it.
+/// What is asked, for people: the output of the check begins with it. Header fields, thresholds and the end
+/// of a long path are no part of it.
 #[must_use]
 pub fn question(target: &Target) -> String {
     let authority = authority(target);
@@ -262,11 +290,15 @@ pub fn question(target: &Target) -> String {
             tls, method, path, ..
         }) => {
             let scheme = if *tls { "https" } else { "http" };
+            let path = cut(path.to_string(), MAX_NAMED_BYTES);
             format!("HTTP {method} {scheme}://{authority}{path}")
         }
         Question::Tcp => format!("TCP {authority}"),
         Question::Grpc(service) if service.is_empty() => format!("gRPC {authority}"),
-        Question::Grpc(service) => format!("gRPC {authority}/{service}"),
+        Question::Grpc(service) => {
+            let service = cut(service.to_string(), MAX_NAMED_BYTES);
+            format!("gRPC {authority}/{service}")
+        }
         Question::Lease(heartbeat) => format!("Lease {}", heartbeat.lease),
     }
 }
@@ -286,5 +318,94 @@ fn told(error: &hyper::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::desired::probe;
+    use crate::plan::checks;
+
+    /// One who asks, and is told by this where names lead.
+    fn asker(resolver: Resolver) -> Asker {
+        let forbidden = Some(Arc::new(Forbidden::new(true, [])));
+        let asker = Asker::new(watch::channel(forbidden).1).unwrap();
+        Asker { resolver, ..asker }
+    }
+
+    fn target(host: &str, port: u16, check: &Value) -> Target {
+        let checks = serde_json::from_value::<Vec<_>>(json!([check])).unwrap();
+        let probe = probe::of(&checks).unwrap()[0].clone();
+        let host = host.into();
+        Target { host, port, probe }
+    }
+
+    /// A server that says this again and again.
+    async fn says(text: &'static [u8]) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 1024]).await;
+                    while stream.write_all(text).await.is_ok() {}
+                });
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn answers_before_the_last_one_have_an_end() {
+        let port = says(b"HTTP/1.1 100 Continue\r\n\r\n").await;
+        let check = json!({"name": "api", "http": {}, "timeout": "1m"});
+        let asker = asker(Resolver::default());
+        let target = target("127.0.0.1", port, &check);
+        let run = timeout(Duration::from_secs(20), asker.ask(&"shop".into(), &target)).await;
+        let found = run.expect("it has an end").unwrap();
+        assert_eq!(found.status, Health::Critical, "{}", found.output);
+    }
+
+    #[tokio::test]
+    async fn names_that_hang_in_one_namespace_leave_time_for_the_checks_of_others() {
+        let port = says(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let asker = Arc::new(asker(Resolver::with(|host, port| {
+            if host == "hangs" {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))])
+        })));
+        let check = json!({"name": "api", "http": {}, "timeout": "500ms"});
+        let mut hanging = JoinSet::new();
+        for _ in 0..40 {
+            let (asker, target) = (asker.clone(), target("hangs", port, &check));
+            hanging.spawn(async move { asker.ask(&"slow".into(), &target).await });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let found = asker.ask(&"shop".into(), &target("db", port, &check)).await;
+        assert_eq!(found.unwrap().status, Health::Passing);
+        // Those that were not looked up found nothing, whether it was their turn or not.
+        while let Some(run) = hanging.join_next().await {
+            assert!(run.unwrap().is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn however_long_a_path_is_the_output_has_the_answer() {
+        let port = says(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let path = format!("/{}", "a".repeat(1023));
+        let check = json!({"name": "api", "http": {"path": path}});
+        let target = target("127.0.0.1", port, &check);
+        let asker = asker(Resolver::default());
+        let found = asker.ask(&"shop".into(), &target).await.unwrap();
+        assert!(found.output.contains("aaa: 200 OK ("), "{}", found.output);
+        assert_eq!(checks::question(&found), Some(&*question(&target)));
     }
 }

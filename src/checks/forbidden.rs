@@ -7,24 +7,52 @@
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+/// Ports at which the servers of Kubernetes and of Consul listen, whichever of them Lictor itself uses: of etcd,
+/// of the API server, of the kubelet and the controllers; of Consul for its servers, over HTTP, over gRPC and as
+/// DNS. Others at the same address may be anyone's: it may be that of a node, with all that runs there.
+const API_PORTS: [u16; 14] = [
+    2379, 2380, 6443, 10250, 10257, 10259, 8300, 8301, 8302, 8500, 8501, 8502, 8503, 8600,
+];
+/// Names of metadata services of clouds.
+const METADATA_NAMES: [&str; 3] = [
+    "metadata.google.internal",
+    "metadata.goog",
+    "instance-data.ec2.internal",
+];
+
 /// Where no check may connect to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forbidden {
     allows_local: bool,
     apis: HashSet<SocketAddr>,
+    /// The names that the APIs are known by here.
+    names: HashSet<(String, u16)>,
 }
 
 impl Forbidden {
     /// `allows_local` is `--allow-local-checks`; `apis` is where the API server and Consul are.
     #[must_use]
     pub fn new(allows_local: bool, apis: impl IntoIterator<Item = SocketAddr>) -> Self {
-        let apis = apis.into_iter();
+        let of = |at: SocketAddr| {
+            let ports = API_PORTS.into_iter().chain([at.port()]);
+            ports.map(move |port| SocketAddr::new(bare(at.ip()), port))
+        };
         Self {
             allows_local,
-            apis: apis
-                .map(|at| SocketAddr::new(bare(at.ip()), at.port()))
-                .collect(),
+            apis: apis.into_iter().flat_map(of).collect(),
+            names: HashSet::new(),
         }
+    }
+
+    /// These hosts are where the API server and Consul are, too, whatever their names lead to.
+    #[must_use]
+    pub fn with_names<'a>(mut self, apis: impl IntoIterator<Item = &'a (String, u16)>) -> Self {
+        let of = |(host, port): &(String, u16)| {
+            let (host, ports) = (plain(host), API_PORTS.into_iter().chain([*port]));
+            ports.map(move |port| (host.clone(), port))
+        };
+        self.names = apis.into_iter().flat_map(of).collect();
+        self
     }
 
     /// Why this may not be connected to, if it may not.
@@ -58,16 +86,35 @@ impl Forbidden {
         if let Ok(ip) = bare.parse::<IpAddr>() {
             return self.why(SocketAddr::new(ip, port));
         }
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let name = plain(host);
         let last = name.rsplit('.').next().unwrap_or_default();
-        if !self.allows_local && last == "localhost" {
-            return Some("it is a loopback address");
+        if !self.allows_local {
+            if last == "localhost" {
+                return Some("it is a loopback address");
+            }
+            if METADATA_NAMES.contains(&&*name) {
+                return Some("it is a cloud's metadata service");
+            }
+            if is_kubernetes(&name) || self.names.contains(&(name.clone(), port)) {
+                return Some("it is the API server's or Consul's");
+            }
         }
         // Some take 127.1, 2130706433 and 0x7f000001 for addresses.
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
         let is_address = is_number(last) || last.starts_with("0x");
         is_address.then_some("it is neither an address in its usual form nor a name")
     }
+}
+
+/// A name as all of its forms are.
+fn plain(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+/// Whether a name is that of the API server in any cluster's DNS.
+fn is_kubernetes(name: &str) -> bool {
+    let rest = name.strip_prefix("kubernetes.default");
+    rest.is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."))
 }
 
 fn is_broadcast(ip: IpAddr) -> bool {
@@ -167,13 +214,44 @@ mod tests {
     }
 
     #[test]
-    fn the_apis_are_refused_and_other_ports_beside_them_are_not() {
+    fn the_apis_are_refused_and_others_beside_them_are_not() {
         let forbidden = Forbidden::new(false, [at("10.0.0.1", 6443), at("10.0.0.2", 8500)]);
         assert!(forbidden.why(at("10.0.0.1", 6443)).is_some());
         assert!(forbidden.why(at("::ffff:10.0.0.1", 6443)).is_some());
         assert!(forbidden.why(at("64:ff9b::a00:1", 6443)).is_some());
         assert!(forbidden.why(at("10.0.0.2", 8500)).is_some());
         assert_eq!(forbidden.why(at("10.0.0.1", 8080)), None);
+        // Where Lictor speaks to one over TLS, others may listen in the clear beside it.
+        let forbidden = Forbidden::new(false, [at("10.0.0.2", 18501)]);
+        for port in [18501, 8500, 8300, 2379] {
+            assert!(forbidden.why(at("10.0.0.2", port)).is_some(), "{port}");
+        }
+        assert_eq!(forbidden.why(at("10.0.0.3", 8500)), None);
+    }
+
+    #[test]
+    fn the_names_of_the_apis_are_given_to_nobody() {
+        let consul = ("Consul.example.com".to_owned(), 18501);
+        let forbidden = Forbidden::new(false, []).with_names([&consul]);
+        for (host, port) in [
+            ("consul.example.com", 18501),
+            ("CONSUL.example.com.", 8500),
+            ("kubernetes.default", 443),
+            ("kubernetes.default.svc", 443),
+            ("kubernetes.default.svc.cluster.local", 443),
+            ("metadata.google.internal", 80),
+        ] {
+            let why = forbidden.why_not_by_name(host, port);
+            assert!(why.is_some(), "{host}:{port}");
+        }
+        for (host, port) in [
+            ("consul.example.com", 9100),
+            ("kubernetes.default.example.com", 443),
+            ("db.example.com", 8500),
+        ] {
+            let why = forbidden.why_not_by_name(host, port);
+            assert_eq!(why, None, "{host}:{port}");
+        }
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! once; a check that waits for its next run is a row and no task. It hears from the engine what to ask,
 //! and tells it of every change. What is connected to is judged by [`forbidden`] first, each time, after
 //! its name was looked up: whoever may write a `ServiceRegistration`, or the status of a pod, shall not
-//! have this process talk to itself, to the API server, to Consul or to a cloud's metadata.
+//! have this process talk to what is local to it, to the API server, to Consul or to a cloud's metadata.
 
 pub mod apis;
 mod ask;
 mod connect;
 pub mod forbidden;
 pub mod prober;
+mod resolver;
 mod roster;
 mod shares;
 mod tally;

@@ -1,17 +1,20 @@
 //! The one task that runs all checks.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::FutureExt as _;
 use rand::Rng as _;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::ask::Asker;
+use super::ask::{Asker, NotRun};
 use super::forbidden::Forbidden;
-use super::roster::{Ended, Follow, Known, Roster, Run};
+use super::roster::{Ended, Follow, Known, Roster};
 use crate::desired::probe::Asked;
 use crate::metrics::Metrics;
 use crate::model::entry::Check;
@@ -22,6 +25,9 @@ use crate::model::text::Text;
 const RUNS: usize = 512;
 /// Changes that may wait for the engine; then the next runs wait.
 const TOLD: usize = 1024;
+
+/// How often it is logged that checks could not be run.
+const COMPLAINTS: Duration = Duration::from_secs(10);
 
 const NAME: &str = "the prober";
 
@@ -34,7 +40,7 @@ pub struct Told {
     pub name: Text,
     /// What was found.
     pub check: Check,
-    /// The number of the order that it was found under.
+    /// The number of the order since which the check is asked like this.
     pub order: u64,
     /// When.
     pub at: Instant,
@@ -67,7 +73,7 @@ impl std::fmt::Debug for Order {
 
 impl Orders {
     /// An instance is to be asked this at this host, and nothing else; of each it is said what is known.
-    /// What is told of it from now on has this number.
+    /// What is told of those that change has this number; of those that stay, the one that it had.
     pub fn follow(
         &self,
         key: InstanceKey,
@@ -133,13 +139,19 @@ impl Prober {
         known.context("where the APIs are is not looked up any more")?;
         let asker = Asker::new(forbidden).context("cannot set up TLS for checks")?;
         let asker = Arc::new(asker);
-        let mut runs: JoinSet<(u64, Check)> = JoinSet::new();
+        let mut runs: JoinSet<(u64, Result<Check, NotRun>)> = JoinSet::new();
+        let mut complained = None;
         loop {
             let now = Instant::now();
-            while let Some(Run { id, due, target }) = self.roster.take(now, RUNS, chance) {
-                metrics.check_lateness.observe((now - due).as_secs_f64());
+            while let Some(run) = self.roster.take(now, RUNS, chance) {
+                metrics
+                    .check_lateness
+                    .observe((now - run.due).as_secs_f64());
                 let asker = asker.clone();
-                runs.spawn(async move { (id, asker.ask(&target).await) });
+                runs.spawn(async move {
+                    let found = caught(asker.ask(&run.namespace, &run.target));
+                    (run.id, found.await)
+                });
             }
             let next = self.roster.next();
             tokio::select! {
@@ -154,6 +166,19 @@ impl Prober {
                 }
                 Some(run) = runs.join_next() => {
                     let (id, check) = run.context("the run of a check broke down")?;
+                    let check = match check {
+                        Ok(check) => check,
+                        Err(NotRun(why)) => {
+                            metrics.checks_not_run.inc();
+                            let now = Instant::now();
+                            if complained.is_none_or(|at| now - at >= COMPLAINTS) {
+                                complained = Some(now);
+                                tracing::warn!("a check was not run, and stays as it is: {why}");
+                            }
+                            self.roster.not_run(id, now, chance);
+                            continue;
+                        }
+                    };
                     let Some(ended) = self.roster.ended(id, check.status) else {
                         continue;
                     };
@@ -191,6 +216,15 @@ impl Prober {
             Order::ForgetAll => self.roster.forget_all(),
         }
     }
+}
+
+/// What a run found. One that breaks down breaks no other.
+async fn caught(run: impl Future<Output = Result<Check, NotRun>>) -> Result<Check, NotRun> {
+    let found = AssertUnwindSafe(run).catch_unwind().await;
+    found.unwrap_or_else(|_| {
+        let why = "it broke down, which is a fault of Lictor's";
+        Err(NotRun(why.to_owned()))
+    })
 }
 
 async fn sleep(until: Option<Instant>) {

@@ -15,6 +15,8 @@ use crate::model::entry::Health;
 use crate::model::key::InstanceKey;
 use crate::model::text::Text;
 
+/// How soon one that could not be run is tried again, at the latest; it counts as never run.
+const AGAIN: Duration = Duration::from_secs(5);
 /// A run is up to this part of its interval late, so that what began together does not stay together.
 const JITTER: u32 = 10;
 
@@ -25,6 +27,8 @@ pub struct Run {
     pub id: Id,
     /// When it was to start.
     pub due: Instant,
+    /// The namespace that it is of.
+    pub namespace: Text,
     /// What is asked, and where.
     pub target: Target,
 }
@@ -58,7 +62,7 @@ pub struct Ended {
     pub key: InstanceKey,
     /// The name of the check.
     pub name: Text,
-    /// The number of the order that holds for it.
+    /// The number of the order since which it is asked like this.
     pub order: u64,
 }
 
@@ -118,10 +122,8 @@ impl Roster {
                 let row = self.rows.get(id);
                 row.is_some_and(|row| row.asked == *asked && row.host == *host)
             });
+            // The order that it is of holds on: what is found of it may be on its way already.
             if let Some(id) = unchanged {
-                if let Some(row) = self.rows.get_mut(&id) {
-                    row.order = order;
-                }
                 kept.push(id);
                 continue;
             }
@@ -215,19 +217,40 @@ impl Roster {
             if let Some(row) = self.rows.get_mut(&id) {
                 row.waiting = false;
                 row.running = true;
-                let target = target(&row.host, &row.asked);
-                return Some(Run { id, due, target });
+                return Some(Run {
+                    id,
+                    due,
+                    namespace: namespace(&row.key),
+                    target: target(&row.host, &row.asked),
+                });
             }
             // It was forgotten meanwhile.
             self.shares.end(id);
         }
     }
 
-    /// A run ended like this. What is to be told, if it is news.
-    pub fn ended(&mut self, id: Id, outcome: Health) -> Option<Ended> {
+    /// A run could not be made: it counts for nothing, and is made soon.
+    pub fn not_run(&mut self, id: Id, now: Instant, chance: impl FnOnce() -> f64) {
+        let again = now + AGAIN.mul_f64(0.5 + chance() / 2.0);
+        if let Some(row) = self.end(id)
+            && again < row.due
+        {
+            let before = std::mem::replace(&mut row.due, again);
+            self.due.remove(&(before, id));
+            self.due.insert((again, id));
+        }
+    }
+
+    fn end(&mut self, id: Id) -> Option<&mut Row> {
         self.shares.end(id);
         let row = self.rows.get_mut(&id)?;
         row.running = false;
+        Some(row)
+    }
+
+    /// A run ended like this. What is to be told, if it is news.
+    pub fn ended(&mut self, id: Id, outcome: Health) -> Option<Ended> {
+        let row = self.end(id)?;
         let Probe {
             name,
             failures,

@@ -121,13 +121,20 @@ impl Live {
         }
     }
 
+    /// Whether a frozen shape with this address keeps the choice of it against the one that is asked for by
+    /// now: the address is still the pod's.
+    #[must_use]
+    pub fn keeps_other(&self, address: &str) -> bool {
+        self.other_address.as_deref() == Some(address)
+    }
+
     /// A frozen shape with what follows the pod put onto it.
     ///
     /// An address that is still the pod's stays, even where another one is asked for by now: the
     /// choice is part of the shape, and its port would not be that of the other address.
     #[must_use]
     pub fn onto(&self, frozen: &Service) -> Service {
-        if self.other_address.as_ref() == Some(&frozen.address) {
+        if self.keeps_other(&frozen.address) {
             return frozen.clone();
         }
         let with_port = |tagged: &TaggedAddress| TaggedAddress {
@@ -170,6 +177,8 @@ pub struct Held<'a> {
     pub owner: Owner,
     /// The service's name.
     pub service: &'a str,
+    /// Its address.
+    pub address: &'a str,
     /// Its port.
     pub port: u16,
     /// The pod that it stands for, if it is not an endpoint.

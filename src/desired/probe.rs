@@ -141,10 +141,15 @@ pub fn of_endpoint(spec: &InstanceSpec, endpoint: &Endpoint) -> Result<Box<[Aske
 }
 
 /// The checks of an instance that is kept as it is, of those whose port can be told: `own` is the port that
-/// Consul has.
+/// Consul has, at the address of this choice.
 #[must_use]
-pub fn of_kept_pod(spec: &InstanceSpec, pod: &PodFacts, own: u16) -> Box<[Asked]> {
-    kept(spec, |probe| probe.on_pod(pod, spec.address, own))
+pub fn of_kept_pod(
+    spec: &InstanceSpec,
+    pod: &PodFacts,
+    address: AddressChoice,
+    own: u16,
+) -> Box<[Asked]> {
+    kept(spec, |probe| probe.on_pod(pod, address, own))
 }
 
 /// The same of an endpoint.

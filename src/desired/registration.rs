@@ -1,6 +1,7 @@
 //! A `ServiceRegistration`, parsed once.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use super::mesh::{self, Sidecar};
 use super::parsed::{self, Asked, Parsed};
@@ -15,6 +16,9 @@ use crate::model::limits::MAX_ENDPOINTS;
 use crate::model::names::{ServiceName, is_dns_label};
 use crate::model::owner::OwnerKind;
 use crate::model::text::{Pairs, Text};
+
+/// Longest name of a host.
+const MAX_ADDRESS_BYTES: usize = 253;
 
 /// A `ServiceRegistration` as the index holds it.
 pub type Registration = Parsed<Claims>;
@@ -201,7 +205,7 @@ fn endpoints_of(listed: &[api::Endpoint]) -> Result<Vec<Endpoint>, String> {
         ));
     }
     let mut names = BTreeSet::new();
-    for api::Endpoint { name, .. } in listed {
+    for api::Endpoint { name, address, .. } in listed {
         if !is_dns_label(name) {
             return Err(format!(
                 "spec.endpoints: the name {name:?} must be a lower-case DNS label"
@@ -210,8 +214,32 @@ fn endpoints_of(listed: &[api::Endpoint]) -> Result<Vec<Endpoint>, String> {
         if !names.insert(name) {
             return Err(format!("spec.endpoints: the name {name:?} is given twice"));
         }
+        // It becomes a part of URLs.
+        if !is_host(address) {
+            return Err(format!(
+                "spec.endpoints: {name}: the address {address:?} must be an IP address or a host name, \
+                 without scheme, port, path and spaces"
+            ));
+        }
     }
     Ok(listed.iter().map(endpoint).collect())
+}
+
+/// Whether a text is the address of a host, or a name of hosts and of nothing else, as the schema has it: a
+/// number at its end makes it an address for some.
+fn is_host(text: &str) -> bool {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return !ip.is_unspecified();
+    }
+    let is_in_label = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let is_part = |byte: u8| is_in_label(byte) || byte == b'.' || byte == b'-';
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    text.len() <= MAX_ADDRESS_BYTES
+        && text.bytes().all(is_part)
+        && text.bytes().next().is_some_and(is_in_label)
+        && !text.ends_with('-')
+        && (last.is_empty() || !last.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn endpoint(endpoint: &api::Endpoint) -> Endpoint {
@@ -258,6 +286,40 @@ mod tests {
         assert!(judged(&["E.."]).unwrap_err().contains("\"E..\""));
         assert!(judged(&["a", "a"]).unwrap_err().contains("twice"));
         assert!(judged(&["a"; 257]).unwrap_err().contains("at most 256"));
+    }
+
+    #[test]
+    fn an_address_is_one_of_a_host_whatever_an_older_schema_let_through() {
+        for host in [
+            "10.0.0.1",
+            "fd00::7",
+            "db",
+            "db-0.example.com.",
+            "_a.b",
+            "4.example",
+        ] {
+            assert!(is_host(host), "{host}");
+        }
+        for text in [
+            "",
+            ".",
+            "0.0.0.0",
+            "::",
+            "127.1",
+            "2130706433",
+            "db/..",
+            "db@evil",
+            "a b",
+            "db:80",
+            "-a",
+            "a-",
+            "db#",
+        ] {
+            assert!(!is_host(text), "{text}");
+        }
+        let spec = serde_json::json!({"endpoints": [{"name": "a", "address": "db/x?"}]});
+        let judged = claims("db", &serde_json::from_value(spec).unwrap()).map(drop);
+        assert!(judged.unwrap_err().contains("a: the address \"db/x?\""));
     }
 
     fn object(annotations: &[(&str, &str)]) -> RegistrationObject {

@@ -8,6 +8,8 @@ use crate::desired::esm::Runner;
 use crate::desired::probe::Asked;
 use crate::model::entry::{Check, CheckKind, Health, Protocol, Service};
 use crate::model::key::InstanceKey;
+use crate::model::marks;
+use crate::model::owner::OwnerKind;
 use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance};
 
@@ -17,6 +19,10 @@ pub(super) const NOT_ASKED: &str = "not asked yet";
 const NO_SESSION: &str = "no sign of life yet";
 /// What is between the question and the answer in the output of a check.
 pub const ANSWER: &str = ": ";
+/// What is between the answer and the body of it, where consul-esm writes: Lictor never has a body.
+const BODY: &str = " Output: ";
+/// The end of an output.
+const TAKEN: &str = " ms)";
 
 /// A write of a check of an instance.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,23 +37,38 @@ pub struct CheckWrite {
 
 /// What was found when instances were asked, as far as they were since the start.
 #[derive(Debug, Default)]
-pub struct Verdicts(HashMap<InstanceKey, Vec<(Text, Check)>>);
+pub struct Verdicts(HashMap<InstanceKey, Found>);
+
+#[derive(Debug, Default)]
+struct Found {
+    /// Of which pod or registration.
+    uid: Text,
+    checks: Vec<(Text, Check)>,
+}
 
 impl Verdicts {
     /// What was found by the check of this name.
     #[must_use]
     pub fn get(&self, key: &InstanceKey, name: &str) -> Option<&Check> {
-        let found = self.0.get(key)?.iter();
-        let mut found = found.filter(|(of, _)| **of == *name);
-        found.next().map(|(_, check)| check)
+        self.0.get(key)?.get(name)
     }
 
-    /// A check was run.
-    pub fn found(&mut self, key: InstanceKey, name: Text, check: Check) {
+    /// The same, if it was found of the pod or registration with this uid.
+    fn get_of(&self, key: &InstanceKey, uid: Option<&Text>, name: &str) -> Option<&Check> {
+        let found = self.0.get(key)?;
+        found.get(name).filter(|_| Some(&found.uid) == uid)
+    }
+
+    /// A check was run of the pod or registration with this uid; of any other nothing is known any more.
+    pub fn found(&mut self, key: InstanceKey, uid: &Text, name: Text, check: Check) {
         let found = self.0.entry(key).or_default();
-        match found.iter_mut().find(|(of, _)| *of == name) {
+        if found.uid != *uid {
+            found.uid = uid.clone();
+            found.checks.clear();
+        }
+        match found.checks.iter_mut().find(|(of, _)| *of == name) {
             Some((_, known)) => *known = check,
-            None => found.push((name, check)),
+            None => found.checks.push((name, check)),
         }
     }
 
@@ -59,11 +80,19 @@ impl Verdicts {
     /// Of an instance only the checks of which this holds are known any more.
     pub fn retain(&mut self, key: &InstanceKey, is_known: impl Fn(&str) -> bool) {
         if let Some(found) = self.0.get_mut(key) {
-            found.retain(|(of, _)| is_known(of));
-            if found.is_empty() {
+            found.checks.retain(|(of, _)| is_known(of));
+            if found.checks.is_empty() {
                 self.0.remove(key);
             }
         }
+    }
+}
+
+impl Found {
+    fn get(&self, name: &str) -> Option<&Check> {
+        let mut found = self.checks.iter();
+        let found = found.find(|(of, _)| **of == *name);
+        found.map(|(_, check)| check)
     }
 }
 
@@ -82,8 +111,8 @@ pub(super) fn wanted(
         let readiness = live.readiness.clone();
         let readiness = readiness.map(|check| (CheckKind::Readiness, check));
         let probes = asked.map(|asked| match scope.desired.runner() {
-            Runner::Lictor => (asked.probe.kind(), found(key, asked, scope)),
-            Runner::Esm => esm::handed(key, &service.address, asked, scope),
+            Runner::Lictor => (asked.probe.kind(), found(key, service, asked, scope)),
+            Runner::Esm => esm::handed(key, service, asked, scope),
         });
         return readiness.into_iter().chain(probes).collect();
     }
@@ -91,8 +120,8 @@ pub(super) fn wanted(
     let worst = beside.and_then(|beside| {
         let found = asked.map(|asked| {
             let check = match scope.desired.runner() {
-                Runner::Lictor => found(&beside, asked, scope),
-                Runner::Esm => esm::handed(&beside, &service.address, asked, scope).1,
+                Runner::Lictor => found(&beside, service, asked, scope),
+                Runner::Esm => esm::handed(&beside, service, asked, scope).1,
             };
             (asked.probe.name.clone(), check)
         });
@@ -144,18 +173,34 @@ fn unasked<'a>(
     })
 }
 
-/// What a check of an instance is to say.
-fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
+/// Whether an entry is of another pod that had the name of the one that is registered like this: then its
+/// checks say nothing of that one.
+///
+/// One without a uid has lost its marks. An endpoint is what it was, whichever registration lists it.
+pub(super) fn is_of_another(there: &ObservedInstance, service: &Service) -> bool {
+    let uid = there.service.meta.get(marks::UID);
+    let kind = service.meta.get(marks::K8S_REF_KIND);
+    kind.is_some_and(|kind| **kind == *OwnerKind::Pod.as_str())
+        && uid.is_some_and(|uid| service.meta.get(marks::UID) != Some(uid))
+}
+
+/// What a check of an instance is to say, which, or whose proxy, is registered like this.
+fn found(key: &InstanceKey, service: &Service, asked: &Asked, scope: &Scope<'_>) -> Check {
     let there = scope.observed.instance(key);
+    let is_new = there.is_some_and(|there| is_of_another(there, service));
     let there = there.and_then(|there| there.check_of(key, &asked.probe.kind()));
-    let found = match asked.heartbeat() {
-        None => scope.rules.verdicts.get(key, &asked.probe.name),
+    let (found, there) = match asked.heartbeat() {
+        None => {
+            let uid = service.meta.get(marks::UID);
+            let found = scope.rules.verdicts.get_of(key, uid, &asked.probe.name);
+            (found, there.filter(|_| !is_new))
+        }
         // Its session says how it is, and nobody else.
-        Some(_) => None,
+        Some(_) => (None, there),
     };
     match (found, there) {
         // What is beside the status tells of the run in which it came about.
-        (Some(found), Some(there)) if is_same(found, &there.check) => there.check.clone(),
+        (Some(found), Some(there)) if is_same(found, there) => there.check.clone(),
         (Some(found), _) => found.clone(),
         // It stays until it was asked again.
         (None, Some(there)) => there.check.clone(),
@@ -169,16 +214,26 @@ fn found(key: &InstanceKey, asked: &Asked, scope: &Scope<'_>) -> Check {
     }
 }
 
-/// Whether two runs asked the same and found the same.
-fn is_same(found: &Check, there: &Check) -> bool {
-    found.status == there.status && question(found) == question(there)
+/// Whether a run asked and found the same as the one that Consul shows, which was Lictor's own.
+#[must_use]
+pub fn is_same(found: &Check, there: &ObservedCheck) -> bool {
+    there.definition.is_none()
+        && found.status == there.check.status
+        && question(found) == question(&there.check)
 }
 
-/// What was asked, as the output of a check tells it.
+/// How long a run took, in milliseconds, as the output of a check ends.
+#[must_use]
+pub fn taken(milliseconds: u128) -> String {
+    format!(" ({milliseconds}{TAKEN}")
+}
+
+/// What was asked, as the output of a check tells it that Lictor ran. That of one that consul-esm ran may
+/// begin with the same words.
 #[must_use]
 pub fn question(check: &Check) -> Option<&str> {
-    let (question, _) = check.output.split_once(ANSWER)?;
-    Some(question)
+    let (question, answer) = check.output.split_once(ANSWER)?;
+    (answer.ends_with(TAKEN) && !answer.contains(BODY)).then_some(question)
 }
 
 /// Those of the wanted checks that are not there as they are to be; all, where nothing is there.

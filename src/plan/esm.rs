@@ -2,25 +2,27 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_types, clippy::disallowed_methods))]
 
 use super::Scope;
-use super::checks::NOT_ASKED;
+use super::checks::{NOT_ASKED, is_of_another};
 use crate::desired::esm;
 use crate::desired::probe::Asked;
-use crate::model::entry::{Check, CheckKind, Health};
+use crate::model::entry::{Check, CheckKind, Health, Service};
 use crate::model::key::InstanceKey;
 
-/// A check of an instance at this host: status and output are those that Consul holds, until there are some
-/// critical.
+/// A check of an instance which, or whose proxy, is registered like this: status and output are those that
+/// Consul holds, until there are some critical.
 ///
 /// One that may not be asked there has no definition and is critical: consul-esm would ask for whoever may
 /// write a `ServiceRegistration`, or a pod's status. While it is not known what may, it stays as it is.
 pub(super) fn handed(
     key: &InstanceKey,
-    host: &str,
+    service: &Service,
     asked: &Asked,
     scope: &Scope<'_>,
 ) -> (CheckKind, Check) {
     let kind = asked.probe.kind();
+    let host = &*service.address;
     let there = scope.observed.instance(key);
+    let is_new = there.is_some_and(|there| is_of_another(there, service));
     let there = there.and_then(|there| there.check(&kind.id(&key.id)));
     let definition = match &scope.rules.forbidden {
         None => there.and_then(|there| there.definition.clone()),
@@ -33,7 +35,7 @@ pub(super) fn handed(
             }
         },
     };
-    let check = there.map(|there| there.check.clone());
+    let check = there.filter(|_| !is_new).map(|there| there.check.clone());
     let check = check.unwrap_or_else(|| Check {
         status: Health::Critical,
         output: NOT_ASKED.into(),

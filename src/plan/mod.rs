@@ -334,6 +334,7 @@ fn held<'a>(key: &InstanceKey, owner: &Owner, there: &'a ObservedInstance) -> He
     Held {
         owner: owner.clone(),
         service: &there.service.name,
+        address: &there.service.address,
         port: there.service.port,
         pod,
         readiness: there.readiness(key).map(|there| there.check.status),

@@ -29,8 +29,16 @@ pub(super) struct Asking {
 #[derive(Debug)]
 struct Followed {
     subject: Subject,
-    asked: Box<[Asked]>,
-    order: u64,
+    /// Each with the number of the order since which it is asked like this: what is found of it is of that
+    /// order, whatever became of the others beside it.
+    asked: Box<[(Asked, u64)]>,
+}
+
+impl Followed {
+    fn of(&self, name: &str) -> Option<&(Asked, u64)> {
+        let mut asked = self.asked.iter();
+        asked.find(|(asked, _)| *asked.probe.name == *name)
+    }
 }
 
 impl Asking {
@@ -89,13 +97,19 @@ impl Engine {
 
     fn follow(&mut self, key: &InstanceKey, subject: &Subject, asked: &[Asked]) {
         let before = self.asking.of.get(key);
-        if before.is_some_and(|it| it.subject == *subject && *it.asked == *asked) {
+        let same = before.filter(|it| it.subject == *subject);
+        if same.is_some_and(|it| it.asked.iter().map(|(asked, _)| asked).eq(asked)) {
             return;
         }
-        let is_same = before.is_some_and(|it| it.subject == *subject);
+        // The number of the order that holds on for what is asked as before.
+        let kept = |asked: &Asked| {
+            let (before, order) = same?.of(&asked.probe.name)?;
+            (before == asked).then_some(*order)
+        };
         let is_unchanged = |name: &str| {
-            let of = |asked: &[Asked]| asked.iter().find(|it| *it.probe.name == *name).cloned();
-            is_same && before.and_then(|it| of(&it.asked)) == of(asked)
+            let mut asked = asked.iter();
+            let asked = asked.find(|it| *it.probe.name == *name);
+            asked.and_then(kept).is_some()
         };
         self.rules.verdicts.retain(key, is_unchanged);
         if before.is_some_and(|it| it.subject.uid != subject.uid) {
@@ -107,10 +121,12 @@ impl Engine {
         self.asking.orders_given += 1;
         let order = self.asking.orders_given;
         let host = subject.host.clone();
+        let numbered = asked
+            .iter()
+            .map(|it| (it.clone(), kept(it).unwrap_or(order)));
         let followed = Followed {
             subject: subject.clone(),
-            asked: asked.into(),
-            order,
+            asked: numbered.collect(),
         };
         self.asking.of.insert(key.clone(), followed);
         let orders = &self.asking.orders;
@@ -125,15 +141,16 @@ impl Engine {
         if there.service.address != subject.host || uid != Some(&subject.uid) {
             return None;
         }
-        let found = &there.check_of(key, &probe.kind())?.check;
+        let there = there.check_of(key, &probe.kind())?;
         let target = Target {
             host: subject.host.clone(),
             port: *port,
             probe: probe.clone(),
         };
+        let is_same = plan::checks::question(&there.check) == Some(&*checks::question(&target));
         Some(Known {
-            status: found.status,
-            is_answer: plan::checks::question(found) == Some(&*checks::question(&target)),
+            status: there.check.status,
+            is_answer: is_same && there.definition.is_none(),
         })
     }
 
@@ -147,14 +164,20 @@ impl Engine {
             at,
         } = told;
         let followed = self.asking.of.get(&key);
+        let asked = followed.and_then(|followed| Some((followed, followed.of(&name)?)));
         // What was found under an order that does not hold any more is of something else.
-        if followed.is_none_or(|followed| followed.order != order) {
+        let Some((followed, (asked, _))) = asked.filter(|(_, (_, since))| *since == order) else {
             return;
-        }
-        self.rules.verdicts.found(key.clone(), name, check);
+        };
+        let there = self.mirror.instance(&key);
+        let there = there.and_then(|there| there.check_of(&key, &asked.probe.kind()));
+        // What Consul shows already, as after a start, asks for nothing new: what is held, or left to another
+        // hand, stays so.
+        let is_known = there.is_some_and(|there| plan::checks::is_same(&check, there));
+        let uid = &followed.subject.uid;
+        self.rules.verdicts.found(key.clone(), uid, name, check);
         let due = Due {
-            // As when Kubernetes says how a pod is.
-            cause: Cause::Kubernetes,
+            cause: if is_known { Cause::Read } else { Cause::Found },
             since: at,
         };
         let proxy = self.claimed_beside(&key);
@@ -177,8 +200,8 @@ impl Engine {
         }
         if let Some(proxy) = self.claimed_beside(key) {
             let due = Due {
-                // As when Kubernetes says how a pod is: it is nobody's drift.
-                cause: Cause::Kubernetes,
+                // It is nobody's drift.
+                cause: Cause::Found,
                 since: at,
             };
             self.dirty.touch(Key::Instance(proxy), due);

@@ -22,6 +22,9 @@ pub enum Cause {
     Read,
     /// Consul changed by another hand.
     Drift,
+    /// An instance was asked, and is otherwise than before: as when Kubernetes says so, except that it mends
+    /// nothing that a write failed for.
+    Found,
     /// Kubernetes changed.
     Kubernetes,
 }
@@ -73,7 +76,8 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// A key is to be planned. An event of Kubernetes' lifts a penalty, because it may mend the fault.
+    /// A key is to be planned. An event of Kubernetes' lifts a penalty, because it may mend the fault; how an
+    /// instance was found lifts only a wait for another hand.
     pub fn touch(&mut self, key: Key, due: Due) {
         let key = key.planned();
         if self.busy.contains(&key) {
@@ -81,13 +85,18 @@ impl Dirty {
             self.again.insert(key, due);
             return;
         }
-        let parked = self
-            .penalties
-            .get_mut(&key)
-            .and_then(|penalty| penalty.parked.as_mut());
-        if let Some((until, waiting)) = parked {
+        if let Some(Penalty {
+            failures,
+            parked: Some((until, waiting)),
+        }) = self.penalties.get_mut(&key)
+        {
             let merged = due.merged(Some(*waiting));
-            if due.cause != Cause::Kubernetes {
+            let lifts = match due.cause {
+                Cause::Kubernetes => true,
+                Cause::Found => *failures == 0,
+                Cause::Drift | Cause::Read | Cause::Written | Cause::Audit => false,
+            };
+            if !lifts {
                 *waiting = merged;
                 return;
             }
@@ -344,6 +353,22 @@ mod tests {
         assert!(dirty.take().is_some());
         assert_eq!(dirty.next_ripe(), None);
         assert_eq!(dirty.pending(), 0);
+    }
+
+    #[test]
+    fn how_an_instance_is_lifts_no_wait_after_a_failure() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let found = due(Cause::Found, now);
+        dirty.penalise(&key("n"), due(Cause::Read, now), now, 1.0);
+        dirty.touch(key("n"), found);
+        assert_eq!(dirty.take(), None);
+        dirty.ripen(now + FIRST_WAIT);
+        assert_eq!(dirty.take(), Some((key("n"), found)));
+        // Where two hands fight it does not wait until they have done.
+        dirty.absolve(&key("n"));
+        dirty.park(&key("n"), due(Cause::Drift, now), now + FIRST_WAIT);
+        dirty.touch(key("n"), found);
+        assert_eq!(dirty.take(), Some((key("n"), found)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ impl Engine {
         let now = Instant::now();
         match self.rules.drift {
             DriftMode::Report => {
-                if due.cause == Cause::Kubernetes {
+                if due.cause >= Cause::Found {
                     self.drifted.remove(key);
                     return false;
                 }

@@ -80,7 +80,7 @@ impl Engine {
             self.dirty.touch(key, Due { cause, ..due });
             return;
         }
-        if due.cause == Cause::Kubernetes {
+        if due.cause >= Cause::Found {
             self.report
                 .metrics
                 .propagation

@@ -379,3 +379,38 @@ async fn where_drift_is_only_told_a_check_still_says_what_was_found() -> Result<
     lictor.idle().await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn what_was_found_of_a_pod_says_nothing_of_the_next_of_its_name() -> Result<()> {
+    let (scene, target) = (Scene::new().await?, Target::start().await?);
+    let lictor = scene.lictor_with(&[LOCAL]).await?;
+    let pod = scene.pod("p").label("app", "p").ip("127.0.0.1");
+    pod.create_ready(&scene.client).await?;
+    // With this interval nothing is asked again by the clock, and with this timeout nothing is found soon.
+    let checks = json!([{"name": "api", "http": {}, "interval": "1h", "timeout": "1m"}]);
+    let spec = json!({"service": "web", "selector": {"matchLabels": {"app": "p"}}, "port": target.port,
+                      "health": {"checks": checks}});
+    scene.register("web", spec).await?;
+    let check = format!("{}:api", scene.id("web", "p"));
+    let is = |status: &'static str, says: &'static str| {
+        let check = check.clone();
+        move |seen: &Instance| {
+            let check = seen.check(&check);
+            check["Status"] == status && check["Output"].to_string().contains(says)
+        }
+    };
+    let first = scene.instance("web", "p", is("passing", "200 OK")).await?;
+    lictor.stop().await?;
+    target.answers(Answer::Hang);
+    pod.finish_deletion(&scene.client).await?;
+    pod.create_ready(&scene.client).await?;
+    let _lictor = scene.lictor_with(&[LOCAL]).await?;
+    let next = scene
+        .instance("web", "p", is("critical", "not asked yet"))
+        .await?;
+    assert_eq!(
+        next.create_index, first.create_index,
+        "it is the same entry"
+    );
+    Ok(())
+}

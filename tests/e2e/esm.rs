@@ -58,6 +58,22 @@ fn of_consuls_api(check: &Value) -> Value {
     written
 }
 
+/// What it says of a run: over HTTP the first words are those that Lictor would say.
+fn output(definition: &Value, status: &str) -> String {
+    let answer = match status {
+        "passing" => "200 OK",
+        "warning" => "429 Too Many Requests",
+        _ => "503 Service Unavailable",
+    };
+    match (&definition["HTTP"], &definition["TCP"]) {
+        (Value::String(url), _) => {
+            let method = definition["Method"].as_str().unwrap_or("GET");
+            format!("HTTP {method} {url}: {answer} Output: secret")
+        }
+        (_, tcp) => format!("TCP connect {}: Success", tcp.as_str().unwrap_or_default()),
+    }
+}
+
 /// consul-esm found this of a check.
 async fn finds(scene: &Scene, node: &str, check: &str, status: &str) -> Result<()> {
     until("consul-esm to write what it found", async || {
@@ -84,7 +100,7 @@ async fn finds(scene: &Scene, node: &str, check: &str, status: &str) -> Result<(
         );
         let mut check = of_consuls_api(found);
         check["Status"] = json!(status);
-        check["Output"] = json!(format!("HTTP GET: {status} Output: secret"));
+        check["Output"] = json!(output(definition, status));
         let ops = json!([{"Check": {"Verb": "cas", "Check": check}}]);
         scene.consul.put("/v1/txn", &ops).await
     })
@@ -344,6 +360,34 @@ async fn who_runs_the_checks_is_switched_without_a_status_that_changes() -> Resu
     target.answers(Answer::Status(200));
     alias(&scene, "passing").await?;
     running.shows("lictor_checks", 1.0).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn back_from_consul_esm_each_check_is_asked_at_once_and_no_body_is_left() -> Result<()> {
+    let (scene, target) = (Scene::new().await?, Target::start().await?);
+    let running = lictor(&scene).await?;
+    let checks = json!([{"name": "api", "http": {}, "interval": "1h"}]);
+    register(&scene, "127.0.0.1", target.port, &checks).await?;
+    shows(&scene, "api", |found| {
+        found["Definition"]["HTTP"].is_string()
+    })
+    .await?;
+    let check = format!("{}:api", id(&scene));
+    finds(&scene, &external(&scene), &check, "passing").await?;
+    shows(&scene, "api", |found| {
+        found["Output"].to_string().contains("secret")
+    })
+    .await?;
+    running.idle().await?;
+    running.stop().await?;
+    let _running = scene.lictor_with(&[LOCAL]).await?;
+    let is_lictors = |found: &Value| {
+        let output = found["Output"].as_str().unwrap_or_default();
+        output.ends_with(" ms)") && !output.contains("secret")
+    };
+    let (_, found) = shows(&scene, "api", is_lictors).await?;
+    assert_eq!(found["Status"], "passing");
     Ok(())
 }
 

@@ -182,3 +182,9 @@ async fn what_was_asked_before_a_change_is_not_told_after_it() {
     silent.has_taken(1).await;
     the_older_run_tells_nothing(bed, silent, open.port).await;
 }
+
+#[tokio::test]
+async fn a_run_that_breaks_down_found_nothing_and_breaks_no_other() {
+    let found = caught(async { panic!("it breaks down, for this test") }).await;
+    assert!(found.is_err());
+}

@@ -163,6 +163,31 @@ fn what_stays_the_same_keeps_its_time_and_what_changes_runs_at_once() {
 }
 
 #[test]
+fn what_stays_the_same_is_of_the_order_that_it_was_of() {
+    let (mut roster, now) = (Roster::default(), Instant::now());
+    let both = json!([{"name": "api", "tcp": {}}, {"name": "db", "tcp": {}}]);
+    let changed = json!([{"name": "api", "tcp": {}}, {"name": "db", "tcp": {}, "timeout": "1s"}]);
+    let host = "h".into();
+    for (checks, order) in [(both, 1), (changed, 2)] {
+        let asked = asked(&checks);
+        let follow = Follow {
+            order,
+            ..to_follow(&host, &asked, &[None; 2])
+        };
+        roster.follow(&key("a"), &follow, now, || 0.5);
+    }
+    let mut orders: Vec<(Text, u64)> = (0..2)
+        .map(|_| {
+            let run = roster.take(now, ROOM, || 0.0).unwrap();
+            let ended = roster.ended(run.id, Health::Passing).unwrap();
+            (ended.name, ended.order)
+        })
+        .collect();
+    orders.sort();
+    assert_eq!(orders, [("api".into(), 1), ("db".into(), 2)]);
+}
+
+#[test]
 fn what_is_forgotten_is_not_run_and_its_last_run_says_nothing() {
     let (mut roster, now) = (Roster::default(), Instant::now());
     follow(&mut roster, "a", None, now, 0.0);
@@ -276,4 +301,27 @@ fn what_is_forgotten_while_it_runs_gives_its_place_back_when_it_ends() {
     assert!(roster.take(now, room, || 0.0).is_none(), "it still runs");
     assert_eq!(roster.ended(run.id, Health::Passing), None);
     assert!(roster.take(now, room, || 0.0).is_some());
+}
+
+#[test]
+fn what_could_not_be_run_counts_for_nothing_and_is_run_soon() {
+    let (mut roster, now) = (Roster::default(), Instant::now());
+    let checks = asked(&json!([{"name": "api", "tcp": {}, "interval": "1h"}]));
+    let host = "h".into();
+    roster.follow(&key("a"), &to_follow(&host, &checks, &[None]), now, || 0.5);
+    let run = roster.take(now, ROOM, || 0.0).unwrap();
+    roster.not_run(run.id, now, || 1.0);
+    assert_eq!(roster.next(), Some(now + AGAIN));
+    let run = roster.take(now + AGAIN, ROOM, || 0.0).unwrap();
+    assert!(roster.ended(run.id, Health::Passing).is_some());
+    let on_the_grid = now + Duration::from_mins(30);
+    assert_eq!(roster.next(), Some(on_the_grid));
+    // What is due sooner anyway is not put off, and what is forgotten stays so.
+    let run = roster.take(on_the_grid, ROOM, || 0.0).unwrap();
+    let late = on_the_grid + Duration::from_secs(3599);
+    roster.not_run(run.id, late, || 1.0);
+    assert_eq!(roster.next(), Some(on_the_grid + Duration::from_hours(1)));
+    roster.forget(&key("a"));
+    roster.not_run(run.id, late, || 1.0);
+    assert_eq!((roster.len(), roster.next()), (0, None));
 }

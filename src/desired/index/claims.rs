@@ -457,6 +457,7 @@ impl Index {
                 let held = Held {
                     owner: claimant.owner.clone(),
                     service: claimant.service.as_ref(),
+                    address: "",
                     port: 0,
                     pod: match &claimant.target {
                         Target::Pod(pod) => Some(pod),

@@ -9,13 +9,14 @@ use crate::desired::claim::{
     Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Resolved, Shape, Target, endpoint,
 };
 use crate::desired::esm::Runner;
+use crate::desired::probe::Asked;
 use crate::desired::registration::{Claims, Content, Registration, Source};
 use crate::desired::shape::{self, Context};
 use crate::desired::spec::{InstanceSpec, Terminating};
 use crate::desired::watches::Watch;
 use crate::desired::{health, probe};
 use crate::model::entry::{Health, Node};
-use crate::model::facts::NodeFacts;
+use crate::model::facts::{NodeFacts, PodFacts};
 use crate::model::key::InstanceKey;
 use crate::model::kind::Kind;
 use crate::model::marks;
@@ -58,8 +59,7 @@ impl Index {
                 adopt: false,
             }));
         }
-        let own = held.map_or(0, |held| held.port);
-        let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..], own));
+        let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..], held));
         match claim {
             Some(claim) => Resolved::Claimed(Box::new(claim)),
             None => Resolved::Unclaimed(self.absence_of(key, held)),
@@ -120,17 +120,17 @@ impl Index {
         })
     }
 
-    /// `own` is the port of what Consul holds there of ours.
+    /// `held` is what Consul holds there of ours.
     fn claim(
         &self,
         key: &InstanceKey,
         holder: &Claimant,
         others: &[Claimant],
-        own: u16,
+        held: Option<&Held<'_>>,
     ) -> Option<Claim> {
         let (shape, live) = match &holder.target {
-            Target::Pod(pod) => self.pod_claim(key, holder, pod, own)?,
-            Target::Endpoint(name) => self.endpoint_claim(key, holder, name, own)?,
+            Target::Pod(pod) => self.pod_claim(key, holder, pod, held)?,
+            Target::Endpoint(name) => self.endpoint_claim(key, holder, name, held)?,
         };
         let losers = others
             .iter()
@@ -153,7 +153,7 @@ impl Index {
         key: &InstanceKey,
         holder: &Claimant,
         pod: &Text,
-        own: u16,
+        held: Option<&Held<'_>>,
     ) -> Option<(Shape, Live)> {
         let row = self
             .pods
@@ -178,7 +178,7 @@ impl Index {
         });
         if shape.is_err() {
             // Health goes on.
-            live.asked = Some(probe::of_kept_pod(&health, pod, own));
+            live.asked = Some(kept_on_pod(&health, pod, &live, held));
         }
         let sidecar = claims.and_then(|claims| claims.proxy_under(holder.service.as_ref()));
         let shape = shape.map(|instance| match sidecar {
@@ -255,7 +255,7 @@ impl Index {
         key: &InstanceKey,
         holder: &Claimant,
         name: &str,
-        own: u16,
+        held: Option<&Held<'_>>,
     ) -> Option<(Shape, Live)> {
         let registration = self.registration(&holder.owner)?;
         let claims = registration.claims()?;
@@ -279,6 +279,7 @@ impl Index {
             Ok(instance)
         });
         if shape.is_err() {
+            let own = held.map_or(0, |held| held.port);
             live.asked = Some(probe::of_kept_endpoint(spec, own));
         }
         let sidecar = claims.proxy_under(holder.service.as_ref());
@@ -369,7 +370,7 @@ impl Index {
         let spec = annotations.overlay_health(&service, base);
         let readiness = health::readiness(pod, &spec)?;
         let mut live = Live::of_pod(pod, spec.address, readiness);
-        live.asked = known.map(|_| probe::of_kept_pod(&spec, pod, held.port));
+        live.asked = known.map(|_| kept_on_pod(&spec, pod, &live, Some(held)));
         Some((freeze, live))
     }
 
@@ -390,7 +391,7 @@ impl Index {
     /// Why what the holder of a key asks for cannot be registered.
     pub(super) fn freeze_of_claim(&self, key: &InstanceKey) -> Option<Freeze> {
         let holder = self.claimants(key).first()?;
-        match self.claim(key, holder, &[], 0)?.shape {
+        match self.claim(key, holder, &[], None)?.shape {
             Shape::Frozen(freeze) => Some(freeze),
             Shape::Valid(_) => None,
         }
@@ -485,6 +486,23 @@ impl Index {
         }
         meta.into_iter().collect()
     }
+}
+
+/// The checks of an instance of a pod that is kept as Consul holds it: at the ports of the address that it
+/// keeps, and not of the one that is asked for by now.
+fn kept_on_pod(
+    spec: &InstanceSpec,
+    pod: &PodFacts,
+    live: &Live,
+    held: Option<&Held<'_>>,
+) -> Box<[Asked]> {
+    let keeps_other = held.is_some_and(|held| live.keeps_other(held.address));
+    let choice = if keeps_other {
+        spec.address.other()
+    } else {
+        spec.address
+    };
+    probe::of_kept_pod(spec, pod, choice, held.map_or(0, |held| held.port))
 }
 
 /// Settings for the health of what an owner holds which was not understood since the start, or has

@@ -116,6 +116,7 @@ fn held<'a>(owner: &Owner, service: &'a str, pod: Option<&'a Text>) -> Held<'a> 
     Held {
         owner: owner.clone(),
         service,
+        address: "",
         port: 0,
         pod,
         readiness: None,

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::plan::Asks;
+use crate::plan::checks::question;
 
 /// A registration of the service `web` that selects every pod and asks it this.
 fn asking(checks: &serde_json::Value) -> Registration {
@@ -32,13 +33,18 @@ impl Bed {
         self
     }
 
-    fn found(mut self, name: &str, status: Health) -> Self {
+    fn found(self, name: &str, status: Health) -> Self {
+        self.found_of("uid-p", name, status)
+    }
+
+    /// The same of the pod with this uid.
+    fn found_of(mut self, uid: &str, name: &str, status: Health) -> Self {
         let check = Check {
             status,
             output: format!("asked: it is {}", status.as_str()).into(),
         };
         let verdicts = &mut self.rules.verdicts;
-        verdicts.found(instance_key("p"), name.into(), check);
+        verdicts.found(instance_key("p"), &uid.into(), name.into(), check);
         self
     }
 
@@ -128,7 +134,7 @@ fn only_a_change_of_the_status_is_written() {
         output: "asked: it took longer".into(),
     };
     let verdicts = &mut bed.rules.verdicts;
-    verdicts.found(instance_key("p"), "api".into(), other);
+    verdicts.found(instance_key("p"), &"uid-p".into(), "api".into(), other);
     assert_eq!(bed.decide(&key("p")).step, Step::Settled);
     assert_eq!(bed.decide(&mesh::proxy_key("p")).step, Step::Settled);
     // Whoever ran it before a restart, its status stays until it was run again.
@@ -180,7 +186,12 @@ fn another_question_is_answered_anew() {
         output: "HTTP GET http://10.0.0.1:8080/other: 200 OK (1 ms)".into(),
     };
     let verdicts = &mut bed.rules.verdicts;
-    verdicts.found(instance_key("p"), "api".into(), other.clone());
+    verdicts.found(
+        instance_key("p"),
+        &"uid-p".into(),
+        "api".into(),
+        other.clone(),
+    );
     let write = put(bed.decide(&key("p")).step);
     assert_eq!(write.checks[0].check, other);
 }
@@ -254,4 +265,81 @@ fn what_was_asked_before_is_no_sign_of_life() {
     assert!(write.needs_register() && write.service.is_some());
     let bed = bed.carry_out(&key("p"), 13);
     assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+}
+
+/// A pod of the same name and address, as of a `StatefulSet` that is on the network of its node.
+fn another() -> PodFixture {
+    pod("p").change(|pod| pod.uid = "another".into())
+}
+
+#[test]
+fn what_was_found_of_a_pod_says_nothing_of_the_next_of_its_name() {
+    let bed = bed()
+        .found("api", Health::Passing)
+        .found("db", Health::Passing);
+    let bed = bed.settled(12).with(another());
+    let write = put(bed.decide(&key("p")).step);
+    let critical = ["api", "db"].map(|name| (format!("x:{name}"), Health::Critical));
+    assert_eq!(said(&write), critical);
+    assert!(write.service.is_some());
+    let write = put(bed.decide(&mesh::proxy_key("p")).step);
+    assert_eq!(write.checks[0].check.status, Health::Critical);
+    // What is found of it counts before it is registered, too.
+    let bed = bed.found_of("another", "api", Health::Passing);
+    let db = [("x:db".to_owned(), Health::Critical)];
+    assert_eq!(said(&put(bed.decide(&key("p")).step)), db);
+    let bed = bed.settled(13);
+    assert_eq!(bed.decide(&key("p")).step, Step::Settled);
+    let bed = bed.found_of("another", "db", Health::Passing);
+    let db = [("x:db".to_owned(), Health::Passing)];
+    assert_eq!(said(&put(bed.decide(&key("p")).step)), db);
+}
+
+#[test]
+fn an_entry_that_lost_its_marks_keeps_what_was_found() {
+    let bed = bed().found("api", Health::Passing).settled(12);
+    let bed = bed.change(|instance| instance.service.meta = Pairs::default());
+    let write = put(bed.decide(&key("p")).step);
+    assert!(
+        write.service.is_some() && write.checks.is_empty(),
+        "{write:?}"
+    );
+}
+
+#[test]
+fn what_is_kept_at_another_address_is_asked_at_the_ports_of_that() {
+    let check = serde_json::json!([{"name": "api", "tcp": {"port": "http"}}]);
+    let on_node = || pod("p").port("http", 8080, Some(30080));
+    let node = Key::Node(instance_key("p").node);
+    let bed = Bed::new().with(on_node().lictor("address", "HostIP"));
+    let bed = bed.asking(&check).carry_out(&node, 10).settled(11);
+    let asked = |bed: &Bed| match bed.decide(&key("p")).asks {
+        Asks::These(subject, asked) => (subject.host.to_string(), asked[0].port),
+        asks => panic!("{asks:?}"),
+    };
+    let at_node = ("192.168.0.1".to_owned(), 30080);
+    assert_eq!(asked(&bed), at_node);
+    let mut bed = bed;
+    for (annotation, value) in [("weight", "heavy"), ("paused", "true")] {
+        let changed = on_node().lictor("address", "PodIP");
+        bed = bed.with(changed.lictor(annotation, value));
+        assert!(bed.decide(&key("p")).freeze.is_some());
+        assert_eq!(asked(&bed), at_node, "{annotation}");
+    }
+}
+
+#[test]
+fn what_consul_esm_says_is_no_answer_of_ours() {
+    let asked = "HTTP GET http://10.0.0.1:8080/";
+    let question_of = |answer: &str| {
+        let check = Check {
+            status: Health::Passing,
+            output: format!("{asked}: {answer}").into(),
+        };
+        question(&check).map(str::to_owned)
+    };
+    assert_eq!(question_of("200 OK (3 ms)").as_deref(), Some(asked));
+    for answer in ["200 OK Output: ok", "200 OK Output: took (3 ms)", "200 OK"] {
+        assert_eq!(question_of(answer), None, "{answer}");
+    }
 }

@@ -147,7 +147,7 @@ fn one_that_stays_away_is_asked_and_comes_back_when_all_is_well() {
         let check = Check { status, output };
         bed.rules
             .verdicts
-            .found(instance_key("p"), "api".into(), check);
+            .found(instance_key("p"), &"uid-p".into(), "api".into(), check);
     };
     // Before it was asked nothing is known of it.
     assert_eq!(

@@ -115,7 +115,7 @@ fn what_consul_esm_finds_is_left_and_the_proxy_follows() {
         output: "asked: no".into(),
     };
     let verdicts = &mut bed.rules.verdicts;
-    verdicts.found(instance_key("p"), "api".into(), found);
+    verdicts.found(instance_key("p"), &"uid-p".into(), "api".into(), found);
     settled(&bed);
 }
 
@@ -305,4 +305,21 @@ fn a_node_that_is_gone_is_given_back_too() {
     let (node, _) = write.node.unwrap();
     assert_eq!(node.meta.get("external-node"), None);
     assert!(node.meta.get("k8s-node").is_some());
+}
+
+#[test]
+fn what_consul_esm_found_of_a_pod_says_nothing_of_the_next_of_its_name() {
+    let bed = says(says(bed(), "api", Health::Passing), "db", Health::Passing);
+    let bed = bed.carry_out(&mesh::proxy_key("p"), 12);
+    let another = pod("p").port("http", 8080, None);
+    let bed = bed.with(another.change(|pod| pod.uid = "another".into()));
+    let write = put(bed.decide(&key("p")).step);
+    assert_eq!(write.checks.len(), 2);
+    for check in &write.checks {
+        let says = (check.check.status, &*check.check.output);
+        assert_eq!(says, (Health::Critical, NOT_ASKED));
+        assert!(check.kind.definition().is_some());
+    }
+    let write = put(bed.decide(&mesh::proxy_key("p")).step);
+    assert_eq!(write.checks[0].check.status, Health::Critical);
 }

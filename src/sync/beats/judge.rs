@@ -173,7 +173,9 @@ impl Engine {
         };
         match found {
             Some((status, output)) if known != Some(status) => {
-                verdicts.found(key.clone(), name.clone(), Check { status, output });
+                let (key, check) = (key.clone(), Check { status, output });
+                // A Lease is judged by its name, whichever pod renews it.
+                verdicts.found(key, &Text::default(), name.clone(), check);
             }
             None if known.is_some() => verdicts.retain(key, |other| *other != **name),
             _ => return,
