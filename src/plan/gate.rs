@@ -45,6 +45,12 @@ impl Why {
     }
 }
 
+    /// Whether something claims it, and only its health speaks against it.
+    #[must_use]
+    pub fn is_critical(self) -> bool {
+        matches!(self, Self::Critical(_))
+    }
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -60,8 +60,14 @@ impl Engine {
             self.pace.begun(steps.len(), now);
             let id = self.own.start();
             let fence = (self.fence_key.clone(), epoch);
-            self.jobs
-                .spawn(apply::write(self.consul.clone(), id, fence, txn, steps));
+            let cluster = self.index.cluster().clone();
+            self.jobs.spawn(apply::write(
+                self.consul.clone(),
+                cluster,
+                id,
+                fence,
+                (txn, steps),
+            ));
         }
     }
 

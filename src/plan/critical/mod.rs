@@ -218,10 +218,9 @@ pub(super) fn take(
 fn is_bare(key: &InstanceKey, scope: &Scope<'_>) -> bool {
     let proxy = key.counterpart(scope.desired.cluster());
     let own = |key: &InstanceKey| {
-        let prefix = format!("{}:", key.id);
         let checks = scope.observed.instance(key);
         let mut checks = checks.iter().flat_map(|there| &there.checks);
-        checks.all(|check| check.id.to_lowercase().starts_with(&prefix))
+        checks.all(|check| key.id.names_check(&check.id))
     };
     own(key) && proxy.is_none_or(|proxy| own(&proxy))
 }
