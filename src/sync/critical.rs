@@ -117,9 +117,14 @@ impl Critical {
         }
     }
 
-    /// A key is not to be judged any more. Returns whether it was for its health.
-    pub(super) fn withdraw(&mut self, key: &Key) -> bool {
-        self.offered.remove(key)
+    /// Whether the guard judges a key for its health.
+    pub(super) fn is_offered(&self, key: &Key) -> bool {
+        self.offered.contains(key)
+    }
+
+    /// A key is not to be judged any more.
+    pub(super) fn withdraw(&mut self, key: &Key) {
+        self.offered.remove(key);
     }
 
     /// When it is to be read again.
@@ -247,11 +252,11 @@ impl Engine {
     }
 
     /// Tells the guard how many more are on their way to it.
-    pub(super) fn expect_critical(&mut self) {
+    pub(super) fn expect_critical(&mut self, now: Instant) {
         let soon = if self.critical.offered.is_empty() {
             0
         } else {
-            self.rules.criticals.soon()
+            self.rules.criticals.soon(now)
         };
         let offered = &self.critical.offered;
         let health_alone = |guard: &Guard| guard.waiting().all(|waiting| offered.contains(waiting));

@@ -115,7 +115,7 @@ impl Engine {
         if !(rehearses || self.may_write(now)) || self.dirty.has_ready() {
             return;
         }
-        self.expect_critical();
+        self.expect_critical(now);
         let before = self.rules.guard.held();
         let judged = self.rules.guard.is_open();
         let mut again = self.rules.guard.judge(

@@ -264,8 +264,8 @@ impl Engine {
     /// A key is no found absence: because something claims it, or for another reason.
     pub(super) fn not_missing(&mut self, key: &Key, finding: &Finding) {
         // That an instance is well says nothing of the view in which others are missing.
-        let alone = self.judges_health_alone();
-        let returns = !self.critical.withdraw(key) || alone;
+        let returns = !self.critical.is_offered(key) || self.judges_health_alone();
+        self.critical.withdraw(key);
         if finding.owner.is_some() && returns {
             self.rules.guard.returned(key);
         } else {

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 use super::kept::{Credit, Kept};
 use super::{OwnHealth, Watched};
 use crate::model::key::InstanceKey;
-use crate::model::names::NodeName;
+use crate::model::names::{InstanceId, NodeName};
 use crate::model::text::Text;
 
+use crate::plan::guard::WINDOW;
 /// So long this process must have seen an instance critical before that counts: until then it is neither
 /// kept in Consul nor deregistered, whatever was kept of it before. What recovers sooner, as every pod that
 /// starts does, costs nothing.
@@ -244,16 +245,15 @@ impl Criticals {
         is_there: impl Fn(&InstanceKey) -> bool,
         now: Instant,
     ) {
-        let is_meant = |key: &InstanceKey| on.is_none_or(|node| key.node == *node);
-        self.kept.distrust(|key| is_meant(key) && is_there(key));
+        self.kept.distrust(on, &is_there);
         if on.is_none() {
             self.kept.interrupted(now);
         }
-        let keys = self
-            .rows
-            .keys()
-            .filter(|key| is_meant(key) && is_there(key));
-        for key in keys.cloned().collect::<Vec<_>>() {
+        let keys: Vec<InstanceKey> = match on {
+            Some(node) => self.on_node(node).cloned().collect(),
+            None => self.rows.keys().cloned().collect(),
+        };
+        for key in keys.into_iter().filter(is_there) {
             self.change(&key, now, |row| {
                 row.restart();
                 // How it is, is looked at.
@@ -276,17 +276,15 @@ impl Criticals {
         is_there: impl Fn(&InstanceKey) -> bool,
         now: Instant,
     ) -> Vec<InstanceKey> {
-        let was_interrupted = self.kept.was_interrupted(now);
-        self.kept = read;
-        if was_interrupted {
-            self.kept.distrust(&is_there);
+        self.kept.replace(read);
+        if self.kept.was_interrupted(now) {
+            self.kept.distrust(None, &is_there);
         }
-        let known = self.kept.instances();
+        let known = self.kept.instances(None);
         let keys: BTreeSet<InstanceKey> =
             known.into_iter().chain(self.rows.keys().cloned()).collect();
-        let nodes: BTreeSet<NodeName> = keys.iter().map(|key| key.node.clone()).collect();
-        for node in &nodes {
-            self.kept.changed(node);
+        for key in &keys {
+            self.kept.changed(&key.node);
         }
         for key in self.rows.keys().cloned().collect::<Vec<_>>() {
             let Some(row) = self.rows.get(&key) else {
@@ -315,7 +313,7 @@ impl Criticals {
 
     /// The instances on a node that this process knows to be critical.
     pub fn on_node(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
-        self.rows.keys().filter(move |key| key.node == *node)
+        self.rows_on(node).map(|(key, _)| key)
     }
 
     /// The instances that are to be planned because time has passed. `wall` is what the clock on the wall
@@ -323,6 +321,17 @@ impl Criticals {
     pub fn ripen(
         &mut self,
         is_there: impl Fn(&InstanceKey) -> bool,
+    fn rows_on(&self, node: &NodeName) -> impl Iterator<Item = (&InstanceKey, &Row)> {
+        let first = InstanceKey {
+            node: node.clone(),
+            id: InstanceId::observed(""),
+        };
+        let node = node.clone();
+        self.rows
+            .range(first..)
+            .take_while(move |(key, _)| key.node == node)
+    }
+
         now: Instant,
         wall: i64,
     ) -> Vec<InstanceKey> {
@@ -353,10 +362,14 @@ impl Criticals {
         ripe
     }
 
-    /// How many are on their way to be deregistered: critical for so long that they may well remain so.
+    /// How many are on their way to be deregistered: critical for so long that they may well remain so, and
+    /// due while the guard still counts what goes now.
     #[must_use]
-    pub fn soon(&self) -> usize {
-        let on_its_way = |row: &&Row| row.proven && row.there && row.age < row.after;
+    pub fn soon(&self, now: Instant) -> usize {
+        let on_its_way = |row: &&Row| {
+            let rest = row.after.saturating_sub(row.age_at(now));
+            row.proven && row.there && row.age < row.after && rest <= WINDOW
+        };
         self.rows.values().filter(on_its_way).count()
     }
 
@@ -393,8 +406,7 @@ impl Criticals {
         &self,
         node: &NodeName,
     ) -> impl Iterator<Item = (&InstanceKey, &Text, i64)> {
-        let on_node = self.rows.iter().filter(move |(key, _)| key.node == *node);
-        on_node
+        self.rows_on(node)
             .filter(|(_, row)| row.since != 0)
             .map(|(key, row)| (key, &row.uid, row.since))
     }
