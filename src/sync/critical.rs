@@ -6,19 +6,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use rand::Rng as _;
+use tokio::sync::mpsc;
 use super::apply::{Done, ReadError};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::signals::Signal;
 use crate::consul::wire::KvPair;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Txn, TxnFailure, TxnOp, TxnOutcome,
-    TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnFailure, TxnOp,
+    TxnOutcome, TxnResult,
 };
 use crate::k8s::WatchEvent;
 use crate::metrics::OperationLabels;
 use crate::model::critical;
 use crate::model::facts::{NodeFacts, Tristate};
+use crate::model::backoff;
 use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Text;
@@ -32,6 +35,12 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// What is read and written of how long instances have been critical.
 #[derive(Debug, Default)]
+/// First ceiling of the pause after a read that failed and said nothing of the next one.
+const FIRST: Duration = Duration::from_secs(1);
+/// Highest ceiling of that pause.
+const CEILING: Duration = Duration::from_secs(10);
+/// How long what is critical and not registered waits for such reads: it may have been deregistered.
+const PATIENCE: Duration = Duration::from_mins(1);
 pub(super) struct Critical {
     /// The epoch under which what is known was learnt; 0 where nothing is ever written.
     epoch: Option<u64>,
@@ -40,6 +49,8 @@ pub(super) struct Critical {
     /// Whether a side is out of reach.
     is_lost: bool,
     /// Why it cannot be read or written, as was told.
+    /// Since when it could not be read, and how often that was tried.
+    failing: Option<(Instant, u32)>,
     trouble: Option<String>,
     /// Keys that the guard judges for that, and not because something is missing.
     offered: BTreeSet<Key>,
@@ -48,8 +59,8 @@ pub(super) struct Critical {
 /// It was read, or not.
 #[derive(Debug)]
 pub struct CriticalRead {
-    epoch: u64,
-    pairs: Result<Vec<KvPair>, ReadError>,
+    pub(super) epoch: u64,
+    pub(super) pairs: Result<Vec<KvPair>, ReadError>,
 }
 
 /// A key was written, or not.
@@ -98,6 +109,17 @@ fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> 
     let value = serde_json::to_vec(&write.times).map_err(|error| error.to_string())?;
     let mut txn = Txn::new();
     let op = if write.times.instances.is_empty() {
+/// Whether a further read would fail as well.
+fn is_final(error: &ReadError) -> bool {
+    match error {
+        ReadError::Failed(error) => matches!(
+            error.class(),
+            ErrorClass::AccessDenied | ErrorClass::Refused | ErrorClass::Malformed
+        ),
+        ReadError::NotAuthoritative(quality) => *quality == Quality::Filtered,
+    }
+}
+
         TxnOp::KvDeleteCas { key, index }
     } else {
         let value = &value;
@@ -212,12 +234,12 @@ impl Engine {
         let Some(epoch) = epoch else {
             return;
         };
-        if self.critical.again_at.is_some_and(|at| at <= now) {
+        let unread = self.rules.criticals.kept.is_unread();
+        let due = self.critical.again_at.map_or(unread, |at| at <= now);
+        // After Consul, by which it is known what is still to go and what already went.
+        let free = !self.critical.reading && self.outage.limit(now, 1) > 0 && self.is_ready();
+        if free && due {
             self.critical.again_at = None;
-            self.rules.criticals.kept.doubt();
-        }
-        let free = !self.critical.reading && self.outage.limit(now, 1) > 0;
-        if free && self.rules.criticals.kept.is_unread() {
             self.critical.reading = true;
             let cluster = self.index.cluster().clone();
             self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
@@ -302,7 +324,7 @@ impl Engine {
                 let keys = self.rules.criticals.read(kept, is_there, now);
                 self.touch_instances(keys, now);
             }
-            Err(error) => self.cannot_keep(error.to_string(), now),
+            Err(error) => self.cannot_read(&error, now),
         }
         // What waited to know whether it was deregistered before.
         let places: Vec<Place> = self.waiting.keys().cloned().collect();
@@ -320,6 +342,7 @@ impl Engine {
             tracing::warn!(
                 "nothing is deregistered for being critical: {prefix} in Consul's KV cannot be used: {why}"
             );
+                self.critical.failing = None;
         }
         self.critical.trouble = Some(why);
     }
@@ -338,6 +361,22 @@ impl Engine {
             Ok(TxnOutcome::Applied(results)) => {
                 self.writable();
                 if !is_current {
+    /// It could not be read. Where that may be over in a moment, what may have been deregistered waits: it
+    /// would be registered once more.
+    pub(super) fn cannot_read(&mut self, error: &ReadError, now: Instant) {
+        let (since, failures) = self.critical.failing.unwrap_or((now, 0));
+        self.critical.failing = Some((since, failures.saturating_add(1)));
+        if is_final(error) || now.saturating_duration_since(since) >= PATIENCE {
+            self.cannot_keep(error.to_string(), now);
+            return;
+        }
+        tracing::debug!("what was deregistered for being critical cannot be read: {error}");
+        let ceiling = backoff::ceiling(FIRST, failures, CEILING);
+        let chance = rand::rng().random::<f64>();
+        let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
+        self.critical.again_at = Some(now + pause);
+    }
+
                     return;
                 }
                 let index = results.iter().find_map(|result| match result {

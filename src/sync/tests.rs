@@ -1,5 +1,6 @@
 //! The engine against a Consul that is a few lines long and fails as it is told to.
 
+mod critical;
 mod hand_over;
 mod state;
 
