@@ -1,13 +1,15 @@
 //! What the engine makes of how long instances have been critical: when they are planned, and what is kept
 //! of it in Consul's KV.
 
+mod looks;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use rand::Rng as _;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
+
 use super::apply::{Done, ReadError};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
@@ -17,43 +19,48 @@ use crate::consul::{
     Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnFailure, TxnOp,
     TxnOutcome, TxnResult,
 };
-use crate::k8s::WatchEvent;
+use crate::k8s::{Question, WatchEvent};
 use crate::metrics::OperationLabels;
+use crate::model::backoff;
 use crate::model::critical;
 use crate::model::facts::{NodeFacts, Tristate};
-use crate::model::backoff;
 use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Text;
 use crate::plan::critical::kept::{Kept, KeptWrite};
 use crate::plan::critical::{is_lost, with_proxy};
+use crate::plan::gate::Hold;
 use crate::plan::guard::Guard;
 use crate::plan::{Finding, Mode, Step};
 
 /// How soon it is read again after it could not be read, or not be written.
 const AGAIN: Duration = Duration::from_secs(30);
-
-/// What is read and written of how long instances have been critical.
-#[derive(Debug, Default)]
 /// First ceiling of the pause after a read that failed and said nothing of the next one.
 const FIRST: Duration = Duration::from_secs(1);
 /// Highest ceiling of that pause.
 const CEILING: Duration = Duration::from_secs(10);
 /// How long what is critical and not registered waits for such reads: it may have been deregistered.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What is read and written of how long instances have been critical.
+#[derive(Debug)]
 pub(super) struct Critical {
     /// The epoch under which what is known was learnt; 0 where nothing is ever written.
     epoch: Option<u64>,
     reading: bool,
     again_at: Option<Instant>,
+    /// Since when it could not be read, and how often that was tried.
+    failing: Option<(Instant, u32)>,
     /// Whether a side is out of reach.
     is_lost: bool,
     /// Why it cannot be read or written, as was told.
-    /// Since when it could not be read, and how often that was tried.
-    failing: Option<(Instant, u32)>,
     trouble: Option<String>,
     /// Keys that the guard judges for that, and not because something is missing.
     offered: BTreeSet<Key>,
+    /// Where it is asked how single pods are.
+    questions: mpsc::Sender<Question>,
+    /// Why the API server cannot be asked, as was told.
+    unanswered: Option<Text>,
 }
 
 /// It was read, or not.
@@ -102,13 +109,6 @@ async fn write(
     })
 }
 
-/// The transaction of a write.
-fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> {
-    let key = critical::key(cluster, &write.node);
-    let (key, index) = (&*key, write.index);
-    let value = serde_json::to_vec(&write.times).map_err(|error| error.to_string())?;
-    let mut txn = Txn::new();
-    let op = if write.times.instances.is_empty() {
 /// Whether a further read would fail as well.
 fn is_final(error: &ReadError) -> bool {
     match error {
@@ -120,6 +120,13 @@ fn is_final(error: &ReadError) -> bool {
     }
 }
 
+/// The transaction of a write.
+fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> {
+    let key = critical::key(cluster, &write.node);
+    let (key, index) = (&*key, write.index);
+    let value = serde_json::to_vec(&write.times).map_err(|error| error.to_string())?;
+    let mut txn = Txn::new();
+    let op = if write.times.instances.is_empty() {
         TxnOp::KvDeleteCas { key, index }
     } else {
         let value = &value;
@@ -130,6 +137,21 @@ fn is_final(error: &ReadError) -> bool {
 }
 
 impl Critical {
+    /// Nothing is known yet; of pods is asked there.
+    pub(super) fn new(questions: mpsc::Sender<Question>) -> Self {
+        Self {
+            epoch: None,
+            reading: false,
+            again_at: None,
+            failing: None,
+            is_lost: false,
+            trouble: None,
+            offered: BTreeSet::new(),
+            questions,
+            unanswered: None,
+        }
+    }
+
     /// The guard judges a key; `claimed` says that it is for its health, and not for being missing.
     pub(super) fn offer(&mut self, key: &Key, claimed: bool) {
         if claimed {
@@ -162,6 +184,10 @@ impl Engine {
         match &finding.critical {
             Some(watched) => {
                 criticals.observe(&watched.instance, Some(watched), Instant::now());
+                if let (Some(Hold::Unseen), Some(pod)) = (&finding.hold, &watched.pod) {
+                    let looks = &mut self.rules.criticals.looks;
+                    looks.want(&watched.instance, pod, Instant::now());
+                }
             }
             // What stands there is not known.
             None if finding.step == Step::Waiting => {}
@@ -216,7 +242,8 @@ impl Engine {
                 epoch,
                 is_lost: self.critical.is_lost,
                 reading: self.critical.reading,
-                ..Critical::default()
+                unanswered: self.critical.unanswered.take(),
+                ..Critical::new(self.critical.questions.clone())
             };
             self.rules.criticals.forget();
         }
@@ -315,6 +342,7 @@ impl Engine {
         match pairs {
             Ok(pairs) => {
                 self.answered();
+                self.critical.failing = None;
                 let wall = jiff::Timestamp::now().as_second();
                 let (kept, garbled) = Kept::of(self.index.cluster(), &pairs, now, wall);
                 for key in garbled {
@@ -333,6 +361,22 @@ impl Engine {
         }
     }
 
+    /// It could not be read. Where that may be over in a moment, what may have been deregistered waits: it
+    /// would be registered once more.
+    pub(super) fn cannot_read(&mut self, error: &ReadError, now: Instant) {
+        let (since, failures) = self.critical.failing.unwrap_or((now, 0));
+        self.critical.failing = Some((since, failures.saturating_add(1)));
+        if is_final(error) || now.saturating_duration_since(since) >= PATIENCE {
+            self.cannot_keep(error.to_string(), now);
+            return;
+        }
+        tracing::debug!("what was deregistered for being critical cannot be read: {error}");
+        let ceiling = backoff::ceiling(FIRST, failures, CEILING);
+        let chance = rand::rng().random::<f64>();
+        let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
+        self.critical.again_at = Some(now + pause);
+    }
+
     /// How long something was critical cannot be read, or not be kept: nothing goes by it meanwhile.
     fn cannot_keep(&mut self, why: String, now: Instant) {
         self.rules.criticals.kept.failed();
@@ -342,7 +386,6 @@ impl Engine {
             tracing::warn!(
                 "nothing is deregistered for being critical: {prefix} in Consul's KV cannot be used: {why}"
             );
-                self.critical.failing = None;
         }
         self.critical.trouble = Some(why);
     }
@@ -361,22 +404,6 @@ impl Engine {
             Ok(TxnOutcome::Applied(results)) => {
                 self.writable();
                 if !is_current {
-    /// It could not be read. Where that may be over in a moment, what may have been deregistered waits: it
-    /// would be registered once more.
-    pub(super) fn cannot_read(&mut self, error: &ReadError, now: Instant) {
-        let (since, failures) = self.critical.failing.unwrap_or((now, 0));
-        self.critical.failing = Some((since, failures.saturating_add(1)));
-        if is_final(error) || now.saturating_duration_since(since) >= PATIENCE {
-            self.cannot_keep(error.to_string(), now);
-            return;
-        }
-        tracing::debug!("what was deregistered for being critical cannot be read: {error}");
-        let ceiling = backoff::ceiling(FIRST, failures, CEILING);
-        let chance = rand::rng().random::<f64>();
-        let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
-        self.critical.again_at = Some(now + pause);
-    }
-
                     return;
                 }
                 let index = results.iter().find_map(|result| match result {

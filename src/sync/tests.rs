@@ -186,7 +186,16 @@ fn engine(client: Client) -> Engine {
         take_over: None,
         rules: Rules::default(),
     };
-    Engine::new(client, index, report, crate::checks::channel().0, options).0
+    let (questions, _) = mpsc::channel(1);
+    Engine::new(
+        client,
+        index,
+        report,
+        crate::checks::channel().0,
+        questions,
+        options,
+    )
+    .0
 }
 
 struct Bed {
@@ -241,6 +250,7 @@ impl Bed {
                 signals: signals_in,
                 told: crate::checks::channel().2,
                 forbidden: tokio::sync::watch::channel(None).1,
+                looked: mpsc::channel(1).1,
                 epoch: introduced,
             };
             engine.run(inputs, stopped).await.unwrap();

@@ -6,12 +6,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::kept::{Credit, Kept};
+use super::looks::{Look, Looks};
 use super::{OwnHealth, Watched};
 use crate::model::key::InstanceKey;
 use crate::model::names::{InstanceId, NodeName};
 use crate::model::text::Text;
-
 use crate::plan::guard::WINDOW;
+
 /// So long this process must have seen an instance critical before that counts: until then it is neither
 /// kept in Consul nor deregistered, whatever was kept of it before. What recovers sooner, as every pod that
 /// starts does, costs nothing.
@@ -60,6 +61,8 @@ pub struct Criticals {
     wakes: BTreeSet<(Instant, InstanceKey)>,
     /// What is kept of them in Consul.
     pub kept: Kept,
+    /// Looks at the pods of those that are to go.
+    pub looks: Looks,
 }
 
 impl Row {
@@ -90,6 +93,11 @@ impl Row {
         }
         let rest = self.after.saturating_sub(self.credit);
         (self.age < self.after).then(|| seen + rest)
+    }
+
+    /// Whether it is known to have been critical for its time.
+    fn is_ripe(&self) -> bool {
+        self.proven && self.seen.is_some() && self.age >= self.after
     }
 
     /// It begins anew, once it is seen.
@@ -145,6 +153,7 @@ impl Criticals {
             self.kept.changed(&key.node);
         }
         self.kept.drop_credit(key);
+        self.looks.forget(key);
     }
 
     fn unschedule(&mut self, key: &InstanceKey, row: &Row) {
@@ -267,6 +276,7 @@ impl Criticals {
         self.rows.clear();
         self.wakes.clear();
         self.kept.forget();
+        self.looks.forget_all();
     }
 
     /// What was kept was read.
@@ -311,16 +321,6 @@ impl Criticals {
         keys.into_iter().collect()
     }
 
-    /// The instances on a node that this process knows to be critical.
-    pub fn on_node(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
-        self.rows_on(node).map(|(key, _)| key)
-    }
-
-    /// The instances that are to be planned because time has passed. `wall` is what the clock on the wall
-    /// shows, in seconds since 1970: by it a successor will know how long it was.
-    pub fn ripen(
-        &mut self,
-        is_there: impl Fn(&InstanceKey) -> bool,
     fn rows_on(&self, node: &NodeName) -> impl Iterator<Item = (&InstanceKey, &Row)> {
         let first = InstanceKey {
             node: node.clone(),
@@ -332,9 +332,20 @@ impl Criticals {
             .take_while(move |(key, _)| key.node == node)
     }
 
+    /// The instances on a node that this process knows to be critical.
+    pub fn on_node(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
+        self.rows_on(node).map(|(key, _)| key)
+    }
+
+    /// The instances that are to be planned because time has passed. `wall` is what the clock on the wall
+    /// shows, in seconds since 1970: by it a successor will know how long it was.
+    pub fn ripen(
+        &mut self,
+        is_there: impl Fn(&InstanceKey) -> bool,
         now: Instant,
         wall: i64,
     ) -> Vec<InstanceKey> {
+        self.looks.expire(now);
         let late = |wake: Instant| now.saturating_duration_since(wake) > LATE;
         if self.wake_at().is_some_and(late) {
             self.interrupt(None, is_there, now);
@@ -379,12 +390,19 @@ impl Criticals {
         self.wakes.first().map(|(wake, _)| *wake)
     }
 
+    /// Takes the next look at the pod of an instance that is to go.
+    pub fn next_look(&mut self, now: Instant) -> Option<Look> {
+        let rows = &self.rows;
+        let would_go = |key: &InstanceKey| rows.get(key).is_some_and(Row::is_ripe);
+        self.looks.next(would_go, now)
+    }
+
     /// Whether an instance that Consul has was critical for so long, is known to be by this process, and is
     /// known to be in Consul: else whoever comes next would register it again.
     #[must_use]
     pub fn may_go(&self, key: &InstanceKey, uid: &Text, after: Duration) -> bool {
         self.rows.get(key).is_some_and(|row| {
-            let long = row.proven && row.seen.is_some() && row.age >= after;
+            let long = row.is_ripe() && row.age >= after;
             long && row.uid == *uid && self.kept.has(key, uid, row.since)
         })
     }

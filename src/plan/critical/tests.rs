@@ -115,6 +115,7 @@ impl Process {
             after: self.after,
             health,
             there: !self.out.contains(key),
+            pod: None,
         };
         self.criticals.observe(key, Some(&watched), self.now);
         self.write();
@@ -283,7 +284,6 @@ fn where_the_view_was_lost_it_begins_anew() {
     assert!(process.goes());
 }
 
-#[test]
 /// After a restore of Consul the write that takes a time out has an index that is not valid any more.
 #[test]
 fn what_is_read_again_before_a_time_was_taken_out_does_not_bring_it_back() {
@@ -307,6 +307,7 @@ fn what_is_read_again_before_a_time_was_taken_out_does_not_bring_it_back() {
     assert!(process.goes());
 }
 
+#[test]
 fn while_its_node_is_lost_it_does_not_count() {
     let mut process = Process::new();
     process.is(OwnHealth::Critical);
@@ -459,7 +460,6 @@ fn what_nothing_claims_any_more_is_kept_no_longer_and_fields_of_a_newer_release_
     assert!(process.kv.is_empty());
 }
 
-#[derive(Clone, Debug)]
 /// What is critical for a day does not keep from its end what is critical for a minute.
 #[test]
 fn only_what_is_due_within_the_window_of_the_guard_is_on_its_way() {
@@ -503,6 +503,7 @@ fn a_key_without_instances_goes() {
     }
 }
 
+#[derive(Clone, Debug)]
 enum Step {
     Is(OwnHealth),
     Pass(u64),
