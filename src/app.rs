@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
+use crate::plan::critical::looks;
 use crate::server::{self, Shown};
 use crate::sync::engine::{Engine, Inputs, Options};
 use crate::sync::gates::Gates;
@@ -101,12 +102,17 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     report.gates = Gates::new(readiness_gate);
     let index = Index::new(cluster.clone(), excluded).with_runner(runner);
     let (orders, prober, told) = checks::channel();
-    let (engine, readiness) = Engine::new(consul.clone(), index, report, orders, options);
+    let (questions, asked) = mpsc::channel(looks::AT_ONCE);
+    let (answers, looked) = mpsc::channel(looks::AT_ONCE);
+    let (engine, readiness) =
+        Engine::new(consul.clone(), index, report, orders, questions, options);
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
     let mut parts = JoinSet::new();
     let home = Home::new(kube);
     watch_kubernetes(&mut parts, &home, event_sender, &engine);
+    let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
+    parts.spawn(ending("the look at single pods", look));
     let forbidden = look_up(&mut parts, apis, allow_local_checks);
     parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
     parts.spawn(ending("Events", event_writer.run()));
@@ -145,6 +151,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         signals: signal_receiver,
         told,
         forbidden,
+        looked,
         epoch: epoch_receiver,
     };
     let engine = engine.run(inputs, stop.clone());

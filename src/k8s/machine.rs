@@ -74,6 +74,17 @@ pub(super) enum Failure {
     },
 }
 
+impl Failure {
+    /// A sentence for people.
+    pub(super) fn message(self) -> Text {
+        match self {
+            Self::Gone => "the API server does not keep that version any more".into(),
+            Self::Undecodable(message) | Self::Leaving(message) => message,
+            Self::Other { why, .. } => why.message,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Next {
     List(Option<String>),

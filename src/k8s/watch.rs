@@ -34,7 +34,7 @@ use crate::model::text::Text;
 const PAGE: u32 = 500;
 /// What is borne with from the API server.
 #[derive(Clone, Copy, Debug)]
-struct Limits {
+pub(super) struct Limits {
     /// For a whole page.
     page: Duration,
     /// For the head of an answer.
@@ -49,7 +49,7 @@ struct Limits {
     line_bytes: u64,
 }
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     page: Duration::from_secs(30),
     open: Duration::from_secs(10),
     line: Duration::from_secs(65),
@@ -213,43 +213,13 @@ impl<T: Watched> Watch<T> {
         Ok(page)
     }
 
-    /// Fails where another cluster answers at the address, or where that cannot be known.
     async fn at_home(&self) -> Result<(), Failure> {
-        match self.home.look().await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(stranger)) => Err(other(BrokenKind::Stranger, stranger.to_string())),
-            Err(error) => Err(unknown(error)),
-        }
+        at_home(&self.home).await
     }
 
     async fn page(&mut self, params: &ListParams) -> Result<Page<T>, Failure> {
-        let body = self.body(params).await?;
+        let body = body(&self.home, &self.path, params, self.limits).await?;
         trim::page::<T>(&body, &mut self.texts).map_err(|error| undecodable(&error))
-    }
-
-    async fn body(&self, params: &ListParams) -> Result<Vec<u8>, Failure> {
-        let request = Request::new(&*self.path)
-            .list(params)
-            .map_err(|error| failed(&error))?;
-        let read = async {
-            let answer = self.home.client().request_stream(request);
-            let stream = answered("a list", answer, self.limits.open).await?;
-            let mut stream = std::pin::pin!(stream);
-            let mut body = Vec::new();
-            (&mut stream)
-                .take(self.limits.page_bytes)
-                .read_to_end(&mut body)
-                .await
-                .map_err(|error| unreachable(&error))?;
-            if body.len() as u64 >= self.limits.page_bytes {
-                return Err(endless("a list"));
-            }
-            Ok(body)
-        };
-        let deadline = self.limits.page;
-        timeout(deadline, read)
-            .await
-            .unwrap_or_else(|_| Err(overdue("a list", deadline)))
     }
 
     /// Looks whether the store was taken back while it could not be watched.
@@ -391,6 +361,46 @@ impl<T: Watched> Watch<T> {
             }
         }
     }
+}
+
+/// Fails where another cluster answers at the address, or where that cannot be known.
+pub(super) async fn at_home(home: &Home) -> Result<(), Failure> {
+    match home.look().await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(stranger)) => Err(other(BrokenKind::Stranger, stranger.to_string())),
+        Err(error) => Err(unknown(error)),
+    }
+}
+
+/// Reads a page of a list.
+pub(super) async fn body(
+    home: &Home,
+    path: &str,
+    params: &ListParams,
+    limits: Limits,
+) -> Result<Vec<u8>, Failure> {
+    let request = Request::new(path)
+        .list(params)
+        .map_err(|error| failed(&error))?;
+    let read = async {
+        let answer = home.client().request_stream(request);
+        let stream = answered("a list", answer, limits.open).await?;
+        let mut stream = std::pin::pin!(stream);
+        let mut body = Vec::new();
+        (&mut stream)
+            .take(limits.page_bytes)
+            .read_to_end(&mut body)
+            .await
+            .map_err(|error| unreachable(&error))?;
+        if body.len() as u64 >= limits.page_bytes {
+            return Err(endless("a list"));
+        }
+        Ok(body)
+    };
+    let deadline = limits.page;
+    timeout(deadline, read)
+        .await
+        .unwrap_or_else(|_| Err(overdue("a list", deadline)))
 }
 
 /// Waits for the head of an answer, not long: of several connections that went dead together each is

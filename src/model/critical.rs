@@ -70,6 +70,17 @@ impl CriticalTime {
 }
 
 impl CriticalTimes {
+    /// Reads the value of a key, or says why it is none that this release may write again.
+    pub fn parse(value: &[u8]) -> Result<Self, String> {
+        let times: Self = serde_json::from_slice(value).map_err(|error| error.to_string())?;
+        // With more there may be no room left for what is to be kept, and it would go with the key.
+        let others = times.instances.values().map(|time| length(&time.other));
+        if length(&times.other) + others.sum::<usize>() > MAX_VALUE_BYTES / 2 {
+            return Err("too long are the fields that a newer release wrote into it".to_owned());
+        }
+        Ok(times)
+    }
+
     /// Without what a value has no room for, which are the youngest: they are not deregistered while they
     /// are not kept.
     #[must_use]
@@ -137,11 +148,24 @@ mod tests {
             "[]",
             r#"{"instances":{"a":{"since":"x","uid":"u"}}}"#,
         ] {
-            assert!(
-                serde_json::from_str::<CriticalTimes>(text).is_err(),
-                "{text}"
-            );
+            assert!(CriticalTimes::parse(text.as_bytes()).is_err(), "{text}");
         }
+    }
+
+    /// There would be no room for what is kept beside them, and the key would be taken for empty.
+    #[test]
+    fn fields_of_a_newer_release_that_leave_no_room_are_left_alone() {
+        let long = |length: usize| "x".repeat(length);
+        let of_all = |length: usize| format!(r#"{{"instances":{{}},"more":"{}"}}"#, long(length));
+        let of_one = |length: usize| {
+            let more = long(length);
+            format!(r#"{{"instances":{{"a.b.c.d":{{"since":5,"uid":"u","more":"{more}"}}}}}}"#)
+        };
+        for value in [of_all(MAX_VALUE_BYTES), of_one(MAX_VALUE_BYTES)] {
+            assert!(CriticalTimes::parse(value.as_bytes()).is_err());
+        }
+        let times = CriticalTimes::parse(of_one(MAX_VALUE_BYTES / 3).as_bytes()).unwrap();
+        assert_eq!(times.clone().fitted(), times);
     }
 
     #[test]

@@ -204,6 +204,14 @@ impl InstanceId {
         }
     }
 
+    /// Whether a check with this id is of the form that ours of this instance have; compared without case.
+    #[must_use]
+    pub fn names_check(&self, check_id: &str) -> bool {
+        let id = check_id.to_lowercase();
+        id.strip_prefix(&*self.0)
+            .is_some_and(|rest| rest.starts_with(':'))
+    }
+
     /// What the id names, if it has the form that `cluster` gives to instances of `service` in
     /// `namespace`: the pod, or the `ServiceRegistration` and its endpoint.
     #[must_use]

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::critical::Watched;
 use super::{Mode, Rules};
 use crate::desired::claim::Absence;
 use crate::desired::watches::{Watch, Watches};
@@ -43,6 +44,12 @@ impl Why {
             Self::Found | Self::Critical(_) => true,
         }
     }
+
+    /// Whether something claims it, and only its health speaks against it.
+    #[must_use]
+    pub fn is_critical(self) -> bool {
+        matches!(self, Self::Critical(_))
+    }
 }
 
 impl fmt::Display for Why {
@@ -72,6 +79,9 @@ pub enum Hold {
     /// Whether it may go is judged together with what else is found missing.
     #[error("kept until all that nothing claims is known")]
     Unjudged,
+    /// The API server was not asked for its pod yet, or shows another state of it than is known.
+    #[error("kept until the API server, asked for its pod, shows it as it is known")]
+    Unseen,
     /// Not enough lists agree yet.
     #[error("kept until {needed} lists agree that nothing claims it; {lists} did")]
     Unconfirmed {
@@ -123,7 +133,7 @@ pub fn may_deregister(
     key: &Key,
     watches: &Watches,
     rules: &Rules,
-    after: Duration,
+    instance: &Watched,
 ) -> Result<Why, Hold> {
     is_known(&Candidate {
         key,
@@ -133,8 +143,13 @@ pub fn may_deregister(
     if rules.mode == Mode::UpsertOnly {
         return Err(Hold::Policy(rules.mode));
     }
-    let admitted = rules.guard.admits(key);
-    admitted.map(|()| Why::Critical(after))
+    rules.guard.admits(key)?;
+    // Last: it is known for seconds only.
+    let looks = &rules.criticals.looks;
+    if instance.pod.is_some() && !looks.shows(&instance.instance) {
+        return Err(Hold::Unseen);
+    }
+    Ok(Why::Critical(instance.after))
 }
 
 /// Whether all that could claim it is known.

@@ -4,7 +4,7 @@
 //! cluster behind the address, an empty etcd, a CRD made anew, a narrowed role. What this process saw
 //! being deleted needs no guard; what it only finds missing does.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use crate::model::key::Key;
 use crate::model::kind::Kind;
 
 /// The time over which found absences are counted.
-const WINDOW: Duration = Duration::from_mins(10);
+pub const WINDOW: Duration = Duration::from_mins(10);
 /// Lists that must agree before all of a few entries go, or anything of an intention: without one,
 /// others than before may connect. So many also where a kind of ours was not served, or went with its
 /// CRD, and may be about to come back object by object.
@@ -59,7 +59,8 @@ type Lists = [u32; Kind::ALL.len()];
 #[derive(Debug)]
 pub struct Guard {
     limits: Limits,
-    removed: VecDeque<(Instant, usize)>,
+    /// What was removed, and is not there again, by when.
+    removed: BTreeMap<Key, Instant>,
     /// The found absences that wait, with the number of lists before they were found.
     waiting: BTreeMap<Key, Lists>,
     /// Those that may go.
@@ -85,7 +86,7 @@ impl Guard {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            removed: VecDeque::new(),
+            removed: BTreeMap::new(),
             waiting: BTreeMap::new(),
             released: BTreeSet::new(),
             lists: Lists::default(),
@@ -119,6 +120,7 @@ impl Guard {
     /// A key is found to be claimed by nothing.
     pub fn found(&mut self, key: &Key) {
         if !self.released.contains(key) && !self.waiting.contains_key(key) {
+            self.restored(key);
             self.waiting.insert(key.clone(), self.lists);
             self.open = true;
         }
@@ -159,10 +161,12 @@ impl Guard {
     /// A found absence was removed.
     pub fn removed(&mut self, key: &Key, now: Instant) {
         self.released.remove(key);
-        match self.removed.back_mut() {
-            Some((at, count)) if *at == now => *count += 1,
-            _ => self.removed.push_back((now, 1)),
-        }
+        self.removed.insert(key.clone(), now);
+    }
+
+    /// What was removed is there again: one that comes and goes is missing once, however often it went.
+    pub fn restored(&mut self, key: &Key) {
+        self.removed.remove(key);
     }
 
     /// A round of lists that was asked for is complete, in which these kinds were listed.
@@ -268,14 +272,9 @@ impl Guard {
     }
 
     fn assess(&mut self, owned: usize, now: Instant) -> Verdict {
-        while self
-            .removed
-            .front()
-            .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
-        {
-            self.removed.pop_front();
-        }
-        let before: usize = self.removed.iter().map(|(_, count)| count).sum();
+        self.removed
+            .retain(|_, at| now.duration_since(*at) < WINDOW);
+        let before = self.removed.len();
         let candidates = self.waiting.len() + self.released.len() + self.soon;
         let (would_go, of) = (before + candidates, before + owned);
         let share_exceeded = would_go * 100 > usize::from(self.limits.percent) * of;

@@ -108,7 +108,10 @@ impl Engine {
     fn start_over(&mut self) {
         tracing::warn!("the epoch was lost: what Consul holds is read anew");
         self.mirror.start_over();
-        self.doubt_sessions(Instant::now());
+        // What it keeps of how long something was critical may be from before, too.
+        let now = Instant::now();
+        self.rules.criticals.interrupt(None, |_| true, now);
+        self.doubt_sessions(now);
         self.loading = None;
         self.unread.clear();
         self.own.forget();

@@ -1,6 +1,6 @@
 //! The one place where Consul is read and written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
@@ -9,13 +9,14 @@ use super::critical::{CriticalRead, CriticalWritten};
 use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
 use super::sessions::Acted;
+use crate::consul::wire::HealthCheck;
 use crate::consul::{
     Client, Consistency, ConsulError, ErrorClass, Fence, Observed, Quality, Txn, TxnError,
     TxnFailure, TxnOp, TxnOutcome,
 };
 use crate::model::gc::{self, Exchange};
-use crate::model::key::Key;
-use crate::model::names::{ClusterName, NodeName};
+use crate::model::key::{InstanceKey, Key};
+use crate::model::names::{ClusterName, InstanceId, NodeName};
 use crate::model::text::Text;
 use crate::observed::content::NodeContent;
 use crate::observed::mirror::Ticket;
@@ -185,15 +186,16 @@ async fn give(
 /// Carries out a transaction behind the fence of the epoch with this index.
 pub async fn write(
     client: Client,
+    cluster: ClusterName,
     id: u64,
     (key, index): (Text, u64),
-    txn: Txn,
-    steps: Vec<BatchedStep<Due>>,
+    (txn, steps): (Txn, Vec<BatchedStep<Due>>),
 ) -> Done {
     let fence = Fence { key: &key, index };
-    let outcome = match still_empty(&client, &steps).await {
-        Ok(()) => client.apply_fenced(fence, &txn).await,
-        Err(outcome) => outcome,
+    let outcome = match may_go(&client, &cluster, &steps).await {
+        Ok(stale) if stale.is_empty() => client.apply_fenced(fence, &txn).await,
+        Ok(stale) => Ok(TxnOutcome::RolledBack(stale)),
+        Err(error) => Err(error),
     };
     let at = Instant::now();
     Done::Wrote {
@@ -205,30 +207,67 @@ pub async fn write(
     }
 }
 
-/// The removal of a node takes everything with it that is on it by then, and its index does not tell
-/// whether something is: so that is read directly before.
-async fn still_empty(
+/// A removal takes things with it whose index it cannot compare: so these are read directly before. Returns
+/// the removals that would take what another hand put there.
+async fn may_go(
     client: &Client,
+    cluster: &ClusterName,
     steps: &[BatchedStep<Due>],
-) -> Result<(), Result<TxnOutcome, ConsulError>> {
+) -> Result<Vec<TxnError>, ConsulError> {
+    let mut checks: BTreeMap<&NodeName, Option<Vec<HealthCheck>>> = BTreeMap::new();
+    let mut stale = Vec::new();
     for step in steps {
-        let (Key::Node(name), Step::RemoveNode(_)) = (&step.key, &step.step) else {
-            continue;
+        let what = match (&step.key, &step.step) {
+            (Key::Node(name), Step::RemoveNode(_)) if !is_empty(client, name).await? => {
+                "the node is not empty any more, or not known to be"
+            }
+            (Key::Instance(key), Step::Remove(removal)) if removal.why.is_critical() => {
+                if !checks.contains_key(&key.node) {
+                    checks.insert(&key.node, checks_on(client, &key.node).await?);
+                }
+                let checks = checks.get(&key.node).and_then(Option::as_ref);
+                if checks.is_some_and(|checks| is_bare(key, cluster, checks)) {
+                    continue;
+                }
+                "somebody else has a check on the instance by now, or that is not known"
+            }
+            _ => continue,
         };
-        let read = client.node_services(name.as_ref(), Consistency::Consistent);
-        let empty = match read.await.map_err(Err)?.authoritative() {
-            Some(Some((_, services))) => services.is_empty(),
-            Some(None) | None => false,
-        };
-        if !empty {
-            return Err(Ok(TxnOutcome::RolledBack(vec![TxnError {
-                op_index: step.ops.start,
-                what: "the node is not empty any more, or not known to be".into(),
-                reason: TxnFailure::StaleIndex,
-            }])));
-        }
+        stale.push(TxnError {
+            op_index: step.ops.start,
+            what: what.into(),
+            reason: TxnFailure::StaleIndex,
+        });
     }
-    Ok(())
+    Ok(stale)
+}
+
+/// A node takes everything with it that is on it by then.
+async fn is_empty(client: &Client, name: &NodeName) -> Result<bool, ConsulError> {
+    let read = client.node_services(name.as_ref(), Consistency::Consistent);
+    let services = read.await?.authoritative().flatten();
+    Ok(services.is_some_and(|(_, services)| services.is_empty()))
+}
+
+/// The checks on a node; `None` where that is not known.
+async fn checks_on(
+    client: &Client,
+    name: &NodeName,
+) -> Result<Option<Vec<HealthCheck>>, ConsulError> {
+    let read = client.node_checks(name.as_ref(), Consistency::Consistent);
+    Ok(read.await?.authoritative())
+}
+
+/// Whether all checks of an instance, and of the proxy beside it, are ours. One that is only critical may be
+/// in maintenance by another hand, and would come back without.
+fn is_bare(key: &InstanceKey, cluster: &ClusterName, checks: &[HealthCheck]) -> bool {
+    let proxy = key.counterpart(cluster);
+    let ids = [Some(&key.id), proxy.as_ref().map(|proxy| &proxy.id)];
+    checks.iter().all(|check| {
+        let about = InstanceId::observed(&check.service_id);
+        let of = ids.into_iter().flatten().find(|id| **id == about);
+        of.is_none_or(|id| id.names_check(&check.check_id))
+    })
 }
 
 /// Our nodes, and the datacenter that they are in, where that was asked for and told.
@@ -310,20 +349,29 @@ mod tests {
 
     use super::*;
     use crate::consul::{ConsulConfig, ConsulSettings};
+    use crate::model::owner::Owner;
+    use crate::plan::Removal;
+    use crate::plan::batch::Batch;
+    use crate::plan::gate::Why;
+    use crate::sync::dirty::Cause;
 
-    #[tokio::test]
-    async fn the_first_read_is_worth_something_even_if_nobody_looked_at_the_token_yet() {
-        let server = MockServer::start().await;
-        let off = ResponseTemplate::new(401).set_body_string("ACL support disabled");
-        let none = ResponseTemplate::new(200)
+    fn authoritative(body: &str) -> ResponseTemplate {
+        ResponseTemplate::new(200)
             .insert_header("X-Consul-Index", "7")
             .insert_header("X-Consul-KnownLeader", "true")
             .insert_header("X-Consul-LastContact", "0")
             .insert_header("X-Consul-Effective-Consistency", "consistent")
-            .set_body_string("[]");
-        for (at, answer) in [("/v1/acl/token/self", off), ("/v1/catalog/nodes", none)] {
-            Mock::given(path(at))
-                .respond_with(answer)
+            .set_body_string(body)
+    }
+
+    /// A Consul that gives these answers, and a client that knows its token to be good.
+    async fn consul(answers: &[(&str, ResponseTemplate)]) -> (MockServer, Client) {
+        let server = MockServer::start().await;
+        let off = ResponseTemplate::new(401).set_body_string("ACL support disabled");
+        let acl = ("/v1/acl/token/self", off);
+        for (at, answer) in answers.iter().chain([&acl]) {
+            Mock::given(path(*at))
+                .respond_with(answer.clone())
                 .mount(&server)
                 .await;
         }
@@ -332,7 +380,90 @@ mod tests {
             ..ConsulSettings::default()
         };
         let client = Client::new(ConsulConfig::new(settings).unwrap()).unwrap();
+        (server, client)
+    }
+
+    #[tokio::test]
+    async fn the_first_read_is_worth_something_even_if_nobody_looked_at_the_token_yet() {
+        let (_server, client) = consul(&[("/v1/catalog/nodes", authoritative("[]"))]).await;
         let nodes = list_nodes(&client, &"a".parse().unwrap(), false).await;
         assert_eq!(nodes.unwrap(), (BTreeSet::new(), None));
+    }
+
+    /// Removes an instance with this reason, on whose node there are these checks by then. Returns what became
+    /// of it, and whether anything was written.
+    async fn remove(why: Why, checks: ResponseTemplate) -> (Result<TxnOutcome, ConsulError>, bool) {
+        let node = NodeName::for_kubernetes(&"a".parse().unwrap(), "n1");
+        let at = format!("/v1/health/node/{node}");
+        let empty = ResponseTemplate::new(200).set_body_string(r#"{"Results":[],"Errors":null}"#);
+        let (server, client) = consul(&[(&at, checks), ("/v1/txn", empty)]).await;
+        client.check_token().await.unwrap();
+        let key = Key::Instance(InstanceKey {
+            node,
+            id: InstanceId::observed("a.shop.web.p"),
+        });
+        let step = Step::Remove(Removal {
+            owner: Owner::pod(&"shop".into(), &"p".into()),
+            name: "web".into(),
+            index: 7,
+            why,
+        });
+        let due = Due {
+            cause: Cause::Read,
+            since: Instant::now(),
+        };
+        let mut batch = Batch::default();
+        batch.push(key, step, due).unwrap();
+        let fence = ("lictor/v1/a/epoch".into(), 5);
+        let done = write(client, "a".parse().unwrap(), 1, fence, batch.into_parts()).await;
+        let Done::Wrote { outcome, .. } = done else {
+            panic!("{done:?}")
+        };
+        let asked = server.received_requests().await.unwrap();
+        (outcome, asked.iter().any(|it| it.url.path() == "/v1/txn"))
+    }
+
+    fn check(id: &str, of: &str) -> ResponseTemplate {
+        let ready = r#"{"CheckID":"a.shop.web.p:ready","ServiceID":"a.shop.web.p"}"#;
+        let more = format!(r#"{{"CheckID":"{id}","ServiceID":"{of}"}}"#);
+        authoritative(&format!("[{ready},{more}]"))
+    }
+
+    fn is_stale(outcome: &Result<TxnOutcome, ConsulError>) -> bool {
+        let Ok(TxnOutcome::RolledBack(errors)) = outcome else {
+            return false;
+        };
+        matches!(&**errors, [one] if one.op_index == 0 && one.reason == TxnFailure::StaleIndex)
+    }
+
+    #[tokio::test]
+    async fn what_another_hand_put_into_maintenance_meanwhile_does_not_go_for_being_critical() {
+        let critical = Why::Critical(std::time::Duration::from_secs(30));
+        for of in ["a.shop.web.p", "a.shop.web-sidecar-proxy.p", "A.shop.web.P"] {
+            let there = check(&format!("_service_maintenance:{of}"), of);
+            let (outcome, written) = remove(critical, there).await;
+            assert!(is_stale(&outcome) && !written, "{of}: {outcome:?}");
+        }
+        // What is not known may be there.
+        let stale = check("a.shop.web.p:api", "a.shop.web.p");
+        let stale = stale.insert_header("X-Consul-KnownLeader", "false");
+        let (outcome, written) = remove(critical, stale).await;
+        assert!(is_stale(&outcome) && !written, "{outcome:?}");
+        let (outcome, written) = remove(critical, ResponseTemplate::new(503)).await;
+        assert!(outcome.is_err() && !written, "{outcome:?}");
+        for (id, of) in [
+            ("a.shop.web.p:api", "a.shop.web.p"),
+            (
+                "a.shop.web-sidecar-proxy.p:alias",
+                "a.shop.web-sidecar-proxy.p",
+            ),
+            ("_service_maintenance:other", "other"),
+            ("serfHealth", ""),
+        ] {
+            assert!(remove(critical, check(id, of)).await.1, "{id}");
+        }
+        // What nothing claims goes whoever looks at it.
+        let there = check("mine", "a.shop.web.p");
+        assert!(remove(Why::Found, there).await.1);
     }
 }

@@ -1,9 +1,13 @@
 //! What the engine makes of how long instances have been critical: when they are planned, and what is kept
 //! of it in Consul's KV.
 
+mod looks;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rand::Rng as _;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::apply::{Done, ReadError};
@@ -12,11 +16,12 @@ use super::engine::Engine;
 use super::signals::Signal;
 use crate::consul::wire::KvPair;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Txn, TxnFailure, TxnOp, TxnOutcome,
-    TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnFailure, TxnOp,
+    TxnOutcome, TxnResult,
 };
-use crate::k8s::WatchEvent;
+use crate::k8s::{Question, WatchEvent};
 use crate::metrics::OperationLabels;
+use crate::model::backoff;
 use crate::model::critical;
 use crate::model::facts::{NodeFacts, Tristate};
 use crate::model::key::{InstanceKey, Key, Place};
@@ -24,32 +29,45 @@ use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Text;
 use crate::plan::critical::kept::{Kept, KeptWrite};
 use crate::plan::critical::{is_lost, with_proxy};
+use crate::plan::gate::Hold;
 use crate::plan::guard::Guard;
 use crate::plan::{Finding, Mode, Step};
 
 /// How soon it is read again after it could not be read, or not be written.
 const AGAIN: Duration = Duration::from_secs(30);
+/// First ceiling of the pause after a read that failed and said nothing of the next one.
+const FIRST: Duration = Duration::from_secs(1);
+/// Highest ceiling of that pause.
+const CEILING: Duration = Duration::from_secs(10);
+/// How long what is critical and not registered waits for such reads: it may have been deregistered.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What is read and written of how long instances have been critical.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Critical {
     /// The epoch under which what is known was learnt; 0 where nothing is ever written.
     epoch: Option<u64>,
     reading: bool,
     again_at: Option<Instant>,
+    /// Since when it could not be read, and how often that was tried.
+    failing: Option<(Instant, u32)>,
     /// Whether a side is out of reach.
     is_lost: bool,
     /// Why it cannot be read or written, as was told.
     trouble: Option<String>,
     /// Keys that the guard judges for that, and not because something is missing.
     offered: BTreeSet<Key>,
+    /// Where it is asked how single pods are.
+    questions: mpsc::Sender<Question>,
+    /// Why the API server cannot be asked, as was told.
+    unanswered: Option<Text>,
 }
 
 /// It was read, or not.
 #[derive(Debug)]
 pub struct CriticalRead {
-    epoch: u64,
-    pairs: Result<Vec<KvPair>, ReadError>,
+    pub(super) epoch: u64,
+    pub(super) pairs: Result<Vec<KvPair>, ReadError>,
 }
 
 /// A key was written, or not.
@@ -91,6 +109,17 @@ async fn write(
     })
 }
 
+/// Whether a further read would fail as well.
+fn is_final(error: &ReadError) -> bool {
+    match error {
+        ReadError::Failed(error) => matches!(
+            error.class(),
+            ErrorClass::AccessDenied | ErrorClass::Refused | ErrorClass::Malformed
+        ),
+        ReadError::NotAuthoritative(quality) => *quality == Quality::Filtered,
+    }
+}
+
 /// The transaction of a write.
 fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> {
     let key = critical::key(cluster, &write.node);
@@ -108,6 +137,21 @@ fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> 
 }
 
 impl Critical {
+    /// Nothing is known yet; of pods is asked there.
+    pub(super) fn new(questions: mpsc::Sender<Question>) -> Self {
+        Self {
+            epoch: None,
+            reading: false,
+            again_at: None,
+            failing: None,
+            is_lost: false,
+            trouble: None,
+            offered: BTreeSet::new(),
+            questions,
+            unanswered: None,
+        }
+    }
+
     /// The guard judges a key; `claimed` says that it is for its health, and not for being missing.
     pub(super) fn offer(&mut self, key: &Key, claimed: bool) {
         if claimed {
@@ -117,9 +161,14 @@ impl Critical {
         }
     }
 
-    /// A key is not to be judged any more. Returns whether it was for its health.
-    pub(super) fn withdraw(&mut self, key: &Key) -> bool {
-        self.offered.remove(key)
+    /// Whether the guard judges a key for its health.
+    pub(super) fn is_offered(&self, key: &Key) -> bool {
+        self.offered.contains(key)
+    }
+
+    /// A key is not to be judged any more.
+    pub(super) fn withdraw(&mut self, key: &Key) {
+        self.offered.remove(key);
     }
 
     /// When it is to be read again.
@@ -135,6 +184,10 @@ impl Engine {
         match &finding.critical {
             Some(watched) => {
                 criticals.observe(&watched.instance, Some(watched), Instant::now());
+                if let (Some(Hold::Unseen), Some(pod)) = (&finding.hold, &watched.pod) {
+                    let looks = &mut self.rules.criticals.looks;
+                    looks.want(&watched.instance, pod, Instant::now());
+                }
             }
             // What stands there is not known.
             None if finding.step == Step::Waiting => {}
@@ -189,7 +242,8 @@ impl Engine {
                 epoch,
                 is_lost: self.critical.is_lost,
                 reading: self.critical.reading,
-                ..Critical::default()
+                unanswered: self.critical.unanswered.take(),
+                ..Critical::new(self.critical.questions.clone())
             };
             self.rules.criticals.forget();
         }
@@ -207,12 +261,12 @@ impl Engine {
         let Some(epoch) = epoch else {
             return;
         };
-        if self.critical.again_at.is_some_and(|at| at <= now) {
+        let unread = self.rules.criticals.kept.is_unread();
+        let due = self.critical.again_at.map_or(unread, |at| at <= now);
+        // After Consul, by which it is known what is still to go and what already went.
+        let free = !self.critical.reading && self.outage.limit(now, 1) > 0 && self.is_ready();
+        if free && due {
             self.critical.again_at = None;
-            self.rules.criticals.kept.doubt();
-        }
-        let free = !self.critical.reading && self.outage.limit(now, 1) > 0;
-        if free && self.rules.criticals.kept.is_unread() {
             self.critical.reading = true;
             let cluster = self.index.cluster().clone();
             self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
@@ -247,11 +301,11 @@ impl Engine {
     }
 
     /// Tells the guard how many more are on their way to it.
-    pub(super) fn expect_critical(&mut self) {
+    pub(super) fn expect_critical(&mut self, now: Instant) {
         let soon = if self.critical.offered.is_empty() {
             0
         } else {
-            self.rules.criticals.soon()
+            self.rules.criticals.soon(now)
         };
         let offered = &self.critical.offered;
         let health_alone = |guard: &Guard| guard.waiting().all(|waiting| offered.contains(waiting));
@@ -288,6 +342,7 @@ impl Engine {
         match pairs {
             Ok(pairs) => {
                 self.answered();
+                self.critical.failing = None;
                 let wall = jiff::Timestamp::now().as_second();
                 let (kept, garbled) = Kept::of(self.index.cluster(), &pairs, now, wall);
                 for key in garbled {
@@ -297,13 +352,29 @@ impl Engine {
                 let keys = self.rules.criticals.read(kept, is_there, now);
                 self.touch_instances(keys, now);
             }
-            Err(error) => self.cannot_keep(error.to_string(), now),
+            Err(error) => self.cannot_read(&error, now),
         }
         // What waited to know whether it was deregistered before.
         let places: Vec<Place> = self.waiting.keys().cloned().collect();
         for place in places {
             self.go_on(&place);
         }
+    }
+
+    /// It could not be read. Where that may be over in a moment, what may have been deregistered waits: it
+    /// would be registered once more.
+    pub(super) fn cannot_read(&mut self, error: &ReadError, now: Instant) {
+        let (since, failures) = self.critical.failing.unwrap_or((now, 0));
+        self.critical.failing = Some((since, failures.saturating_add(1)));
+        if is_final(error) || now.saturating_duration_since(since) >= PATIENCE {
+            self.cannot_keep(error.to_string(), now);
+            return;
+        }
+        tracing::debug!("what was deregistered for being critical cannot be read: {error}");
+        let ceiling = backoff::ceiling(FIRST, failures, CEILING);
+        let chance = rand::rng().random::<f64>();
+        let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
+        self.critical.again_at = Some(now + pause);
     }
 
     /// How long something was critical cannot be read, or not be kept: nothing goes by it meanwhile.

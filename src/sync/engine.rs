@@ -35,7 +35,7 @@ use crate::checks::{Orders, Told};
 use crate::consul::Client;
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
-use crate::k8s::{KubeEvent, Relist};
+use crate::k8s::{Answer, KubeEvent, Question, Relist};
 use crate::model::epoch::{self, Epoch};
 use crate::model::key::{Key, Place, Table};
 use crate::model::kind::Kind;
@@ -80,6 +80,8 @@ pub struct Inputs {
     pub told: mpsc::Receiver<Told>,
     /// Where no check may connect to, once it is known.
     pub forbidden: watch::Receiver<Option<Arc<Forbidden>>>,
+    /// How pods are that were asked for.
+    pub looked: mpsc::Receiver<Answer>,
     /// What the epoch is to say, once it is known.
     pub epoch: oneshot::Receiver<Epoch>,
 }
@@ -185,13 +187,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine that knows nothing yet, and where to see how far it is.
+    /// An engine that knows nothing yet, and where to see how far it is. It asks there how single pods are,
+    /// no more than [`looks::AT_ONCE`](crate::plan::critical::looks::AT_ONCE) at once.
     #[must_use]
     pub fn new(
         consul: Client,
         index: Index,
         mut report: Report,
         orders: Orders,
+        questions: mpsc::Sender<Question>,
         options: Options,
     ) -> (Self, watch::Receiver<Readiness>) {
         let Options {
@@ -249,7 +253,7 @@ impl Engine {
             take_over,
             asking: Asking::new(orders),
             beats: Beats::new(),
-            critical: Critical::default(),
+            critical: Critical::new(questions),
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -272,6 +276,7 @@ impl Engine {
             mut signals,
             mut told,
             mut forbidden,
+            mut looked,
             mut epoch,
         } = inputs;
         let hands_over = self.index.runner() == Runner::Esm;
@@ -299,6 +304,7 @@ impl Engine {
                     }
                 }
                 Ok(known) = &mut epoch, if self.claimant.is_none() => self.introduce(known),
+                Some(answer) = looked.recv() => self.absorb_look(answer),
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 Some(news) = told.recv() => {
                     self.heard(news);
@@ -343,6 +349,7 @@ impl Engine {
             self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
             self.rules.criticals.wake_at(),
+            self.rules.criticals.looks.wake_at(),
             self.critical.wake_at(),
             self.report.wake_at(),
             self.rules.refusals.wake_at(),
@@ -378,6 +385,7 @@ impl Engine {
         } else {
             self.start_writes(now);
         }
+        self.look_at_pods(now);
         self.judge(now);
         // Before Consul is known, only its absence is worth telling.
         let outage = self.why_not().map(str::to_owned);

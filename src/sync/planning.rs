@@ -60,8 +60,14 @@ impl Engine {
             self.pace.begun(steps.len(), now);
             let id = self.own.start();
             let fence = (self.fence_key.clone(), epoch);
-            self.jobs
-                .spawn(apply::write(self.consul.clone(), id, fence, txn, steps));
+            let cluster = self.index.cluster().clone();
+            self.jobs.spawn(apply::write(
+                self.consul.clone(),
+                cluster,
+                id,
+                fence,
+                (txn, steps),
+            ));
         }
     }
 
@@ -109,7 +115,7 @@ impl Engine {
         if !(rehearses || self.may_write(now)) || self.dirty.has_ready() {
             return;
         }
-        self.expect_critical();
+        self.expect_critical(now);
         let before = self.rules.guard.held();
         let judged = self.rules.guard.is_open();
         let mut again = self.rules.guard.judge(

@@ -267,8 +267,8 @@ impl Engine {
     /// A key is no found absence: because something claims it, or for another reason.
     pub(super) fn not_missing(&mut self, key: &Key, finding: &Finding) {
         // That an instance is well says nothing of the view in which others are missing.
-        let alone = self.judges_health_alone();
-        let returns = !self.critical.withdraw(key) || alone;
+        let returns = !self.critical.is_offered(key) || self.judges_health_alone();
+        self.critical.withdraw(key);
         if finding.owner.is_some() && returns {
             self.rules.guard.returned(key);
         } else {
@@ -363,7 +363,12 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
     let trouble = |reason, message| Some(Trouble { reason, message });
     if let (Some(hold), Some(Watched { after, .. })) = (&finding.hold, &finding.critical) {
         let message = format!("{key}: its checks were critical for {after:?}: {hold}");
-        return trouble(Reason::Held, message);
+        let reason = match hold {
+            // That is over in a moment, and nobody has to do anything about it.
+            Hold::Unjudged | Hold::Unseen => Reason::Writing,
+            _ => Reason::Held,
+        };
+        return trouble(reason, message);
     }
     match &finding.step {
         Step::OwnedByAnother { holder } => trouble(
@@ -401,5 +406,49 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
                 trouble(Reason::Invalid, format!("{key} {state}: {problems}"))
             }
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::names::InstanceId;
+    use crate::plan::Asks;
+    use crate::plan::critical::OwnHealth;
+
+    #[test]
+    fn only_what_is_held_for_longer_than_a_moment_is_told_as_held() {
+        let key = InstanceKey {
+            node: NodeName::for_kubernetes(&"a".parse().unwrap(), "n1"),
+            id: InstanceId::observed("a.shop.web.p"),
+        };
+        let reason = |hold: Hold| {
+            let watched = Watched {
+                instance: key.clone(),
+                uid: "u".into(),
+                after: Duration::from_secs(30),
+                health: OwnHealth::Critical,
+                there: true,
+                pod: None,
+            };
+            let finding = Finding {
+                owner: None,
+                losers: Vec::new(),
+                freeze: None,
+                hold: Some(hold),
+                critical: Some(watched),
+                asks: Asks::Nothing,
+                step: Step::Settled,
+            };
+            trouble_of(&key, &finding, true).map(|trouble| trouble.reason)
+        };
+        for hold in [Hold::Unjudged, Hold::Unseen] {
+            assert_eq!(reason(hold), Some(Reason::Writing));
+        }
+        let (would_go, of) = (12, 16);
+        let held = reason(Hold::TooMany { would_go, of });
+        assert_eq!(held, Some(Reason::Held));
     }
 }

@@ -1,6 +1,7 @@
 //! The engine against a Consul that is a few lines long and fails as it is told to.
 
 mod asking;
+mod critical;
 mod hand_over;
 mod state;
 
@@ -186,7 +187,16 @@ fn engine(client: Client) -> Engine {
         take_over: None,
         rules: Rules::default(),
     };
-    Engine::new(client, index, report, crate::checks::channel().0, options).0
+    let (questions, _) = mpsc::channel(1);
+    Engine::new(
+        client,
+        index,
+        report,
+        crate::checks::channel().0,
+        questions,
+        options,
+    )
+    .0
 }
 
 struct Bed {
@@ -241,6 +251,7 @@ impl Bed {
                 signals: signals_in,
                 told: crate::checks::channel().2,
                 forbidden: tokio::sync::watch::channel(None).1,
+                looked: mpsc::channel(1).1,
                 epoch: introduced,
             };
             engine.run(inputs, stopped).await.unwrap();

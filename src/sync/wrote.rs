@@ -108,6 +108,9 @@ impl Engine {
             }
             (Key::Instance(key), Step::Put(write)) => {
                 let index = self.applied_instance(key, &write, results);
+                if write.creates() {
+                    self.rules.guard.restored(&Key::Instance(key.clone()));
+                }
                 self.tell_written(key, &write, drift, index);
                 self.occupied(&key.node, at);
             }

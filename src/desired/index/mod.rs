@@ -374,6 +374,17 @@ impl Index {
         node.is_some_and(|node| node.ready == Tristate::True)
     }
 
+    /// Whether a pod, and the node that it is on, are known as they were seen just now.
+    #[must_use]
+    pub fn agrees(&self, owner: &Owner, pod: Option<&PodFacts>, node: Option<&NodeFacts>) -> bool {
+        let Some(known) = self.pod(&owner.namespace, &owner.name) else {
+            return false;
+        };
+        let name = known.node.as_ref();
+        let known_node = name.and_then(|name| self.nodes.get(&(Text::from(""), name.clone())));
+        Some(known) == pod && known_node == node
+    }
+
     /// Whether the Kubernetes node is missing although pods are claimed to be on it: nobody saw it go.
     #[must_use]
     pub fn misses_node(&self, name: &Text) -> bool {

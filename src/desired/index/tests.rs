@@ -1028,3 +1028,31 @@ fn a_registration_that_changes_touches_its_own_service_only() {
     let expected = ["b", "c"].map(|service| Key::Instance(key(service, "p")));
     assert_eq!(keys, expected);
 }
+
+#[test]
+fn a_pod_is_known_as_it_was_seen_only_with_its_node() {
+    let mut index = index();
+    let touched = &mut Touched::default();
+    let (known, n1) = (pod("p").facts(), node("n1"));
+    index.apply_pod(known.clone(), touched);
+    let owner = Owner::pod(&"shop".into(), &"p".into());
+    assert!(index.agrees(&owner, Some(&known), None));
+    assert!(!index.agrees(&owner, Some(&known), Some(&n1)));
+    index.apply_node(n1.clone(), touched);
+    assert!(index.agrees(&owner, Some(&known), Some(&n1)));
+    let unready = pod("p").not_ready("app", "").facts();
+    let lost = NodeFacts {
+        ready: Tristate::Unknown,
+        ..n1.clone()
+    };
+    for (pod, node) in [
+        (None, None),
+        (Some(&unready), Some(&n1)),
+        (Some(&known), Some(&lost)),
+        (Some(&known), None),
+    ] {
+        assert!(!index.agrees(&owner, pod, node));
+    }
+    let gone = Owner::pod(&"shop".into(), &"q".into());
+    assert!(!index.agrees(&gone, None, None));
+}

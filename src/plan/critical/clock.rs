@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::kept::{Credit, Kept};
+use super::looks::{Look, Looks};
 use super::{OwnHealth, Watched};
 use crate::model::key::InstanceKey;
-use crate::model::names::NodeName;
+use crate::model::names::{InstanceId, NodeName};
 use crate::model::text::Text;
+use crate::plan::guard::WINDOW;
 
 /// So long this process must have seen an instance critical before that counts: until then it is neither
 /// kept in Consul nor deregistered, whatever was kept of it before. What recovers sooner, as every pod that
@@ -59,6 +61,8 @@ pub struct Criticals {
     wakes: BTreeSet<(Instant, InstanceKey)>,
     /// What is kept of them in Consul.
     pub kept: Kept,
+    /// Looks at the pods of those that are to go.
+    pub looks: Looks,
 }
 
 impl Row {
@@ -89,6 +93,11 @@ impl Row {
         }
         let rest = self.after.saturating_sub(self.credit);
         (self.age < self.after).then(|| seen + rest)
+    }
+
+    /// Whether it is known to have been critical for its time.
+    fn is_ripe(&self) -> bool {
+        self.proven && self.seen.is_some() && self.age >= self.after
     }
 
     /// It begins anew, once it is seen.
@@ -144,6 +153,7 @@ impl Criticals {
             self.kept.changed(&key.node);
         }
         self.kept.drop_credit(key);
+        self.looks.forget(key);
     }
 
     fn unschedule(&mut self, key: &InstanceKey, row: &Row) {
@@ -244,16 +254,15 @@ impl Criticals {
         is_there: impl Fn(&InstanceKey) -> bool,
         now: Instant,
     ) {
-        let is_meant = |key: &InstanceKey| on.is_none_or(|node| key.node == *node);
-        self.kept.distrust(|key| is_meant(key) && is_there(key));
+        self.kept.distrust(on, &is_there);
         if on.is_none() {
             self.kept.interrupted(now);
         }
-        let keys = self
-            .rows
-            .keys()
-            .filter(|key| is_meant(key) && is_there(key));
-        for key in keys.cloned().collect::<Vec<_>>() {
+        let keys: Vec<InstanceKey> = match on {
+            Some(node) => self.on_node(node).cloned().collect(),
+            None => self.rows.keys().cloned().collect(),
+        };
+        for key in keys.into_iter().filter(is_there) {
             self.change(&key, now, |row| {
                 row.restart();
                 // How it is, is looked at.
@@ -267,6 +276,7 @@ impl Criticals {
         self.rows.clear();
         self.wakes.clear();
         self.kept.forget();
+        self.looks.forget_all();
     }
 
     /// What was kept was read.
@@ -276,17 +286,15 @@ impl Criticals {
         is_there: impl Fn(&InstanceKey) -> bool,
         now: Instant,
     ) -> Vec<InstanceKey> {
-        let was_interrupted = self.kept.was_interrupted(now);
-        self.kept = read;
-        if was_interrupted {
-            self.kept.distrust(&is_there);
+        self.kept.replace(read);
+        if self.kept.was_interrupted(now) {
+            self.kept.distrust(None, &is_there);
         }
-        let known = self.kept.instances();
+        let known = self.kept.instances(None);
         let keys: BTreeSet<InstanceKey> =
             known.into_iter().chain(self.rows.keys().cloned()).collect();
-        let nodes: BTreeSet<NodeName> = keys.iter().map(|key| key.node.clone()).collect();
-        for node in &nodes {
-            self.kept.changed(node);
+        for key in &keys {
+            self.kept.changed(&key.node);
         }
         for key in self.rows.keys().cloned().collect::<Vec<_>>() {
             let Some(row) = self.rows.get(&key) else {
@@ -313,9 +321,20 @@ impl Criticals {
         keys.into_iter().collect()
     }
 
+    fn rows_on(&self, node: &NodeName) -> impl Iterator<Item = (&InstanceKey, &Row)> {
+        let first = InstanceKey {
+            node: node.clone(),
+            id: InstanceId::observed(""),
+        };
+        let node = node.clone();
+        self.rows
+            .range(first..)
+            .take_while(move |(key, _)| key.node == node)
+    }
+
     /// The instances on a node that this process knows to be critical.
     pub fn on_node(&self, node: &NodeName) -> impl Iterator<Item = &InstanceKey> {
-        self.rows.keys().filter(move |key| key.node == *node)
+        self.rows_on(node).map(|(key, _)| key)
     }
 
     /// The instances that are to be planned because time has passed. `wall` is what the clock on the wall
@@ -326,6 +345,7 @@ impl Criticals {
         now: Instant,
         wall: i64,
     ) -> Vec<InstanceKey> {
+        self.looks.expire(now);
         let late = |wake: Instant| now.saturating_duration_since(wake) > LATE;
         if self.wake_at().is_some_and(late) {
             self.interrupt(None, is_there, now);
@@ -353,10 +373,14 @@ impl Criticals {
         ripe
     }
 
-    /// How many are on their way to be deregistered: critical for so long that they may well remain so.
+    /// How many are on their way to be deregistered: critical for so long that they may well remain so, and
+    /// due while the guard still counts what goes now.
     #[must_use]
-    pub fn soon(&self) -> usize {
-        let on_its_way = |row: &&Row| row.proven && row.there && row.age < row.after;
+    pub fn soon(&self, now: Instant) -> usize {
+        let on_its_way = |row: &&Row| {
+            let rest = row.after.saturating_sub(row.age_at(now));
+            row.proven && row.there && row.age < row.after && rest <= WINDOW
+        };
         self.rows.values().filter(on_its_way).count()
     }
 
@@ -366,12 +390,19 @@ impl Criticals {
         self.wakes.first().map(|(wake, _)| *wake)
     }
 
+    /// Takes the next look at the pod of an instance that is to go.
+    pub fn next_look(&mut self, now: Instant) -> Option<Look> {
+        let rows = &self.rows;
+        let would_go = |key: &InstanceKey| rows.get(key).is_some_and(Row::is_ripe);
+        self.looks.next(would_go, now)
+    }
+
     /// Whether an instance that Consul has was critical for so long, is known to be by this process, and is
     /// known to be in Consul: else whoever comes next would register it again.
     #[must_use]
     pub fn may_go(&self, key: &InstanceKey, uid: &Text, after: Duration) -> bool {
         self.rows.get(key).is_some_and(|row| {
-            let long = row.proven && row.seen.is_some() && row.age >= after;
+            let long = row.is_ripe() && row.age >= after;
             long && row.uid == *uid && self.kept.has(key, uid, row.since)
         })
     }
@@ -393,8 +424,7 @@ impl Criticals {
         &self,
         node: &NodeName,
     ) -> impl Iterator<Item = (&InstanceKey, &Text, i64)> {
-        let on_node = self.rows.iter().filter(move |(key, _)| key.node == *node);
-        on_node
+        self.rows_on(node)
             .filter(|(_, row)| row.since != 0)
             .map(|(key, row)| (key, &row.uid, row.since))
     }

@@ -34,7 +34,7 @@ pub struct Kept {
     state: State,
     /// Nodes whose key may differ from what is known.
     changed: BTreeSet<NodeName>,
-    /// When the view was lost, or was back, while this was not read.
+    /// When the view was lost, or was back, the last time.
     interrupted: Option<Instant>,
 }
 
@@ -106,7 +106,7 @@ impl Kept {
                 index: pair.modify_index,
                 ..Node::default()
             };
-            match serde_json::from_slice::<CriticalTimes>(&pair.value) {
+            match CriticalTimes::parse(&pair.value) {
                 Ok(times) => {
                     let credits = times.instances.iter().filter_map(|(id, time)| {
                         let age = wall.checked_sub(time.since)?;
@@ -122,14 +122,15 @@ impl Kept {
                 Err(error) => garbled.push(Garbled {
                     key: pair.key.clone(),
                     node: name.clone(),
-                    why: error.to_string(),
+                    why: error,
                 }),
             }
             nodes.insert(name, node);
         }
-        let state = State::Read { at: now, nodes };
+        // Each is compared with what is wanted: one without instances is named by nothing else.
         let kept = Self {
-            state,
+            changed: nodes.keys().cloned().collect(),
+            state: State::Read { at: now, nodes },
             ..Self::default()
         };
         (kept, garbled)
@@ -162,8 +163,19 @@ impl Kept {
         self.changed.clear();
     }
 
+    /// What was read takes the place of what was known. When the view was lost stays known: what Consul has
+    /// may still be from before.
+    pub(super) fn replace(&mut self, read: Self) {
+        *self = Self {
+            interrupted: self.interrupted,
+            ..read
+        };
+    }
+
+    /// Also where this was read before: it may have to be read again before what counts no more is gone
+    /// from Consul.
     pub(super) fn interrupted(&mut self, now: Instant) {
-        self.interrupted = Some(now).filter(|_| !self.is_read());
+        self.interrupted = Some(now);
     }
 
     /// Whether the view is just back, and may be behind what it is of.
@@ -190,9 +202,11 @@ impl Kept {
         }
     }
 
-    /// The instances that are named.
-    pub(super) fn instances(&self) -> Vec<InstanceKey> {
-        let nodes = self.nodes().into_iter().flatten();
+    /// The instances that are named, all or those on one node.
+    pub(super) fn instances(&self, on: Option<&NodeName>) -> Vec<InstanceKey> {
+        let all = self.nodes().filter(|_| on.is_none());
+        let one = on.and_then(|name| self.nodes()?.get_key_value(name));
+        let nodes = all.into_iter().flatten().chain(one);
         let named = nodes.flat_map(|(name, node)| {
             let ids = node.content.iter().flat_map(|times| times.instances.keys());
             ids.map(|id| InstanceKey {
@@ -249,9 +263,13 @@ impl Kept {
         }
     }
 
-    /// What counted for these instances counts no more.
-    pub(super) fn distrust(&mut self, is_meant: impl Fn(&InstanceKey) -> bool) {
-        for key in self.instances() {
+    /// What counted for these instances, of all or of those on one node, counts no more.
+    pub(super) fn distrust(
+        &mut self,
+        on: Option<&NodeName>,
+        is_meant: impl Fn(&InstanceKey) -> bool,
+    ) {
+        for key in self.instances(on) {
             if is_meant(&key) {
                 self.drop_credit(&key);
             }
@@ -261,6 +279,13 @@ impl Kept {
     /// The key of a node may differ from what is known.
     pub(super) fn changed(&mut self, node: &NodeName) {
         self.changed.insert(node.clone());
+    }
+
+    /// A node whose key may differ, and is not being written; none while it is not known what is there.
+    fn next_changed(&self) -> Option<NodeName> {
+        let nodes = self.nodes()?;
+        let is_free = |name: &&NodeName| nodes.get(*name).is_none_or(|node| !node.busy);
+        self.changed.iter().find(is_free).cloned()
     }
 
     /// A write was carried out: the key has this index now, or is gone.
@@ -282,13 +307,7 @@ impl Kept {
 impl Criticals {
     /// Takes a write of what differs from what Consul keeps; nothing while that is not known.
     pub fn next_write(&mut self) -> Option<KeptWrite> {
-        let State::Read { nodes, .. } = &self.kept.state else {
-            return None;
-        };
-        let is_busy = |node: &&NodeName| nodes.get(*node).is_some_and(|node| node.busy);
-        let free = self.kept.changed.iter().filter(|node| !is_busy(node));
-        let free: Vec<NodeName> = free.cloned().collect();
-        for name in free {
+        while let Some(name) = self.kept.next_changed() {
             self.kept.changed.remove(&name);
             let times = self.wanted(&name);
             let Some(node) = self.kept.node(&name) else {

@@ -6,11 +6,13 @@
 //! well; but nothing goes by that alone: a wall clock may be wrong, and something may have happened
 //! meanwhile that is seen in a moment. So an instance must be [seen critical](clock::PROOF) for some seconds
 //! before it counts, is kept, or goes. Where the view was lost (a side, the node, this process stood still)
-//! the time begins anew: what was not seen is not known to have been critical.
+//! the time begins anew: what was not seen is not known to have been critical. That it was lost may not be
+//! known yet, so that the API server is [asked](looks) for the pod directly before its instance goes.
 #![cfg_attr(not(test), deny(clippy::disallowed_types, clippy::disallowed_methods))]
 
 mod clock;
 pub mod kept;
+pub mod looks;
 #[cfg(test)]
 mod tests;
 
@@ -23,10 +25,11 @@ use crate::desired::claim::{Claim, Live, Shape};
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::desired::watches::{Watch, Watches};
-use crate::model::entry::Health;
+use crate::model::entry::{Health, Service};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::marks;
+use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
@@ -44,6 +47,8 @@ pub struct Watched {
     pub health: OwnHealth,
     /// Whether Consul has it.
     pub there: bool,
+    /// Its pod, if it is one's: an endpoint is judged by what this process itself asks it.
+    pub pod: Option<Owner>,
 }
 
 /// How an instance is by the checks that Lictor answers for. What others say of it is no sign that it is
@@ -100,8 +105,16 @@ pub(super) fn watched(key: &InstanceKey, claim: &Claim, scope: &Scope<'_>) -> Op
         after,
         health,
         there: scope.observed.instance(&instance).is_some(),
+        pod: pod_of(service),
         instance,
     })
+}
+
+fn pod_of(service: &Service) -> Option<Owner> {
+    let meta = |key: &str| service.meta.get(key);
+    let is_pod = meta(marks::K8S_REF_KIND).is_some_and(|kind| **kind == *OwnerKind::Pod.as_str());
+    let (namespace, name) = (meta(marks::K8S_NAMESPACE)?, meta(marks::K8S_REF_NAME)?);
+    is_pod.then(|| Owner::pod(namespace, name))
 }
 
 fn own_health(key: &InstanceKey, live: &Live, scope: &Scope<'_>) -> OwnHealth {
@@ -174,7 +187,7 @@ fn course(
     if !goes || !ours || !is_bare(instance, scope) {
         return Course::Registered;
     }
-    let may_go = gate::may_deregister(full_key, &scope.desired.watches, scope.rules, *after);
+    let may_go = gate::may_deregister(full_key, &scope.desired.watches, scope.rules, watched);
     may_go.map_or_else(Course::Held, Course::Goes)
 }
 
@@ -218,10 +231,9 @@ pub(super) fn take(
 fn is_bare(key: &InstanceKey, scope: &Scope<'_>) -> bool {
     let proxy = key.counterpart(scope.desired.cluster());
     let own = |key: &InstanceKey| {
-        let prefix = format!("{}:", key.id);
         let checks = scope.observed.instance(key);
         let mut checks = checks.iter().flat_map(|there| &there.checks);
-        checks.all(|check| check.id.to_lowercase().starts_with(&prefix))
+        checks.all(|check| key.id.names_check(&check.id))
     };
     own(key) && proxy.is_none_or(|proxy| own(&proxy))
 }

@@ -45,6 +45,7 @@ struct Process {
     /// Instances that Consul does not have.
     out: Vec<InstanceKey>,
     uid: &'static str,
+    after: Duration,
 }
 
 impl Process {
@@ -57,6 +58,7 @@ impl Process {
             wall: 1_000_000,
             out: Vec::new(),
             uid: "u",
+            after: AFTER,
         };
         process.read();
         process
@@ -110,9 +112,10 @@ impl Process {
         let watched = Watched {
             instance: key.clone(),
             uid: self.uid.into(),
-            after: AFTER,
+            after: self.after,
             health,
             there: !self.out.contains(key),
+            pod: None,
         };
         self.criticals.observe(key, Some(&watched), self.now);
         self.write();
@@ -281,6 +284,29 @@ fn where_the_view_was_lost_it_begins_anew() {
     assert!(process.goes());
 }
 
+/// After a restore of Consul the write that takes a time out has an index that is not valid any more.
+#[test]
+fn what_is_read_again_before_a_time_was_taken_out_does_not_bring_it_back() {
+    let mut process = Process::new();
+    process.is(OwnHealth::Critical);
+    process.pass(seconds(80));
+    let (before, since) = (process.kv.clone(), process.kept());
+    process.interrupt();
+    assert_eq!(process.kept(), None);
+    for _ in 0..2 {
+        process.pass(seconds(5));
+        process.kv.clone_from(&before);
+        assert_eq!(process.kept(), since);
+        process.criticals.kept.doubt();
+        process.read();
+        process.is(OwnHealth::Critical);
+    }
+    process.pass(seconds(79));
+    assert!(!process.goes());
+    process.pass(seconds(1));
+    assert!(process.goes());
+}
+
 #[test]
 fn while_its_node_is_lost_it_does_not_count() {
     let mut process = Process::new();
@@ -432,6 +458,49 @@ fn what_nothing_claims_any_more_is_kept_no_longer_and_fields_of_a_newer_release_
     }
     process.write();
     assert!(process.kv.is_empty());
+}
+
+/// What is critical for a day does not keep from its end what is critical for a minute.
+#[test]
+fn only_what_is_due_within_the_window_of_the_guard_is_on_its_way() {
+    let mut process = Process::new();
+    process.after = seconds(24 * 60 * 60);
+    for number in 0..35 {
+        process.is_for(&key(&format!("slow-{number}")), OwnHealth::Critical);
+    }
+    process.after = AFTER;
+    process.is_for(&key("fast"), OwnHealth::Critical);
+    let mut now = process.now + PROOF;
+    let _ = process.criticals.ripen(|_| true, now, process.wall);
+    assert_eq!(process.criticals.soon(now), 1);
+    now = process.now + seconds(24 * 60 * 60 - 10 * 60 - 1);
+    assert_eq!(process.criticals.soon(now), 1);
+    now += seconds(1);
+    assert_eq!(process.criticals.soon(now), 36);
+}
+
+#[test]
+fn a_key_without_instances_goes() {
+    let mut process = Process::new();
+    let name = critical::key(&cluster(), &node("n1"));
+    process
+        .kv
+        .insert(name.clone(), (br#"{"instances":{}}"#.to_vec(), 7));
+    process.restart();
+    assert!(process.kv.is_empty());
+    // Not one that is not understood, or that a newer release filled.
+    let long = format!(
+        r#"{{"instances":{{}},"more":"{}"}}"#,
+        "x".repeat(300 * 1024)
+    );
+    for value in ["v2".to_owned(), long] {
+        process.kv.insert(name.clone(), (value.into_bytes(), 8));
+        process.restart();
+        process.is(OwnHealth::Critical);
+        process.pass(AFTER);
+        assert!(!process.goes());
+        assert_eq!(process.kv[&name].1, 8);
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -139,6 +139,27 @@ fn small_steps_add_up_over_the_window() {
     assert_eq!(passed(&mut fresh, 30..40, 70, begin + WINDOW), 10);
 }
 
+/// As an instance that is critical, deregistered and well again every minute.
+#[test]
+fn what_comes_and_goes_is_missing_once_however_often_it_went() {
+    let (mut guard, begin) = (guard(), begin());
+    let mut now = begin;
+    for _ in 0..14 {
+        now += Duration::from_secs(40);
+        assert_eq!(passed(&mut guard, 0..1, 20, now), 1);
+        guard.removed(&key(0), now);
+        guard.restored(&key(0));
+    }
+    assert_eq!(passed(&mut guard, 1..11, 20, now), 10);
+    // Also where nobody saw it come back.
+    let mut guard = self::guard();
+    for _ in 0..14 {
+        assert_eq!(passed(&mut guard, 0..1, 20, now), 1);
+        guard.removed(&key(0), now);
+    }
+    assert_eq!(passed(&mut guard, 0..10, 20, now), 10);
+}
+
 #[test]
 fn what_was_released_and_came_back_is_judged_anew() {
     let (mut guard, now) = (guard(), begin());

@@ -68,6 +68,25 @@ impl Bed {
             }
         }
         self.rules.guard.release();
+        self.looked(true)
+    }
+
+    /// The API server was asked for what would go.
+    fn looked(mut self, agrees: bool) -> Self {
+        let now = Instant::now();
+        let finding = self.decide(&key("p"));
+        if finding.hold == Some(Hold::Unseen) {
+            let watched = finding.critical.unwrap();
+            let (criticals, pod) = (&mut self.rules.criticals, watched.pod.unwrap());
+            criticals.looks.want(&watched.instance, &pod, now);
+            let look = criticals.next_look(now).unwrap();
+            assert_eq!(
+                (look.pod.namespace, look.pod.name),
+                ("shop".into(), "p".into())
+            );
+            let may_go = criticals.looks.answered(look.id, agrees, now, 1.0);
+            assert_eq!(may_go.is_some(), agrees);
+        }
         self
     }
 
@@ -136,6 +155,39 @@ fn it_goes_with_its_proxy_and_comes_back_with_it() {
     for key in keys() {
         assert!(put(bed.decide(&key).step).creates());
     }
+}
+
+/// The watch of pods may hang, which nobody knows yet.
+#[test]
+fn a_pods_goes_only_once_the_api_server_was_asked_and_while_that_is_young() {
+    let mut bed = unready(&none()).critical_for(AFTER);
+    for key in keys() {
+        bed.rules.guard.found(&key);
+    }
+    bed.rules.guard.release();
+    let stays = |bed: &Bed| {
+        for key in keys() {
+            let finding = bed.decide(&key);
+            let unseen = (Some(Hold::Unseen), Step::Settled);
+            assert_eq!((finding.hold, finding.step), unseen);
+        }
+    };
+    stays(&bed);
+    let bed = bed.looked(false);
+    stays(&bed);
+    let mut bed = unready(&none()).critical_for(AFTER).let_go();
+    for key in keys() {
+        assert!(matches!(bed.decide(&key).step, Step::Remove(_)));
+    }
+    let later = Instant::now() + Duration::from_secs(11);
+    let _ = bed.rules.criticals.ripen(|_| true, later, 1200);
+    stays(&bed);
+    // The answer was for what was critical then.
+    let bed = unready(&none()).critical_for(AFTER).let_go();
+    let well = bed.with(pod("p"));
+    let mut well = well.critical_for(Duration::ZERO);
+    assert!(!well.rules.criticals.looks.shows(&instance_key("p")));
+    assert_eq!(well.rules.criticals.next_look(later), None);
 }
 
 #[test]

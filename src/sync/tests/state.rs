@@ -27,7 +27,7 @@ use crate::sync::dirty::{Cause, Due};
 use crate::sync::engine::LostRemoval;
 use crate::sync::entries::TableRead;
 
-fn n1() -> NodeName {
+pub(super) fn n1() -> NodeName {
     NodeName::for_kubernetes(&"a".parse().unwrap(), "n1")
 }
 

@@ -20,7 +20,7 @@ struct Stage {
     scene: Scene,
     kubernetes: Proxy,
     consul: Proxy,
-    _lictor: Lictor,
+    lictor: Lictor,
 }
 
 /// Two pods that are not ready, for half of the time after which they go, beside some that are.
@@ -45,7 +45,7 @@ async fn critical() -> Result<Stage> {
         scene,
         kubernetes,
         consul,
-        _lictor: lictor,
+        lictor,
     })
 }
 
@@ -94,6 +94,41 @@ async fn an_api_server_that_is_away_deregisters_nothing() -> Result<()> {
     let since = Instant::now();
     stage.kubernetes.set(Fault::Pass).await?;
     stage.ends(since).await
+}
+
+/// Nobody knows yet that the watches hang: they are silent, as they are where nothing happens.
+#[tokio::test]
+async fn an_api_server_that_fell_silent_deregisters_nothing() -> Result<()> {
+    let stage = critical().await?;
+    stage.kubernetes.set(Fault::Blackhole).await?;
+    stage.recover().await?;
+    // Its time is over after half of this.
+    stage.both_stay(AFTER).await?;
+    ensure!(
+        !stage.lictor.log().contains("watch is broken"),
+        "the watches were found to hang before anything could go"
+    );
+    let told = "nothing of a pod is deregistered for being critical";
+    ensure!(stage.lictor.log().contains(told), "it was not asked");
+    // What hangs goes on hanging until it is cut off.
+    stage.kubernetes.set(Fault::Reset).await?;
+    stage.kubernetes.set(Fault::Pass).await?;
+    wait::until("it to be seen", AFTER, async || {
+        let found = stage.scene.find("bad", "recovers").await?;
+        let found = found.context("recovers went")?;
+        ensure!(found.status == "passing", "{found:#?}");
+        Ok(())
+    })
+    .await?;
+    let deadline = AFTER + Duration::from_secs(30);
+    wait::until("what stays critical to go", deadline, async || {
+        let found = stage.scene.find("bad", "stays").await?;
+        ensure!(found.is_none(), "{found:#?}");
+        Ok(())
+    })
+    .await?;
+    ensure!(stage.scene.find("bad", "recovers").await?.is_some());
+    Ok(())
 }
 
 #[tokio::test]
