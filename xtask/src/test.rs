@@ -24,9 +24,9 @@ impl Args {
         let mut command = cargo::command();
         command.arg("test").env("LICTOR_TESTBED_BIN", tools.bin);
         if env::var_os(THREADS).is_none() {
-            // Tests wait for servers much of the time, and the servers are busy on these cores, too.
+            // Tests wait for servers, for timers and for each other most of the time.
             let cores = thread::available_parallelism().map_or(2, NonZero::get);
-            command.env(THREADS, (cores + 1).to_string());
+            command.env(THREADS, (cores * 3).to_string());
         }
         if !self.names_a_package() {
             command.arg("--workspace");
