@@ -393,7 +393,7 @@ async fn consul_notices_that_lictor_is_dead_where_that_is_asked_for() -> Result<
 
     // No longer asked for: the check goes before its session could end.
     lictor.stop().await?;
-    let _lictor = scene.lictor_with(&["--policy", "upsert-only"]).await?;
+    let lictor = scene.lictor_with(&["--policy", "upsert-only"]).await?;
     until("the check to go", async || {
         let found = alive().await?;
         ensure!(found.is_empty(), "{found:?}");
@@ -401,7 +401,13 @@ async fn consul_notices_that_lictor_is_dead_where_that_is_asked_for() -> Result<
     })
     .await?;
     scene.status("web", "p", "passing").await?;
-    Ok(())
+
+    // Asked for again, nobody sees it critical before its session is there.
+    lictor.stop().await?;
+    let oracle = Oracle::watch(&scene.consul, "web", &[scene.id("web", "p")], &[]).await?;
+    let _lictor = scene.lictor_with(&dead_after).await?;
+    session_count(&scene, 1).await?;
+    oracle.verdict().await
 }
 
 /// The rights of the docs are enough, and it is said when one is lacking.
