@@ -94,6 +94,14 @@ async fn register(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// A ready pod whose heartbeat Consul shows, and who renews its Lease.
+async fn beating(scene: &Scene) -> Result<Worker> {
+    register(scene).await?;
+    let worker = Worker::start(scene, "p-beat");
+    is(scene, "passing").await?;
+    Ok(worker)
+}
+
 fn check_id(scene: &Scene) -> String {
     format!("{}:progress", scene.id("web", "p"))
 }
@@ -201,9 +209,7 @@ async fn a_lease_that_is_renewed_keeps_the_check_passing() -> Result<()> {
 async fn a_restart_keeps_the_session_and_an_instance_that_goes_takes_it_with_it() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    register(&scene).await?;
-    let worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let worker = beating(&scene).await?;
     lictor.idle().await?;
     let before = session_count(&scene, 1).await?;
     let dump = scene.dump().await?;
@@ -233,9 +239,7 @@ async fn a_restart_keeps_the_session_and_an_instance_that_goes_takes_it_with_it(
 async fn without_lictor_consul_turns_it_critical() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    register(&scene).await?;
-    let _worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let _worker = beating(&scene).await?;
     lictor.kill();
     is(&scene, "critical").await?;
     let _lictor = scene.lictor().await?;
@@ -248,9 +252,7 @@ async fn without_lictor_consul_turns_it_critical() -> Result<()> {
 async fn what_another_hand_does_to_sessions_and_their_checks_is_mended() -> Result<()> {
     let scene = Scene::new().await?;
     let _lictor = scene.lictor().await?;
-    register(&scene).await?;
-    let _worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let _worker = beating(&scene).await?;
     let first = session_count(&scene, 1).await?.remove(0);
     let id = first["ID"].as_str().context("no id")?.to_owned();
     scene
@@ -442,9 +444,7 @@ async fn a_leader_of_consul_that_is_lost_is_no_false_alarm() -> Result<()> {
     let (_guard, installed) = three().await?;
     let scene = Scene::on(installed).await?;
     let _lictor = scene.lictor_with(&["--dead-after", "1m"]).await?;
-    register(&scene).await?;
-    let _worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let _worker = beating(&scene).await?;
     session_count(&scene, 2).await?;
     let before = sessions(&scene).await?;
     let ids = [scene.id("web", "p")];

@@ -28,12 +28,11 @@ async fn watched(scene: &Scene) -> Result<Oracle> {
 async fn while_the_api_server_is_away_sessions_live() -> Result<()> {
     let scene = Scene::new().await?;
     let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
-    let consul = Proxy::start(&scene.bed.consul_addr())?;
-    let mut lictor = scene.lictor_through(&kubernetes, &consul).await?;
+    let mut lictor = scene
+        .lictor_with(&[&scene.kubeconfig_through(&kubernetes)?])
+        .await?;
     lictor.bears_refusals();
-    register(&scene).await?;
-    let worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let worker = beating(&scene).await?;
     let before = session_count(&scene, 1).await?;
     kubernetes.set(Fault::Refuse).await?;
     worker.stop();
@@ -51,12 +50,11 @@ async fn while_the_api_server_is_away_sessions_live() -> Result<()> {
 async fn an_api_server_that_says_nothing_lets_no_heartbeat_lapse() -> Result<()> {
     let scene = Scene::new().await?;
     let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
-    let consul = Proxy::start(&scene.bed.consul_addr())?;
-    let mut lictor = scene.lictor_through(&kubernetes, &consul).await?;
+    let mut lictor = scene
+        .lictor_with(&[&scene.kubeconfig_through(&kubernetes)?])
+        .await?;
     lictor.bears_refusals();
-    register(&scene).await?;
-    let worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let worker = beating(&scene).await?;
     let before = session_count(&scene, 1).await?;
     let oracle = watched(&scene).await?;
     kubernetes.set(Fault::Blackhole).await?;
@@ -78,9 +76,7 @@ async fn an_api_server_that_says_nothing_lets_no_heartbeat_lapse() -> Result<()>
 async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()> {
     let scene = Scene::new().await?;
     let first = scene.lictor().await?;
-    register(&scene).await?;
-    let _worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let _worker = beating(&scene).await?;
     first.idle().await?;
     let before = session_count(&scene, 1).await?;
     let oracle = watched(&scene).await?;
@@ -106,9 +102,7 @@ async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()>
 async fn a_start_without_the_api_server_keeps_what_is_alive() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    register(&scene).await?;
-    let worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let worker = beating(&scene).await?;
     lictor.idle().await?;
     let before = session_count(&scene, 1).await?;
     let oracle = watched(&scene).await?;
@@ -133,9 +127,7 @@ async fn a_start_without_the_api_server_keeps_what_is_alive() -> Result<()> {
 async fn a_time_to_live_that_is_edited_holds_from_then_on() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    register(&scene).await?;
-    let _worker = Worker::start(&scene, "p-beat");
-    is(&scene, "passing").await?;
+    let _worker = beating(&scene).await?;
     let first = session_count(&scene, 1).await?.remove(0);
     assert_eq!(first["TTL"], "10s");
     let mut longer = checks();
