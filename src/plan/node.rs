@@ -116,3 +116,18 @@ pub(super) fn node_holder(desired: &Index, node: &ObservedNode) -> Text {
     let holder = marks::holder(desired.cluster(), &node.node.meta);
     format!("{holder}, which has the Consul node").into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_check_of_lictors_own_begins_as_passing_where_it_is_asked_for() {
+        let mut rules = Rules::default();
+        assert_eq!(alive(None, &rules), None);
+        rules.dead_after = Some(Duration::from_mins(1));
+        assert_eq!(alive(None, &rules), Some(Health::Passing));
+    }
+}
