@@ -35,6 +35,7 @@ pub mod desired;
 pub mod gc;
 pub mod heartbeat;
 pub mod k8s;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod observed;

@@ -122,8 +122,9 @@ async fn carried_out(
     }
     match act {
         Act::Create(place, ttl) => {
+            // It holds no lock.
             let id = client
-                .create_session(place.node.as_ref(), &place.check, *ttl)
+                .create_session(place.node.as_ref(), &place.check, *ttl, Duration::ZERO)
                 .await?;
             // By its index the signal is known to be of our own doing; else a sweep looks what it was.
             let there = client.session(&id).await.ok().and_then(|it| it.value);
