@@ -1,10 +1,13 @@
 //! The composition root: what `lictor run` is made of. A part that ends ends the process.
 
+mod election;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures::future::OptionFuture;
 use globset::GlobSet;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -12,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::election::{Ballot, Running};
 use crate::checks;
 use crate::checks::apis::{self, Api};
 use crate::checks::forbidden::Forbidden;
@@ -21,13 +25,15 @@ use crate::desired::index::Index;
 use crate::k8s;
 use crate::k8s::client::ClientOptions;
 use crate::k8s::{Home, Regarding};
+use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
+use crate::plan::Mode;
 use crate::plan::critical::looks;
 use crate::server::{self, Shown};
-use crate::sync::engine::{Engine, Inputs, Options};
+use crate::sync::engine::{Engine, EngineError, Inputs, Options};
 use crate::sync::gates::Gates;
 use crate::sync::report::Report;
 use crate::sync::signals;
@@ -60,6 +66,10 @@ pub struct Settings {
     pub allow_local_checks: bool,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
+    /// `--leader-election`.
+    pub election: Election,
+    /// `--lease-namespace`; else that of the pod, else `default`.
+    pub lease_namespace: Option<String>,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -77,6 +87,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         checks: runner,
         allow_local_checks,
         readiness_gate,
+        election,
+        lease_namespace,
         kubernetes,
         consul,
     } = settings;
@@ -94,34 +106,40 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let listen = listener.local_addr()?;
     tracing::info!(%cluster, %listen, version = env!("CARGO_PKG_VERSION"), "starting");
 
-    let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
-    let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
-    let status_writer = status_writer.telling(events.clone());
-    let mut report = Report::new(events, statuses, metrics.clone());
-    report.own_pod = own_pod();
+    let mut parts = JoinSet::new();
+    let mut report = report(&mut parts, &kube, metrics.clone());
     report.gates = Gates::new(readiness_gate);
     let index = Index::new(cluster.clone(), excluded).with_runner(runner);
     let (orders, prober, told) = checks::channel();
     let (questions, asked) = mpsc::channel(looks::AT_ONCE);
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);
-    let (engine, readiness) =
-        Engine::new(consul.clone(), index, report, orders, questions, options);
+    let ballot = Ballot {
+        election: (options.rules.mode != Mode::DryRun).then_some(election),
+        lease_namespace,
+        cluster: cluster.clone(),
+        node: index.external_node(),
+    };
+    let released = CancellationToken::new();
+    let (candidate, election) = ballot.open(&kube, &consul, released.clone());
+    let (engine, readiness) = Engine::new(
+        consul.clone(),
+        index,
+        report,
+        (orders, questions),
+        candidate,
+        options,
+    );
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
-    let mut parts = JoinSet::new();
     let home = Home::new(kube);
     watch_kubernetes(&mut parts, &home, event_sender, &engine);
     let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
     parts.spawn(ending("the look at single pods", look));
     let forbidden = look_up(&mut parts, apis, allow_local_checks);
     parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
-    parts.spawn(ending("Events", event_writer.run()));
-    parts.spawn(ending("statuses", status_writer.run()));
     let (token_sender, token_problem) = watch::channel(None);
-    parts.spawn(ending(
-        "the check of the token",
-        check_token(consul.clone(), token_sender),
-    ));
+    let check = check_token(consul.clone(), token_sender);
+    parts.spawn(ending("the check of the token", check));
     let signals = signals::watch(
         consul.clone(),
         cluster,
@@ -130,12 +148,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         stop.clone(),
     );
     parts.spawn(ending("the watch of Consul", signals));
-    let (epoch_sender, epoch_receiver) = oneshot::channel();
-    tokio::spawn(async move {
-        let uid = home.uid().await.to_string();
-        // Nobody waits for it any more only where the engine ended.
-        let _ = epoch_sender.send(epoch_of(uid, EpochKind::Run));
-    });
     let shown = Shown {
         readiness,
         registry: Arc::new(registry),
@@ -152,21 +164,94 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         told,
         forbidden,
         looked,
-        epoch: epoch_receiver,
+        epoch: first_epoch(home),
     };
     let engine = engine.run(inputs, stop.clone());
+    let whole = Whole {
+        parts,
+        election,
+        released,
+        stop,
+    };
+    Box::pin(whole.end(engine)).await
+}
 
-    let engine = async { engine.await.context("the engine ended") };
-    tokio::pin!(engine);
-    tokio::select! {
-        ended = &mut engine => ended,
-        // Parts end when told to stop; the engine then still waits for its writes.
-        Some(ended) = parts.join_next() => match ended {
-            _ if stop.is_cancelled() => engine.await,
-            Ok(Ok(part)) => Err(anyhow::anyhow!("{part} ended")),
-            Ok(Err(error)) => Err(error),
-            Err(error) => Err(error).context("a part broke down"),
+/// What people are told by, and what sends that.
+fn report(
+    parts: &mut JoinSet<anyhow::Result<&'static str>>,
+    kube: &kube::Client,
+    metrics: Metrics,
+) -> Report {
+    let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
+    let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
+    let status_writer = status_writer.telling(events.clone());
+    parts.spawn(ending("Events", event_writer.run()));
+    parts.spawn(ending("statuses", status_writer.run()));
+    let mut report = Report::new(events, statuses, metrics);
+    report.own_pod = own_pod();
+    report
+}
+
+/// Finds out what the epoch is to say.
+fn first_epoch(home: Home) -> oneshot::Receiver<Epoch> {
+    let (sender, epoch) = oneshot::channel();
+    tokio::spawn(async move {
+        let uid = home.uid().await.to_string();
+        // Nobody waits for it any more only where the engine ended.
+        let _ = sender.send(epoch_of(uid, EpochKind::Run));
+    });
+    epoch
+}
+
+/// All that runs beside the engine.
+struct Whole {
+    parts: JoinSet<anyhow::Result<&'static str>>,
+    election: Option<Running>,
+    /// Ends the election.
+    released: CancellationToken,
+    stop: CancellationToken,
+}
+
+impl Whole {
+    /// Waits for the end of the engine, or of a part; then lets another process lead.
+    async fn end(
+        self,
+        engine: impl Future<Output = Result<bool, EngineError>>,
+    ) -> anyhow::Result<()> {
+        let Self {
+            mut parts,
+            mut election,
+            released,
+            stop,
+        } = self;
+        let engine = async { engine.await.context("the engine ended") };
+        tokio::pin!(engine);
+        let settled = tokio::select! {
+            ended = &mut engine => ended,
+            Some(ended) = OptionFuture::from(election.as_mut()) => match ended {
+                Ok(Err(taken)) => Err(taken.into()),
+                Ok(Ok(())) => Err(anyhow::anyhow!("the election ended")),
+                Err(error) => Err(error).context("the election broke down"),
+            },
+            // Parts end when told to stop; the engine then still waits for its writes.
+            Some(ended) = parts.join_next() => match ended {
+                _ if stop.is_cancelled() => engine.await,
+                Ok(Ok(part)) => Err(anyhow::anyhow!("{part} ended")),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(error).context("a part broke down"),
+            }
+        };
+        if settled? {
+            // Only now may another process write.
+            released.cancel();
+            // However it went, this process ends.
+            let _ = OptionFuture::from(election).await;
+        } else {
+            tracing::warn!(
+                "writes are still under way: the leadership is not released, and ends by itself"
+            );
         }
+        Ok(())
     }
 }
 

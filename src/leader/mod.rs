@@ -76,6 +76,18 @@ impl Leadership {
     }
 }
 
+/// A leadership without its end, which moves with each renewal.
+type Mark = Result<u64, Option<String>>;
+
+impl Leadership {
+    fn mark(&self) -> Mark {
+        match self {
+            Self::Leads { term, .. } => Ok(*term),
+            Self::StandsBy { leader } => Err(leader.clone()),
+        }
+    }
+}
+
 impl Default for Leadership {
     fn default() -> Self {
         Self::StandsBy { leader: None }
@@ -125,6 +137,8 @@ pub struct Candidate {
     published: watch::Receiver<Leadership>,
     campaigns: watch::Sender<bool>,
     verifier: Verifier,
+    /// How it stood when that was looked at last.
+    noted: Mark,
     /// What publishes where there is no elector.
     _alone: Option<watch::Sender<Leadership>>,
 }
@@ -145,6 +159,7 @@ pub fn channel(election: Election) -> (Seat, Candidate) {
         published: receiver,
         campaigns,
         verifier: Verifier(asks),
+        noted: Leadership::default().mark(),
         _alone: None,
     };
     (seat, candidate)
@@ -191,10 +206,17 @@ impl Candidate {
         }
     }
 
-    /// Waits for news of how it stands; for ever where there are none any more.
+    /// Takes note of how it stands.
+    pub fn note(&mut self) {
+        self.noted = self.published.borrow_and_update().mark();
+    }
+
+    /// Waits until it stands otherwise than was noted, renewals apart; for ever where that cannot be.
     pub async fn changed(&mut self) {
-        if self.published.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        while self.published.borrow_and_update().mark() == self.noted {
+            if self.published.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
@@ -351,6 +373,7 @@ mod tests {
             if let Some(tenure) = candidate.tenure(Instant::now()) {
                 return tenure;
             }
+            candidate.note();
             candidate.changed().await;
         }
     }

@@ -283,10 +283,7 @@ impl Engine {
                 break;
             };
             self.beats.under_way += 1;
-            let fence = self
-                .fence
-                .index()
-                .map(|index| (self.fence_key.clone(), index));
+            let pass = self.pass();
             // A renewal changes nothing that anybody could see.
             let changes = !matches!(act, Act::Renew(..));
             let id = changes.then(|| self.own.start());
@@ -296,7 +293,7 @@ impl Engine {
             }
             let client = self.consul.clone();
             self.jobs.spawn(async move {
-                Done::Acted(Box::new(sessions::act(client, id, fence, act).await))
+                Done::Acted(Box::new(sessions::act(client, id, pass, act).await))
             });
         }
         self.beats.look_at(now);

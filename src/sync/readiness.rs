@@ -54,12 +54,16 @@ impl Engine {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {
             remarks.push("nothing is written: --policy is dry-run".to_owned());
+        } else if let Some(remark) = self.lead.remark() {
+            remarks.push(remark);
         } else if self.fence.index().is_none() {
             remarks.push("consul: the epoch is not taken yet".to_owned());
         }
         let rehearses = self.rules.mode == Mode::DryRun;
-        self.known_once |=
-            self.is_ready() && tables_known && (rehearses || self.fence.index().is_some());
+        let follows = self.lead.stands_by();
+        self.known_once |= self.is_ready()
+            && tables_known
+            && (rehearses || follows || self.fence.index().is_some());
         let stands_by = stands_by.is_some();
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
@@ -87,6 +91,14 @@ impl Engine {
                 .get_or_create(&KindLabel { kind })
                 .set(count);
         };
+        if follows {
+            // The leader tells, and two that tell would count everything twice.
+            for kind in ["instance", "node", "intention", "service-defaults", "query"] {
+                owned(kind, 0);
+            }
+            self.report.count_nothing();
+            return;
+        }
         owned("instance", self.mirror.owned_instances());
         owned("node", self.mirror.owned_nodes());
         owned("intention", self.mirror.intentions.owned());

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use super::apply::ReadError;
 use super::carry::{self, Carried};
+use super::pass::Pass;
 use crate::consul::wire::HealthCheck;
-use crate::consul::{Client, Consistency, ConsulError, Fence, Quality, Session};
+use crate::consul::{Client, Consistency, ConsulError, Quality, Session};
 use crate::heartbeat::pulses::{Act, Outcome, Place};
 use crate::model::text::Text;
 
@@ -53,9 +54,9 @@ pub struct Read {
     pub version: Option<Text>,
 }
 
-/// Carries out an act behind the epoch with this index; a renewal needs none.
-pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, act: Act) -> Acted {
-    let done = carried_out(&client, fence, &act).await;
+/// Carries out an act behind the epoch; a renewal needs none, and no leadership.
+pub async fn act(client: Client, id: Option<u64>, pass: Option<Pass>, act: Act) -> Acted {
+    let done = carried_out(&client, pass, &act).await;
     let check = match &done {
         Ok((Outcome::Created(_) | Outcome::Gone, _)) => checked(&client, act.place()).await,
         _ => Checked::Unread,
@@ -94,7 +95,7 @@ async fn checked(client: &Client, place: &Place) -> Checked {
 
 async fn carried_out(
     client: &Client,
-    fence: Option<(Text, u64)>,
+    pass: Option<Pass>,
     act: &Act,
 ) -> Result<(Outcome, Option<u64>), ConsulError> {
     if let Act::Renew(_, id) = act {
@@ -106,11 +107,10 @@ async fn carried_out(
         };
         return Ok((outcome, None));
     }
-    let Some((key, index)) = fence else {
+    let Some(pass) = pass else {
         return Ok((Outcome::Failed, None));
     };
-    let fence = Fence { key: &key, index };
-    match carry::check_epoch(client, fence).await? {
+    match carry::check(client, &pass).await? {
         None => {}
         Some(Carried::Fenced { what, .. } | Carried::NoEpoch(what) | Carried::Denied(what)) => {
             tracing::warn!("a session was not touched, because of the epoch: {what}");

@@ -1,6 +1,7 @@
 //! Heartbeats while something else fails.
 
 use super::*;
+use crate::support::OFF;
 
 /// How many sessions this process has renewed so far.
 async fn renewals(lictor: &Lictor) -> Result<f64> {
@@ -75,17 +76,17 @@ async fn an_api_server_that_says_nothing_lets_no_heartbeat_lapse() -> Result<()>
 #[tokio::test]
 async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()> {
     let scene = Scene::new().await?;
-    let first = scene.lictor().await?;
+    let first = scene.lictor_with(&[OFF]).await?;
     let _worker = beating(&scene).await?;
     first.idle().await?;
     let before = session_count(&scene, 1).await?;
     let oracle = watched(&scene).await?;
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     first.not_ready("replaced").await?;
     second.shows("lictor_sessions", 1.0).await?;
     second.kill();
     renewed_for_long(&first).await?;
-    let third = scene.lictor().await?;
+    let third = scene.lictor_with(&[OFF]).await?;
     third.shows("lictor_sessions", 1.0).await?;
     third.idle().await?;
     oracle.verdict().await?;
