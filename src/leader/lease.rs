@@ -12,6 +12,9 @@ use super::{CALL, Elector, IdentityTaken, Leadership, RELEASE};
 use crate::k8s::client::CallError;
 use crate::k8s::{LeaseAccess, LeaseNews, LeaseWrite};
 
+/// What is done to a Lease, for people.
+const READ: &str = "read";
+
 /// What a watch told.
 enum News {
     /// How the Lease is.
@@ -31,7 +34,7 @@ pub struct LeaseElector {
     /// What the watch told while this process rested.
     news: Option<News>,
     /// What is wrong, as it was told last.
-    told: Option<String>,
+    told: Option<(&'static str, String)>,
 }
 
 impl LeaseElector {
@@ -54,11 +57,15 @@ impl LeaseElector {
         self.news = None;
         match self.access.get(CALL).await {
             Ok(lease) => {
-                self.well();
+                // What cannot be written is not mended by being read.
+                let unread = |(what, _): &(&str, String)| *what == READ;
+                if self.told.as_ref().is_some_and(unread) {
+                    self.well();
+                }
                 self.rules.see(lease, Instant::now())
             }
             Err(error) => {
-                self.failed("read", &error);
+                self.failed(READ, &error);
                 self.rules.failed(Instant::now());
                 Ok(())
             }
@@ -105,15 +112,15 @@ impl LeaseElector {
         Ok(())
     }
 
-    fn failed(&mut self, what: &str, error: &CallError) {
+    fn failed(&mut self, what: &'static str, error: &CallError) {
         let error = match error.status() {
             Some(status) => format!("{} {}", status.code, status.message),
             None => error.to_string(),
         };
-        let text = format!("{} cannot be {what}: {error}", self.access.what());
-        if self.told.as_ref() != Some(&text) {
-            tracing::warn!("{text}");
-            self.told = Some(text);
+        let told = Some((what, error.clone()));
+        if self.told != told {
+            tracing::warn!("{} cannot be {what}: {error}", self.access.what());
+            self.told = told;
         }
     }
 

@@ -260,6 +260,13 @@ impl Tenure {
         Self(None)
     }
 
+    /// One that is over.
+    #[cfg(test)]
+    pub(crate) fn over() -> Self {
+        let (_, published) = watch::channel(Leadership::default());
+        Self(Some((1, published)))
+    }
+
     /// Which leadership it is; 0 for the one without limit.
     #[must_use]
     pub fn term(&self) -> u64 {

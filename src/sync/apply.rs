@@ -361,6 +361,7 @@ mod tests {
     use crate::plan::Removal;
     use crate::plan::batch::Batch;
     use crate::plan::gate::Why;
+    use crate::sync::carry::{self, Carried};
     use crate::sync::dirty::Cause;
 
     fn authoritative(body: &str) -> ResponseTemplate {
@@ -389,6 +390,29 @@ mod tests {
         };
         let client = Client::new(ConsulConfig::new(settings).unwrap()).unwrap();
         (server, client)
+    }
+
+    /// Whatever is to be written: nothing is sent once the leadership is over, not even behind an epoch
+    /// that still holds.
+    #[tokio::test]
+    async fn nothing_is_written_once_the_leadership_is_over() {
+        let epoch = r#"[{"Key":"lictor/v1/a/epoch","Value":"e30=","ModifyIndex":5}]"#;
+        let (server, client) = consul(&[("/v1/kv/lictor/v1/a/epoch", authoritative(epoch))]).await;
+        client.check_token().await.unwrap();
+        let pass = |tenure| Pass::new("lictor/v1/a/epoch".into(), 5, tenure);
+        let mut txn = Txn::new();
+        let key = "k";
+        txn.push(&TxnOp::KvSet { key, value: b"v" }).unwrap();
+        let outcome = pass(Tenure::over()).apply(&client, &txn).await;
+        let lapsed = TxnFailure::Lapsed;
+        assert!(matches!(outcome, Ok(TxnOutcome::Fenced { reason, .. }) if reason == lapsed));
+        let asked = server.received_requests().await.unwrap();
+        assert!(asked.iter().all(|asked| asked.url.path() != "/v1/txn"));
+        // What cannot be in a transaction looks at both.
+        let checked = carry::check(&client, &pass(Tenure::unlimited())).await;
+        assert!(matches!(checked, Ok(None)), "{checked:?}");
+        let checked = carry::check(&client, &pass(Tenure::over())).await;
+        assert!(matches!(checked, Ok(Some(Carried::Fenced { reason, .. })) if reason == lapsed));
     }
 
     #[tokio::test]

@@ -204,6 +204,7 @@ impl Engine {
         self.report.mute = false;
         let problems = self.index.all_problems().cloned().collect();
         self.report.tell_problems(problems, &self.index);
+        self.tell_nodes_held();
         if !self.lead.stood_by || self.mirror.completeness() == Completeness::Unknown {
             return;
         }
@@ -324,7 +325,7 @@ impl Engine {
             }
             Err(error) => {
                 self.lead.look = Look::Due(Some(now + RETRY));
-                self.failed(&format!("cannot read the epoch: {error}"));
+                self.failed(&format!("cannot take the epoch: {error}"));
             }
         }
     }

@@ -11,9 +11,8 @@ use lictor_testbed::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Annotated as _, Lictor, Oracle, RELEASE, Scene, condition, until};
+use crate::support::{Annotated as _, BY_LOCK, Lictor, Oracle, RELEASE, Scene, condition, until};
 
-const CONSUL: &str = "--leader-election=consul";
 /// How long another process may take to follow one that was killed: by a Lease, by a lock.
 const AFTER_KILL: Duration = Duration::from_secs(20);
 const AFTER_KILL_BY_LOCK: Duration = Duration::from_secs(50);
@@ -146,6 +145,20 @@ async fn hands_over(more: &[&str]) -> Result<()> {
     // Who stands by says and writes nothing, and counts nothing as its own.
     second.shows("lictor_operations_total", 0.0).await?;
     second.shows("lictor_owned", 0.0).await?;
+    let bad = scene
+        .pod("bad")
+        .lictor("service", "web")
+        .lictor("weight", "heavy");
+    bad.create_ready(&scene.client).await?;
+    let reason = "InvalidAnnotation";
+    scene.event(reason, "bad", "weight").await?;
+    for event in scene.events("bad").await? {
+        assert_eq!(
+            event.reporting_instance.as_deref(),
+            Some("first"),
+            "{event:?}"
+        );
+    }
     let before = scene.registrations().get("db").await?;
     first.idle().await?;
 
@@ -207,7 +220,7 @@ async fn by_a_lease_a_stopped_leader_is_followed_within_two_seconds() -> Result<
 
 #[tokio::test]
 async fn by_a_lock_a_stopped_leader_is_followed_within_two_seconds() -> Result<()> {
-    hands_over(&[CONSUL]).await
+    hands_over(&[BY_LOCK]).await
 }
 
 #[tokio::test]
@@ -217,7 +230,7 @@ async fn by_a_lease_a_dead_leader_is_followed_within_twenty_seconds() -> Result<
 
 #[tokio::test]
 async fn by_a_lock_a_dead_leader_is_followed_within_fifty_seconds() -> Result<()> {
-    follows_a_dead_one(&[CONSUL], AFTER_KILL_BY_LOCK).await
+    follows_a_dead_one(&[BY_LOCK], AFTER_KILL_BY_LOCK).await
 }
 
 #[tokio::test]
@@ -244,7 +257,7 @@ async fn a_lease_says_who_leads_and_how_often_that_changed() -> Result<()> {
 #[tokio::test]
 async fn a_lock_has_a_session_on_the_external_node_and_leaves_none() -> Result<()> {
     let scene = Scene::new().await?;
-    let (first, second) = pair(&scene, &[CONSUL]).await?;
+    let (first, second) = pair(&scene, &[BY_LOCK]).await?;
     let node = format!("lictor-{}-external", scene.cluster);
     let sessions = async || scene.consul.get(&format!("/v1/session/node/{node}")).await;
     let there = sessions().await?;
@@ -340,7 +353,7 @@ async fn a_lease_that_is_deleted_by_hand_is_made_anew_by_its_leader() -> Result<
 #[tokio::test]
 async fn a_lock_that_is_removed_by_hand_is_taken_by_one_of_them() -> Result<()> {
     let scene = Scene::new().await?;
-    let (first, second) = pair(&scene, &[CONSUL]).await?;
+    let (first, second) = pair(&scene, &[BY_LOCK]).await?;
     let oracle = settle(&scene).await?;
     let key = format!("/v1/kv/lictor/v1/{}/leader", scene.cluster);
     scene.consul.delete(&key).await?;
@@ -392,8 +405,8 @@ async fn by_a_lock_a_leader_that_is_cut_from_consul_is_followed() -> Result<()> 
     let scene = Scene::new().await?;
     let consul = Proxy::start(&scene.bed.consul_addr())?;
     let address = format!("--consul-http-addr={}", consul.url());
-    let first = pod(&scene, "first", &[CONSUL, &*address]).await?;
-    let second = pod(&scene, "second", &[CONSUL]).await?;
+    let first = pod(&scene, "first", &[BY_LOCK, &*address]).await?;
+    let second = pod(&scene, "second", &[BY_LOCK]).await?;
     stands_by(&second, "first").await?;
     let oracle = settle(&scene).await?;
     consul.set(Fault::Blackhole).await?;
@@ -412,7 +425,7 @@ async fn a_dry_run_never_campaigns() -> Result<()> {
     let keys = format!("/v1/kv/lictor/v1/{}/?keys", scene.cluster);
     for more in [
         &["--policy=dry-run"] as &[&str],
-        &["--policy=dry-run", CONSUL],
+        &["--policy=dry-run", BY_LOCK],
     ] {
         let dry = pod(&scene, "dry", more).await?;
         dry.idle().await?;
@@ -470,12 +483,12 @@ async fn one_whose_identity_renews_a_lease_that_it_did_not_write_ends() -> Resul
 
 #[tokio::test]
 async fn one_whose_identity_takes_a_lock_that_it_did_not_take_ends() -> Result<()> {
-    ends_where_its_identity_is_taken(&[CONSUL]).await
+    ends_where_its_identity_is_taken(&[BY_LOCK]).await
 }
 
 #[tokio::test]
 async fn a_restarted_container_leads_again_at_once() -> Result<()> {
-    for more in [&[] as &[&str], &[CONSUL]] {
+    for more in [&[] as &[&str], &[BY_LOCK]] {
         let scene = Scene::new().await?;
         let (first, second) = pair(&scene, more).await?;
         let oracle = settle(&scene).await?;
@@ -485,7 +498,8 @@ async fn a_restarted_container_leads_again_at_once() -> Result<()> {
         leads_within(&again, AFTER_STOP).await?;
         let took = began.elapsed();
         println!("it leads again after {took:?}");
-        ensure!(took < Duration::from_secs(5), "{took:?}");
+        // Less than another one would wait for, on whatever machine.
+        ensure!(took < Duration::from_secs(10), "{took:?}");
         stands_by(&second, "first").await?;
         works(&scene, "later").await?;
         oracle.verdict().await?;

@@ -31,6 +31,9 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// The namespace that the chart is installed in, where the Leases of all processes are.
 pub const RELEASE: &str = "lictor-system";
 
+/// Where the leader is to go on while the API server is away.
+pub const BY_LOCK: &str = "--leader-election=consul";
+
 /// Without an election: the one that started last writes.
 pub const OFF: &str = "--leader-election=off";
 

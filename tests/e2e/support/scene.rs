@@ -108,7 +108,6 @@ impl Scene {
             "run".to_owned(),
             format!("--cluster={}", self.cluster),
             "--listen=127.0.0.1:0".to_owned(),
-            format!("--lease-namespace={RELEASE}"),
             format!("--kubeconfig={}", self.kubeconfig),
             format!("--consul-http-addr={}", self.bed.consul_addrs().join(",")),
             format!("--exclude-namespace=t-[!{first}]*"),
@@ -189,6 +188,7 @@ impl Scene {
     async fn start(&self, args: &[String], env: &[(&str, &str)]) -> Result<Lictor> {
         let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let mut env: Vec<_> = env.iter().map(own).collect();
+        env.push(("LICTOR_LEASE_NAMESPACE".to_owned(), RELEASE.to_owned()));
         // One that is started anew is a restarted container, and takes its own Lease back at once.
         if env.iter().all(|(name, _)| name != "POD_NAME") {
             env.push(("POD_NAME".to_owned(), self.pod_name()));
