@@ -148,10 +148,12 @@ async fn hands_over(more: &[&str]) -> Result<()> {
     let bad = scene
         .pod("bad")
         .lictor("service", "web")
-        .lictor("weight", "heavy");
+        .lictor("nonsense", "x");
     bad.create_ready(&scene.client).await?;
     let reason = "InvalidAnnotation";
-    scene.event(reason, "bad", "weight").await?;
+    scene.event(reason, "bad", "nonsense").await?;
+    let before = scene.registrations().get("db").await?;
+    first.idle().await?;
     for event in scene.events("bad").await? {
         assert_eq!(
             event.reporting_instance.as_deref(),
@@ -159,8 +161,6 @@ async fn hands_over(more: &[&str]) -> Result<()> {
             "{event:?}"
         );
     }
-    let before = scene.registrations().get("db").await?;
-    first.idle().await?;
 
     let began = Instant::now();
     first.terminate()?;
@@ -298,6 +298,14 @@ async fn one_that_stood_still_writes_nothing_when_it_goes_on() -> Result<()> {
     let pod = scene.pod("changes").lictor("service", "web");
     pod.create_ready(&scene.client).await?;
     scene.status("web", "changes", "passing").await?;
+    let selected = |name: &str| scene.pod(name).label("app", "sel");
+    for name in ["sel-0", "sel-1"] {
+        selected(name).create_ready(&scene.client).await?;
+    }
+    let spec = json!({"selector": {"matchLabels": {"app": "sel"}}});
+    scene.register("sel", spec).await?;
+    let counts = |text: &'static str| move |status: &Value| status["instances"]["summary"] == text;
+    scene.registration("sel", counts("2/2")).await?;
     first.idle().await?;
     let before = wrote(&first).await?;
     let began = Instant::now();
@@ -309,6 +317,11 @@ async fn one_that_stood_still_writes_nothing_when_it_goes_on() -> Result<()> {
     first.resume()?;
     stands_by(&first, "second").await?;
     works(&scene, "later").await?;
+    for name in ["sel-0", "sel-1"] {
+        selected(name).finish_deletion(&scene.client).await?;
+    }
+    selected("sel-2").create_ready(&scene.client).await?;
+    scene.registration("sel", counts("1/1")).await?;
     second.idle().await?;
     let after = wrote(&first).await?;
     ensure!(
@@ -325,6 +338,13 @@ async fn one_that_stood_still_writes_nothing_when_it_goes_on() -> Result<()> {
     pod.running_ready(&scene.client).await?;
     scene.status("web", "changes", "passing").await?;
     works(&scene, "last").await?;
+    // What it knew when it led before is forgotten.
+    scene.edit("sel", json!({"spec": {"tags": ["v2"]}})).await?;
+    scene
+        .instance("sel", "sel-2", |seen| seen.tags == ["v2"])
+        .await?;
+    first.idle().await?;
+    scene.registration("sel", counts("1/1")).await?;
     oracle.verdict().await
 }
 
@@ -457,6 +477,46 @@ async fn a_dry_run_never_campaigns() -> Result<()> {
     assert_eq!(holder(&scene).await?, "");
     dry.shows("lictor_leader", 0.0).await?;
     oracle.verdict().await
+}
+
+/// Whoever leads and may not write would keep out those who may.
+#[tokio::test]
+async fn one_whose_cluster_name_is_taken_does_not_campaign() -> Result<()> {
+    for more in [&[] as &[&str], &[BY_LOCK]] {
+        let scene = Scene::new().await?;
+        let key = |name: &str| format!("/v1/kv/lictor/v1/{}/{name}", scene.cluster);
+        let foreign =
+            json!({"holder": "pod-of-another", "uid": "another", "kind": "run", "term": 7});
+        scene.consul.put(&key("epoch"), &foreign).await?;
+        let mut lictor = scene.spawn_lictor(more, &[]).await?;
+        lictor.not_ready("ClusterNameTaken").await?;
+        ensure!(
+            scene.consul.find(&key("leader")).await?.is_none(),
+            "it has the lock"
+        );
+        let name = format!("lictor-{}", scene.cluster);
+        let lease = leases(&scene).get_opt(&name).await?;
+        ensure!(lease.is_none(), "{lease:?}");
+        assert_eq!(scene.dump().await?, json!([]));
+        scene.consul.delete(&key("epoch")).await?;
+        lictor.ready().await?;
+        works(&scene, "later").await?;
+        // And gives up what it has where that happens later.
+        scene.consul.put(&key("epoch"), &foreign).await?;
+        lictor.not_ready("ClusterNameTaken").await?;
+        until("it to give up its leadership", async || {
+            let free = if more.is_empty() {
+                holder(&scene).await?.is_empty()
+            } else {
+                let lock = scene.consul.get(&key("leader")).await?;
+                lock[0]["Session"].is_null()
+            };
+            ensure!(free, "it leads");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 async fn ends_where_its_identity_is_taken(more: &[&str]) -> Result<()> {
