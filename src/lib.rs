@@ -40,6 +40,7 @@ pub mod model;
 pub mod observed;
 pub mod plan;
 pub mod server;
+pub mod settings;
 pub mod status;
 pub mod sync;
 pub mod telemetry;

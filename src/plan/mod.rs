@@ -33,6 +33,7 @@ use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
+use crate::settings::Values;
 use checks::{CheckWrite, Verdicts};
 use critical::Criticals;
 use entries::refusals::Refusals;
@@ -73,6 +74,15 @@ pub enum DriftMode {
     Report,
 }
 
+impl std::fmt::Display for DriftMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Repair => "repair",
+            Self::Report => "report",
+        })
+    }
+}
+
 /// What holds for all keys together.
 #[derive(Debug)]
 pub struct Rules {
@@ -100,6 +110,16 @@ pub struct Rules {
     pub criticals: Criticals,
     /// Where consul-esm may not be sent, once that is known.
     pub forbidden: Option<Arc<Forbidden>>,
+}
+
+impl Rules {
+    /// Takes over what of them may change while Lictor runs, before anything was decided by them.
+    pub fn obey(&mut self, settings: &Values) {
+        self.mode = settings.policy;
+        self.drift = settings.drift;
+        self.guard = Guard::new(settings.limits);
+        self.criticals = Criticals::new(settings.sweep_critical_after);
+    }
 }
 
 impl Default for Rules {

@@ -248,10 +248,13 @@ impl Engine {
 
     /// Does what is due.
     pub(super) fn beat(&mut self, now: Instant) {
-        if self.rules.mode == Mode::DryRun {
+        // Where a key in Consul holds it still, what there is goes on being renewed: else it would turn
+        // critical.
+        if self.settings.flags().policy == Mode::DryRun {
             return;
         }
-        let leads = self.fence.index().is_some() && self.strange.is_empty();
+        let rehearses = self.rules.mode == Mode::DryRun;
+        let leads = self.fence.index().is_some() && self.strange.is_empty() && !rehearses;
         if leads != self.beats.leads {
             self.beats.leads = leads;
             // Whoever wrote before may have made some, and ended others.

@@ -18,6 +18,7 @@ pub mod fence;
 pub mod gates;
 mod gc;
 mod heed;
+mod live;
 mod nodes;
 pub mod outage;
 pub mod own;

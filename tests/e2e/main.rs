@@ -36,4 +36,5 @@ mod process;
 mod queries;
 mod registrations;
 mod restart;
+mod settings;
 mod support;

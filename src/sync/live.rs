@@ -1,0 +1,186 @@
+//! Settings that change while the engine works: where they come from, and what follows.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::dirty::Cause;
+use super::engine::Engine;
+use super::signals::Signal;
+use crate::consul::wire::KvPair;
+use crate::consul::{Client, Consistency, Observed, Quality};
+use crate::model::epoch;
+use crate::model::names::ClusterName;
+use crate::model::text::Text;
+use crate::plan::Mode;
+use crate::settings::{self, News, Reading, Values};
+
+/// How soon the epoch is looked at again where that failed.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// The folder of the settings in Consul, as it is followed.
+pub(super) struct Followed {
+    client: Client,
+    folder: String,
+    epoch: String,
+    /// The `CreateIndex` of the epoch when the settings were read last, or since: it stays the same for as
+    /// long as Consul does not lose what it holds. 0 while there is none.
+    born: AtomicU64,
+}
+
+impl Followed {
+    pub(super) fn new(client: Client, cluster: &ClusterName) -> Self {
+        Self {
+            client,
+            folder: settings::folder(cluster),
+            epoch: epoch::key(cluster),
+            born: AtomicU64::new(0),
+        }
+    }
+
+    /// The key of the epoch was read.
+    pub(super) fn epoch_seen(&self, pair: Option<&KvPair>) {
+        let index = pair.map_or(0, |pair| pair.create_index);
+        // What was known before is compared with what is there only where keys are missing.
+        let _ = self
+            .born
+            .compare_exchange(0, index, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Tells what the folder holds, whenever that changes.
+    pub(super) async fn follow(&self, signals: &mpsc::Sender<Signal>) {
+        // While the folder is empty every write to another key wakes the query.
+        let mut watch = self.client.watch_kv_list(&self.folder);
+        watch = watch.pace(Duration::from_secs(1));
+        let mut known: Option<BTreeMap<Text, Box<[u8]>>> = None;
+        loop {
+            let signal = match watch.next().await {
+                // What may not be read is not missing.
+                Ok(change) if change.observed.quality <= Quality::Leased => {
+                    let keys = self.named(change.observed.value);
+                    if known.as_ref() == Some(&keys) {
+                        continue;
+                    }
+                    let misses = known
+                        .as_ref()
+                        .is_some_and(|known| known.keys().any(|name| !keys.contains_key(name)));
+                    let lost = self.epoch_is_another().await && misses;
+                    known = Some(keys.clone());
+                    Signal::Settings(Reading { keys, lost })
+                }
+                Ok(change) => {
+                    let quality = change.observed.quality;
+                    Signal::NoSettings(format!("the answer cannot be relied on ({quality:?})"))
+                }
+                Err(error) => Signal::NoSettings(error.to_string()),
+            };
+            if signals.send(signal).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn named(&self, pairs: Vec<KvPair>) -> BTreeMap<Text, Box<[u8]>> {
+        let named = |pair: KvPair| {
+            let name = pair.key.strip_prefix(&self.folder)?;
+            Some((name.into(), pair.value))
+        };
+        pairs.into_iter().filter_map(named).collect()
+    }
+
+    /// Whether Consul lost the epoch since the settings were read last.
+    async fn epoch_is_another(&self) -> bool {
+        loop {
+            let read = self.client.kv_get(&self.epoch, Consistency::Consistent);
+            let read = read.await.ok().and_then(Observed::authoritative);
+            if let Some(pair) = read {
+                let now = pair.map_or(0, |pair| pair.create_index);
+                let before = self.born.swap(now, Ordering::Relaxed);
+                return before != 0 && before != now;
+            }
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+impl Engine {
+    /// Takes over what the settings in Consul say.
+    pub(super) fn take_settings(&mut self, reading: &Reading, now: Instant) {
+        self.unread_settings = None;
+        let first = !self.settings.is_known();
+        let before = self.settings.values().clone();
+        for news in self.settings.read(reading) {
+            tell(&news, self.settings.folder());
+        }
+        let lines = self.settings.lines();
+        self.readiness.send_modify(|known| known.settings = lines);
+        let values = self.settings.values().clone();
+        self.put_in_force(&before, &values);
+        let replan = values.policy != before.policy
+            || values.drift != before.drift
+            || values.sweep_critical_after != before.sweep_critical_after;
+        if replan && !first {
+            self.touch_all(Cause::Read, now);
+        }
+    }
+
+    fn put_in_force(&mut self, before: &Values, values: &Values) {
+        if values.log_level != before.log_level
+            && let Some(log) = &self.log_level
+            && let Err(error) = log.set(&values.log_level)
+        {
+            tracing::warn!(%error, "the level of logs cannot be changed");
+        }
+        if values.policy != before.policy {
+            self.rules.mode = values.policy;
+            self.report.mute = values.policy == Mode::DryRun;
+            // What is kept of critical instances was rehearsed, or is to be.
+            self.critical.epoch = None;
+        }
+        self.rules.drift = values.drift;
+        if values.drift_interval != before.drift_interval {
+            self.drift_interval = values.drift_interval;
+            self.sweeper.set_interval(values.drift_interval);
+            for state in self.tables.values_mut() {
+                state.sweeper.set_interval(values.drift_interval);
+            }
+        }
+        if values.limits != before.limits {
+            self.rules.guard.set_limits(values.limits);
+        }
+        if values.sweep_critical_after != before.sweep_critical_after {
+            self.rules.criticals.set_after(values.sweep_critical_after);
+        }
+        if values.consul_write_rate != before.consul_write_rate {
+            self.pace.set_rate(values.consul_write_rate);
+        }
+    }
+}
+
+fn tell(news: &News, folder: &str) {
+    match news {
+        News::Changed {
+            setting,
+            from,
+            to,
+            by_key,
+        } => {
+            let setting = setting.name();
+            let why = if *by_key { "key in Consul" } else { "flag" };
+            tracing::info!(setting, from, to, why, "a setting changed");
+        }
+        News::Refused { name, why } => {
+            tracing::warn!("{folder}{name} in Consul is not used, what held before stays: {why}");
+        }
+        News::Kept { setting, value } => {
+            let name = setting.name();
+            tracing::warn!(
+                "{folder}{name} went with everything else in Consul: {name} stays {value} until it is \
+                 written again"
+            );
+        }
+    }
+}
