@@ -18,8 +18,13 @@ use crate::model::text::Text;
 use crate::plan::Mode;
 use crate::settings::{self, News, Reading, Values};
 
-/// How soon the epoch is looked at again where that failed.
+/// How soon it is read again where that failed, at first.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// And how soon later on.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// Values by the names of the keys.
+type Keys = BTreeMap<Text, Box<[u8]>>;
 
 /// The folder of the settings in Consul, as it is followed.
 pub(super) struct Followed {
@@ -55,27 +60,24 @@ impl Followed {
         // While the folder is empty every write to another key wakes the query.
         let mut watch = self.client.watch_kv_list(&self.folder);
         watch = watch.pace(Duration::from_secs(1));
-        let mut known: Option<BTreeMap<Text, Box<[u8]>>> = None;
+        let mut known: Option<Keys> = None;
         loop {
-            let signal = match watch.next().await {
-                // What may not be read is not missing.
-                Ok(change) if change.observed.quality <= Quality::Leased => {
-                    let keys = self.named(change.observed.value);
+            // It only tells that there may be something to read.
+            let woken = watch.next().await.map_err(|error| error.to_string());
+            let signal = match woken {
+                Err(why) => Signal::NoSettings(why),
+                Ok(_) => {
+                    let keys = self.read(signals).await;
                     if known.as_ref() == Some(&keys) {
                         continue;
                     }
-                    let misses = known
-                        .as_ref()
-                        .is_some_and(|known| known.keys().any(|name| !keys.contains_key(name)));
+                    let is_missing =
+                        |known: &Keys| known.keys().any(|name| !keys.contains_key(name));
+                    let misses = known.as_ref().is_some_and(is_missing);
                     let lost = self.epoch_is_another().await && misses;
                     known = Some(keys.clone());
                     Signal::Settings(Reading { keys, lost })
                 }
-                Ok(change) => {
-                    let quality = change.observed.quality;
-                    Signal::NoSettings(format!("the answer cannot be relied on ({quality:?})"))
-                }
-                Err(error) => Signal::NoSettings(error.to_string()),
             };
             if signals.send(signal).await.is_err() {
                 return;
@@ -83,7 +85,25 @@ impl Followed {
         }
     }
 
-    fn named(&self, pairs: Vec<KvPair>) -> BTreeMap<Text, Box<[u8]>> {
+    /// What the folder holds, once that can be read: what may not be read is not missing.
+    async fn read(&self, signals: &mpsc::Sender<Signal>) -> Keys {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let read = self.client.kv_list(&self.folder, Consistency::Consistent);
+            let why = match read.await {
+                Ok(answer) if answer.quality == Quality::Authoritative => {
+                    return self.named(answer.value);
+                }
+                Ok(answer) => format!("the answer cannot be relied on ({:?})", answer.quality),
+                Err(error) => error.to_string(),
+            };
+            let _ = signals.send(Signal::NoSettings(why)).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(AGAIN);
+        }
+    }
+
+    fn named(&self, pairs: Vec<KvPair>) -> Keys {
         let named = |pair: KvPair| {
             let name = pair.key.strip_prefix(&self.folder)?;
             Some((name.into(), pair.value))

@@ -55,7 +55,9 @@ impl Engine {
         if let Some(why) = stands_by {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {
-            remarks.push("nothing is written: policy is dry-run".to_owned());
+            let flag = self.settings.flags().policy == Mode::DryRun;
+            let whose = if flag { "--policy" } else { "policy in Consul" };
+            remarks.push(format!("nothing is written: {whose} is dry-run"));
         } else if !self.settings.is_known() {
             let why = self.unread_settings.as_deref().unwrap_or("being read");
             remarks.push(format!("consul: {}: {why}", self.settings.folder()));
