@@ -63,23 +63,23 @@ impl Followed {
         let mut known: Option<Keys> = None;
         loop {
             // It only tells that there may be something to read.
-            let woken = watch.next().await.map_err(|error| error.to_string());
-            let signal = match woken {
-                Err(why) => Signal::NoSettings(why),
-                Ok(_) => {
-                    let keys = self.read(signals).await;
-                    if known.as_ref() == Some(&keys) {
-                        continue;
-                    }
-                    let is_missing =
-                        |known: &Keys| known.keys().any(|name| !keys.contains_key(name));
-                    let misses = known.as_ref().is_some_and(is_missing);
-                    let lost = self.epoch_is_another().await && misses;
-                    known = Some(keys.clone());
-                    Signal::Settings(Reading { keys, lost })
-                }
-            };
-            if signals.send(signal).await.is_err() {
+            if let Err(error) = watch.next().await {
+                let _ = signals.send(Signal::NoSettings(error.to_string())).await;
+                continue;
+            }
+            let keys = self.read(signals).await;
+            if known.as_ref() == Some(&keys) {
+                continue;
+            }
+            let is_missing = |known: &Keys| known.keys().any(|name| !keys.contains_key(name));
+            let misses = known.as_ref().is_some_and(is_missing);
+            let lost = self.epoch_is_another().await && misses;
+            known = Some(keys.clone());
+            if signals
+                .send(Signal::Settings(Reading { keys, lost }))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
