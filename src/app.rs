@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{Access, AuthMethod};
 use crate::checks;
 use crate::checks::apis::{self, Api};
 use crate::checks::forbidden::Forbidden;
-use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
+use crate::consul::{self, Consistency, ConsulConfig};
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s;
@@ -36,10 +37,8 @@ use crate::sync::signals;
 const EVENT_BUFFER: usize = 4096;
 /// Signals of Consul that may wait for the engine.
 const SIGNAL_BUFFER: usize = 16;
-/// How often the token is checked while it is good.
-const TOKEN_INTERVAL: Duration = Duration::from_mins(3);
-/// How often the token is checked while it is not, or Consul does not answer.
-const TOKEN_RETRY: Duration = Duration::from_secs(2);
+/// How long giving back what logins gave may take at the end.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
@@ -64,6 +63,8 @@ pub struct Settings {
     pub kubernetes: ClientOptions,
     /// Where Consul is.
     pub consul: ConsulConfig,
+    /// `--consul-auth-method`.
+    pub auth_method: Option<AuthMethod>,
 }
 
 /// Runs until stopped, or until a part fails.
@@ -79,6 +80,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         readiness_gate,
         kubernetes,
         consul,
+        auth_method,
     } = settings;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -118,10 +120,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));
     let (token_sender, token_problem) = watch::channel(None);
-    parts.spawn(ending(
-        "the check of the token",
-        check_token(consul.clone(), token_sender),
-    ));
+    let access = Access::new(consul.clone(), auth_method);
+    let done = CancellationToken::new();
+    let access = tokio::spawn(access.keep(token_sender, done.clone()));
     let signals = signals::watch(
         consul.clone(),
         cluster,
@@ -158,7 +159,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
     let engine = async { engine.await.context("the engine ended") };
     tokio::pin!(engine);
-    tokio::select! {
+    let ended = tokio::select! {
         ended = &mut engine => ended,
         // Parts end when told to stop; the engine then still waits for its writes.
         Some(ended) = parts.join_next() => match ended {
@@ -167,7 +168,11 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             Ok(Err(error)) => Err(error),
             Err(error) => Err(error).context("a part broke down"),
         }
-    }
+    };
+    // After the last write, which needs the token.
+    done.cancel();
+    let _ = tokio::time::timeout(LAST_CALLS, access).await;
+    ended
 }
 
 /// Keeps it known where no check may connect to.
@@ -233,42 +238,4 @@ fn identity() -> String {
     std::env::var("POD_NAME")
         .or_else(|_| std::env::var("HOSTNAME"))
         .unwrap_or_else(|_| format!("lictor-{}", std::process::id()))
-}
-
-/// Keeps knowing whether the token is one: with ACLs on, reads without one are silently empty.
-async fn check_token(consul: consul::Client, problem: watch::Sender<Option<String>>) {
-    loop {
-        let found = match consul.check_token().await {
-            Ok(TokenStanding::AclsOff | TokenStanding::Token { .. }) => None,
-            Ok(TokenStanding::Anonymous) => Some(
-                "the Consul token is rejected: Consul has ACLs, and none was given: set \
-                 CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
-                    .to_owned(),
-            ),
-            Ok(TokenStanding::Unknown) => Some(
-                "the Consul token is rejected: Consul does not know it; it may be revoked or expired"
-                    .to_owned(),
-            ),
-            // An outage says nothing about the token.
-            Err(_) => problem.borrow().clone(),
-        };
-        problem.send_if_modified(|known| {
-            if let Some(text) = found.as_ref().filter(|text| known.as_ref() != Some(text)) {
-                tracing::warn!("{text}");
-            }
-            let changed = *known != found;
-            *known = found;
-            changed
-        });
-        // Looking at what is known costs nothing; a changed token file makes it unknown, and so does
-        // a refusal. Others look too: what they found good must not be told as bad any longer.
-        let again = Instant::now() + TOKEN_INTERVAL;
-        loop {
-            tokio::time::sleep(TOKEN_RETRY).await;
-            let told = problem.borrow().is_some();
-            if Instant::now() >= again || told || !consul.is_token_verified() {
-                break;
-            }
-        }
-    }
 }

@@ -25,6 +25,7 @@
 //! is the only imperative part that knows both sides. Purity of `api`, `model`, `desired`,
 //! `observed`, `plan` and `status` is kept by a lint (`clippy.toml`).
 
+pub mod access;
 pub mod api;
 pub mod app;
 pub mod audit;

@@ -222,6 +222,7 @@ impl Run {
                 },
             },
             kubernetes: self.kubernetes.options(),
+            auth_method: self.consul.auth_method()?,
             consul: self.consul.config()?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -379,11 +379,13 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
     });
     // Whatever token the client has does not matter to a login.
     client.set_token(&SecretString::from("adf4238a-882b-9ddc-4a9d-5b6758e4159e"))?;
-    let login = client.login("k8s", &bearer("lictor").await?).await?;
+    let login = client
+        .login("k8s", &bearer("lictor").await?, Some("default/lictor-0"))
+        .await?;
     assert!(
         login
-            .expires
-            .is_some_and(|expires| expires > jiff::Timestamp::now()),
+            .lifetime
+            .is_some_and(|lifetime| lifetime > Duration::from_secs(60)),
         "{login:?}"
     );
     assert!(!format!("{login:?}").contains(login.token.expose_secret()));
@@ -402,7 +404,7 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
         ("missing", "lictor", ErrorClass::TokenUnknown),
     ] {
         let error = client
-            .login(method, &bearer(account).await?)
+            .login(method, &bearer(account).await?, None)
             .await
             .unwrap_err();
         assert_eq!(error.class(), class, "{error}");
@@ -415,7 +417,7 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
         (forged, ErrorClass::AccessDenied),
     ] {
         let error = client
-            .login("k8s", &SecretString::from(token))
+            .login("k8s", &SecretString::from(token), None)
             .await
             .unwrap_err();
         assert_eq!(error.class(), class, "{error}");
