@@ -19,8 +19,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How long a token that a login gave may be unknown to the server that is asked: others hear of it a moment
 /// later than the leader.
 const SPREAD: Duration = Duration::from_secs(5);
-/// How long the token before it is kept: longer than any write that was sent with it.
-const LAST_CALLS: Duration = Duration::from_secs(30);
+/// How long the token before it is kept: longer than any call that was sent with it, blocking ones too.
+const LAST_CALLS: Duration = Duration::from_mins(1);
 /// How long a logout may take at the end.
 const GOODBYE: Duration = Duration::from_millis(1500);
 
@@ -133,7 +133,7 @@ impl Access {
         let kept = async {
             loop {
                 let found = self.look(&problem).await;
-                tell(&problem, found);
+                tell(&problem, found.as_ref());
                 self.wait(&problem).await;
             }
         };
@@ -268,13 +268,13 @@ impl Access {
     }
 }
 
-fn tell(problem: &watch::Sender<Option<String>>, found: Option<String>) {
+fn tell(problem: &watch::Sender<Option<String>>, found: Option<&String>) {
     problem.send_if_modified(|known| {
-        if let Some(text) = found.as_ref().filter(|text| known.as_ref() != Some(text)) {
+        if let Some(text) = found.filter(|text| known.as_ref() != Some(text)) {
             tracing::warn!("{text}");
         }
-        let changed = *known != found;
-        known.clone_from(&found);
+        let changed = known.as_ref() != found;
+        *known = found.cloned();
         changed
     });
 }

@@ -158,8 +158,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let engine = engine.run(inputs, stop.clone());
 
     let engine = async { engine.await.context("the engine ended") };
+    let ended = first_to_end(engine, &mut parts, &stop).await;
+    // After the last write, which needs the token.
+    done.cancel();
+    let _ = tokio::time::timeout(LAST_CALLS, access).await;
+    ended
+}
+
+/// Waits until the engine ends, or a part, which ends the process too.
+async fn first_to_end(
+    engine: impl Future<Output = anyhow::Result<()>>,
+    parts: &mut JoinSet<anyhow::Result<&'static str>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     tokio::pin!(engine);
-    let ended = tokio::select! {
+    tokio::select! {
         ended = &mut engine => ended,
         // Parts end when told to stop; the engine then still waits for its writes.
         Some(ended) = parts.join_next() => match ended {
@@ -168,11 +181,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
             Ok(Err(error)) => Err(error),
             Err(error) => Err(error).context("a part broke down"),
         }
-    };
-    // After the last write, which needs the token.
-    done.cancel();
-    let _ = tokio::time::timeout(LAST_CALLS, access).await;
-    ended
+    }
 }
 
 /// Keeps it known where no check may connect to.

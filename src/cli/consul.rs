@@ -16,7 +16,8 @@ use crate::consul::{ConsulConfig, ConsulSettings};
 )]
 #[command(next_help_heading = "Consul")]
 pub(super) struct ConsulFlags {
-    /// Address, or several separated by commas, tried in turn: `http://HOST:PORT`, `https://HOST:PORT`
+    /// Address, or several separated by commas, tried in turn: `http://HOST:PORT`, `https://HOST:PORT`,
+    /// `unix:///PATH`
     #[arg(
         long,
         env = "CONSUL_HTTP_ADDR",

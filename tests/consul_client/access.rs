@@ -50,6 +50,7 @@ async fn with_acls_and_tls() -> Result<()> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?
         .local_addr()?
         .port();
+    let socket = folder.path().join("consul.sock");
     let options = BedOptions {
         dir: Some(folder.path().to_owned()),
         consul_config: json!({
@@ -60,6 +61,7 @@ async fn with_acls_and_tls() -> Result<()> {
                 "tokens": { "initial_management": MANAGEMENT, "default": MANAGEMENT },
             },
             "ports": { "https": port },
+            "addresses": { "http": format!("127.0.0.1 unix://{}", socket.display()) },
             "tls": { "https": {
                 "ca_file": pki.join("ca.crt"),
                 "cert_file": pki.join("server.crt"),
@@ -86,6 +88,7 @@ async fn with_acls_and_tls() -> Result<()> {
     a_token_file_is_followed(&settings, folder.path()).await?;
     tls_checks_both_sides(port, &pki).await?;
     tls_files_are_followed(port, &pki).await?;
+    a_socket_is_an_address_like_others(&socket).await?;
     a_service_account_logs_in(&bed, &manager, &pki).await?;
     Ok(())
 }
@@ -335,6 +338,28 @@ async fn tls_files_are_followed(port: u16, pki: &Path) -> Result<()> {
         client.leader().await?.is_some(),
         "the last usable files stay in use"
     );
+    Ok(())
+}
+
+async fn a_socket_is_an_address_like_others(socket: &Path) -> Result<()> {
+    let settings = |addresses: String| ConsulSettings {
+        addresses,
+        token: Some(SecretString::from(MANAGEMENT)),
+        ..ConsulSettings::default()
+    };
+    let there = format!("unix://{}", socket.display());
+    for addresses in [
+        there.clone(),
+        format!("unix:///nowhere/consul.sock,{there}"),
+    ] {
+        let client = client(settings(addresses));
+        assert!(client.leader().await?.is_some());
+        let read = client.kv_get("lictor/v1/c1/socket", Consistency::Consistent);
+        assert_eq!(read.await?.value, None);
+    }
+    let nowhere = client(settings("unix:///nowhere/consul.sock".to_owned()));
+    let error = nowhere.leader().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unreachable, "{error}");
     Ok(())
 }
 

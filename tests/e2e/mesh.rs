@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lictor_testbed::kubelet::TestPod;
-use lictor_testbed::{MeshProxy, MeshProxyOptions};
+use lictor_testbed::{CONSUL_MANAGEMENT_TOKEN, MeshProxy, MeshProxyOptions};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,7 +29,7 @@ struct Mesh {
 
 impl Mesh {
     async fn new() -> Result<Self> {
-        Self::on(Scene::new().await?, "").await
+        Self::on(Scene::new().await?, CONSUL_MANAGEMENT_TOKEN).await
     }
 
     /// With this token for the proxies, which are no part of Lictor.

@@ -27,6 +27,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* Refuses settings that contradict each other; renders nothing. */}}
 {{- define "lictor.validate" -}}
 {{- $tls := .Values.consul.tls -}}
+{{- if and .Values.consul.tokenSecret.name .Values.consul.authMethod -}}
+{{- fail "consul.tokenSecret.name and consul.authMethod are both set: give one or the other" -}}
+{{- end -}}
 {{- if $tls.enabled -}}
 {{- if contains "http://" .Values.consul.address -}}
 {{- fail (printf "consul.tls.enabled is true, but consul.address is %s: write https:// and the TLS port, which is 8501 by default" .Values.consul.address) -}}

@@ -28,6 +28,8 @@ pub struct Lictor {
     http: reqwest::Client,
     port: u16,
     refusals: bool,
+    /// Whether it has just the rights that `lictor acl-policy` prints.
+    policy: bool,
 }
 
 impl Lictor {
@@ -54,6 +56,7 @@ impl Lictor {
                 .build()?,
             port: 0,
             refusals: false,
+            policy: env.iter().any(|(name, _)| name == "CONSUL_HTTP_TOKEN"),
         };
         this.port = until("lictor to say where it listens", async || {
             if let Some(status) = this.child.try_wait()? {
@@ -209,6 +212,14 @@ impl Drop for Lictor {
             && !std::thread::panicking()
         {
             panic!("the chart's rights do not suffice: {line}");
+        }
+        let denied = log.lines().find(|line| line.contains("ermission denied"));
+        if let Some(line) = denied
+            && self.policy
+            && !self.refusals
+            && !std::thread::panicking()
+        {
+            panic!("the rights of lictor acl-policy do not suffice: {line}");
         }
     }
 }
