@@ -157,7 +157,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     };
     let engine = engine.run(inputs, stop.clone());
 
-    let engine = async { engine.await.context("the engine ended") };
+    let engine = Box::pin(async { engine.await.context("the engine ended") });
     let ended = first_to_end(engine, &mut parts, &stop).await;
     // After the last write, which needs the token.
     done.cancel();
@@ -167,11 +167,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
 
 /// Waits until the engine ends, or a part, which ends the process too.
 async fn first_to_end(
-    engine: impl Future<Output = anyhow::Result<()>>,
+    mut engine: std::pin::Pin<Box<impl Future<Output = anyhow::Result<()>>>>,
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    tokio::pin!(engine);
     tokio::select! {
         ended = &mut engine => ended,
         // Parts end when told to stop; the engine then still waits for its writes.
