@@ -331,7 +331,8 @@ impl Engine {
                     .pulses
                     .follow(&place, (after, Want::Alive), check, now);
             }
-            _ if node.is_none() => self.beats.pulses.drop(&place),
+            _ if self.mirror.node(name).is_none() => self.beats.pulses.drop(&place),
+            _ if node.is_none() => self.beats.pulses.leave(&place),
             _ => self.beats.pulses.forget(&place, check, now),
         }
     }

@@ -205,6 +205,37 @@ async fn a_lease_that_is_renewed_keeps_the_check_passing() -> Result<()> {
     scene.gone("web", "p").await
 }
 
+/// What Consul has is read once, and not for each that Lictor makes itself.
+#[tokio::test]
+async fn however_many_sessions_are_made_they_are_not_listed_again() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--dead-after", "1m"]).await?;
+    let _worker = beating(&scene).await?;
+    session_count(&scene, 2).await?;
+    let lists = async || {
+        let with = ["endpoint=\"session/list\""];
+        lictor.metric("lictor_consul_requests_total", &with).await
+    };
+    let before = lists().await?;
+    ensure!(before >= 1.0);
+    for (count, pod) in [(3, "q"), (4, "r"), (5, "s")] {
+        let of_it = scene.pod(pod).label("app", "p");
+        of_it.create_ready(&scene.client).await?;
+        // The first time that is heard of proves nothing, the second does.
+        let leases: Api<Lease> = Api::namespaced(scene.client.clone(), &scene.namespace);
+        until(&format!("a session of {pod}"), async || {
+            renew(&leases, &format!("{pod}-beat")).await?;
+            let found = sessions(&scene).await?.len();
+            ensure!(found == count, "{found}");
+            Ok(())
+        })
+        .await?;
+    }
+    let after = lists().await?;
+    ensure!(after <= before, "{before}, and {after} after that");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_restart_keeps_the_session_and_an_instance_that_goes_takes_it_with_it() -> Result<()> {
     let scene = Scene::new().await?;
