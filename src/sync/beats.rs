@@ -15,7 +15,7 @@ use super::engine::Engine;
 use super::sessions;
 use crate::heartbeat::leases::Leases;
 use crate::heartbeat::pulses::{Act, Place, Pulses, Want};
-use crate::k8s::Looks;
+use crate::k8s::LeaseNamespaces;
 use crate::model::entry::{ALIVE_CHECK_ID, Health};
 use crate::model::key::InstanceKey;
 use crate::model::names::{InstanceId, NodeName};
@@ -51,7 +51,7 @@ pub(super) struct Beats {
     /// When a Lease will have lapsed.
     lapses: BTreeSet<(Instant, Place)>,
     looks_in: BTreeMap<Text, Looked>,
-    looks: watch::Sender<Looks>,
+    watched: watch::Sender<LeaseNamespaces>,
     /// What is told of them.
     troubles: HashMap<Place, Trouble>,
     /// What Consul refused last.
@@ -114,7 +114,7 @@ impl Beats {
             looking_at: HashMap::new(),
             lapses: BTreeSet::new(),
             looks_in: BTreeMap::new(),
-            looks: watch::Sender::new(Looks::new()),
+            watched: watch::Sender::new(LeaseNamespaces::new()),
             troubles: HashMap::new(),
             refused: HashMap::new(),
             unsupported: HashSet::new(),
@@ -148,15 +148,15 @@ impl Beats {
         self.looks_in
             .retain(|_, looked| looked.until.is_none_or(|until| now < until));
         let is_told = {
-            let told = self.looks.borrow();
+            let told = self.watched.borrow();
             told.iter()
                 .eq(self.looks_in.iter().map(|(name, it)| (name, &it.lists)))
         };
         if !is_told {
             self.leases.look_at(&self.looks_in.keys().collect());
-            let looks = self.looks_in.iter();
-            let looks = looks.map(|(name, it)| (name.clone(), it.lists)).collect();
-            self.looks.send_replace(looks);
+            let watched = self.looks_in.iter();
+            let watched = watched.map(|(name, it)| (name.clone(), it.lists));
+            self.watched.send_replace(watched.collect());
         }
     }
 
@@ -242,8 +242,8 @@ impl Beats {
 impl Engine {
     /// The namespaces whose Leases are to be watched.
     #[must_use]
-    pub fn looks_at_leases(&self) -> watch::Receiver<Looks> {
-        self.beats.looks.subscribe()
+    pub fn lease_namespaces(&self) -> watch::Receiver<LeaseNamespaces> {
+        self.beats.watched.subscribe()
     }
 
     /// Does what is due.
