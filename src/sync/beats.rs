@@ -56,6 +56,8 @@ pub(super) struct Beats {
     troubles: HashMap<Place, Trouble>,
     /// What Consul refused last.
     refused: HashMap<Place, Trouble>,
+    /// The nodes on which Consul does not allow the session of Lictor's own check, and its words.
+    denied: BTreeMap<NodeName, String>,
     /// Instances with checks that Consul is too old for.
     unsupported: HashSet<InstanceKey>,
     under_way: usize,
@@ -117,6 +119,7 @@ impl Beats {
             watched: watch::Sender::new(LeaseNamespaces::new()),
             troubles: HashMap::new(),
             refused: HashMap::new(),
+            denied: BTreeMap::new(),
             unsupported: HashSet::new(),
             under_way: 0,
             changing: 0,
@@ -254,6 +257,8 @@ impl Engine {
         let leads = self.fence.index().is_some() && self.strange.is_empty();
         if leads != self.beats.leads {
             self.beats.leads = leads;
+            // Whoever may not write does not try again.
+            self.beats.denied.clear();
             // Whoever wrote before may have made some, and ended others.
             self.beats.pulses.doubt(now);
             self.beats.pulses.reconsider(now);
@@ -325,6 +330,9 @@ impl Engine {
         let check = node
             .and_then(|node| node.alive_check())
             .map(|check| check.check.status);
+        if node.is_none() || self.rules.dead_after.is_none() {
+            self.beats.denied.remove(name);
+        }
         match self.rules.dead_after {
             Some(after) if node.is_some() && self.rules.sessions.is_ok() => {
                 self.beats
