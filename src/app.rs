@@ -206,7 +206,7 @@ fn watch_kubernetes(
         let watch = k8s::watch(kind, home.clone(), None, events.clone(), engine.relists());
         parts.spawn(ending("a watch of Kubernetes", watch));
     }
-    let leases = k8s::watch_leases(engine.looks_at_leases(), home.clone(), events);
+    let leases = k8s::watch_leases(engine.lease_namespaces(), home.clone(), events);
     parts.spawn(ending("the watch of Leases", leases));
 }
 

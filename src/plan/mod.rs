@@ -208,7 +208,7 @@ fn decide_instance(
                     let (step, why) =
                         critical::take(full_key, key, &claim, (there, ours), watched, &scope);
                     why_not = why;
-                    step
+                    without_address(&step, key, &scope).unwrap_or(step)
                 }
             };
             let asks = match &step {
@@ -265,6 +265,26 @@ fn decide_instance(
             _ => Finding::nothing(Step::Settled),
         },
     }
+}
+
+/// That an instance cannot be created, if its node cannot be for want of an address.
+fn without_address(step: &Step, key: &InstanceKey, scope: &Scope<'_>) -> Option<Step> {
+    let Step::Put(write) = step else {
+        return None;
+    };
+    if !write.creates() || scope.observed.node(&key.node).is_some() {
+        return None;
+    }
+    let (service, _) = write.service.as_ref()?;
+    let node = key.node.kubernetes_node(scope.desired.cluster())?;
+    if scope.desired.has_address(&key.node) {
+        return None;
+    }
+    let pod = critical::pod_of(service)?;
+    Some(Step::NoNodeAddress {
+        node: node.into(),
+        pod: format!("{}/{}", pod.namespace, pod.name).into(),
+    })
 }
 
 fn asks(claim: &Claim, there: Option<&ObservedInstance>, runner: Runner) -> Asks {

@@ -37,6 +37,7 @@ impl Engine {
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
+        remarks.extend(self.own_denied());
         let mut tables_known = true;
         for (table, state) in &self.tables {
             let known = !self.mirror.is_unsure(&Place::Table(*table));

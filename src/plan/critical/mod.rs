@@ -110,7 +110,8 @@ pub(super) fn watched(key: &InstanceKey, claim: &Claim, scope: &Scope<'_>) -> Op
     })
 }
 
-fn pod_of(service: &Service) -> Option<Owner> {
+/// The pod that an entry of ours is of, if it is one's.
+pub(super) fn pod_of(service: &Service) -> Option<Owner> {
     let meta = |key: &str| service.meta.get(key);
     let is_pod = meta(marks::K8S_REF_KIND).is_some_and(|kind| **kind == *OwnerKind::Pod.as_str());
     let (namespace, name) = (meta(marks::K8S_NAMESPACE)?, meta(marks::K8S_REF_NAME)?);
