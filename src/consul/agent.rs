@@ -36,7 +36,14 @@ struct SelfBody {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Server {
+    node: ServerNode,
     service: ServerService,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ServerNode {
+    datacenter: Text,
 }
 
 #[derive(Default, Deserialize)]
@@ -112,14 +119,7 @@ impl Client {
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
     /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let request = Request::get("health/service")
-            .segment("consul")
-            .query("passing", "");
-        let found: Vec<Server> = self.send(&request).await?.json()?.value;
-        // Anybody may register a service of that name, but only servers have this id.
-        let servers = found
-            .into_iter()
-            .filter(|server| *server.service.id == *"consul");
+        let servers = self.servers().await?.into_iter();
         let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
@@ -127,6 +127,28 @@ impl Client {
                 .map(|part| part.parse::<u64>().unwrap_or(u64::MAX));
             numbers.collect::<Vec<_>>()
         }))
+    }
+
+    /// The datacenter that answers: as the agent says, or, without the right to ask it, as the catalog says of
+    /// its servers. `None` where neither does.
+    pub async fn datacenter(&self) -> Result<Option<Text>, ConsulError> {
+        if let Ok(agent) = self.agent().await {
+            return Ok(Some(Text::from(&*agent.datacenter)));
+        }
+        let servers = self.servers().await?.into_iter();
+        let mut told = servers.map(|server| server.node.datacenter);
+        Ok(told.find(|name| !name.is_empty()))
+    }
+
+    /// The servers that are well, as they tell it in the catalog.
+    async fn servers(&self) -> Result<Vec<Server>, ConsulError> {
+        let request = Request::get("health/service")
+            .segment("consul")
+            .query("passing", "");
+        let mut found: Vec<Server> = self.send(&request).await?.json()?.value;
+        // Anybody may register a service of that name, but only servers have this id.
+        found.retain(|server| *server.service.id == *"consul");
+        Ok(found)
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.
