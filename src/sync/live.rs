@@ -11,12 +11,12 @@ use super::dirty::Cause;
 use super::engine::Engine;
 use super::signals::Signal;
 use crate::consul::wire::KvPair;
-use crate::consul::{Client, Consistency, Observed, Quality};
+use crate::consul::{Client, Consistency, ConsulError, Observed, Quality};
 use crate::model::epoch;
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
 use crate::plan::Mode;
-use crate::settings::{self, News, Reading, Values};
+use crate::settings::{self, News, Reading, Setting, Values};
 
 /// How soon it is read again where that failed, at first.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -73,7 +73,7 @@ impl Followed {
             }
             let is_missing = |known: &Keys| known.keys().any(|name| !keys.contains_key(name));
             let misses = known.as_ref().is_some_and(is_missing);
-            let lost = self.epoch_is_another().await && misses;
+            let lost = self.epoch_is_another(misses).await;
             known = Some(keys.clone());
             if signals
                 .send(Signal::Settings(Reading { keys, lost }))
@@ -92,7 +92,11 @@ impl Followed {
             let read = self.client.kv_list(&self.folder, Consistency::Consistent);
             let why = match read.await {
                 Ok(answer) if answer.quality == Quality::Authoritative => {
-                    return self.named(answer.value);
+                    let keys = self.named(answer.value);
+                    match self.may_be_read(&keys).await {
+                        Ok(()) => return keys,
+                        Err(error) => error.to_string(),
+                    }
                 }
                 Ok(answer) => format!("the answer cannot be relied on ({:?})", answer.quality),
                 Err(error) => error.to_string(),
@@ -103,6 +107,16 @@ impl Followed {
         }
     }
 
+    /// Consul leaves keys out of a list without a word where the token may not read them; asked for one alone
+    /// it says so.
+    async fn may_be_read(&self, keys: &Keys) -> Result<(), ConsulError> {
+        if keys.is_empty() {
+            let key = format!("{}{}", self.folder, Setting::Policy.name());
+            self.client.kv_get(&key, Consistency::Consistent).await?;
+        }
+        Ok(())
+    }
+
     fn named(&self, pairs: Vec<KvPair>) -> Keys {
         let named = |pair: KvPair| {
             let name = pair.key.strip_prefix(&self.folder)?;
@@ -111,15 +125,18 @@ impl Followed {
         pairs.into_iter().filter_map(named).collect()
     }
 
-    /// Whether Consul lost the epoch since the settings were read last.
-    async fn epoch_is_another(&self) -> bool {
+    /// Whether Consul lost the epoch since the settings were read last, where that `matters`.
+    async fn epoch_is_another(&self, matters: bool) -> bool {
         loop {
             let read = self.client.kv_get(&self.epoch, Consistency::Consistent);
             let read = read.await.ok().and_then(Observed::authoritative);
             if let Some(pair) = read {
                 let now = pair.map_or(0, |pair| pair.create_index);
                 let before = self.born.swap(now, Ordering::Relaxed);
-                return before != 0 && before != now;
+                return matters && before != 0 && before != now;
+            }
+            if !matters {
+                return false;
             }
             sleep(AGAIN).await;
         }
