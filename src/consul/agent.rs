@@ -1,5 +1,7 @@
 //! Who answers: `/v1/agent/self`, `/v1/status/leader`; and in which datacenter config entries are.
 
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 
 use super::{Client, ConsulError, ErrorClass, Request};
@@ -61,6 +63,17 @@ struct SelfConfig {
     #[serde(default)]
     primary_datacenter: Box<str>,
     node_name: Box<str>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CatalogServer {
+    address: Box<str>,
+    #[serde(rename = "ServiceID")]
+    id: Box<str>,
+    #[serde(default)]
+    service_address: Box<str>,
+    service_port: u16,
 }
 
 impl Client {
@@ -127,6 +140,19 @@ impl Client {
                 .map(|part| part.parse::<u64>().unwrap_or(u64::MAX));
             numbers.collect::<Vec<_>>()
         }))
+    }
+
+    /// Where the servers of this datacenter are, as the catalog tells it; none where it may not be read. Needs
+    /// `service:read` on `consul`, and `node:read` on the servers' nodes.
+    pub async fn servers(&self) -> Result<Vec<SocketAddr>, ConsulError> {
+        let request = Request::get("catalog/service").segment("consul");
+        let found: Vec<CatalogServer> = self.send(&request).await?.json()?.value;
+        let servers = found.iter().filter(|server| *server.id == *"consul");
+        let addresses = servers.flat_map(|server| {
+            let told = [&server.address, &server.service_address];
+            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, server.service_port)))
+        });
+        Ok(addresses.flatten().collect())
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.
