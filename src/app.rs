@@ -115,7 +115,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     watch_kubernetes(&mut parts, &home, event_sender, &engine);
     let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
     parts.spawn(ending("the look at single pods", look));
-    let forbidden = look_up(&mut parts, apis, allow_local_checks);
+    let forbidden = look_up(&mut parts, apis, consul.clone(), allow_local_checks);
     parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
     parts.spawn(ending("Events", event_writer.run()));
     parts.spawn(ending("statuses", status_writer.run()));
@@ -187,10 +187,15 @@ async fn first_to_end(
 fn look_up(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
     apis: Vec<Api>,
+    consul: consul::Client,
     allows_local: bool,
 ) -> watch::Receiver<Option<Arc<Forbidden>>> {
     let (sender, forbidden) = watch::channel(None);
-    let follow = apis::follow(apis, allows_local, sender);
+    let servers = move || {
+        let consul = consul.clone();
+        async move { consul.servers().await.ok() }
+    };
+    let follow = apis::follow(apis, servers, allows_local, sender);
     parts.spawn(ending("the look-up of the APIs", follow));
     forbidden
 }

@@ -1,5 +1,7 @@
 //! Who answers: `/v1/agent/self`, `/v1/status/leader`; and in which datacenter config entries are.
 
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 
 use super::{Client, ConsulError, ErrorClass, Request};
@@ -70,6 +72,17 @@ struct SelfConfig {
     node_name: Box<str>,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CatalogServer {
+    address: Box<str>,
+    #[serde(rename = "ServiceID")]
+    id: Box<str>,
+    #[serde(default)]
+    service_address: Box<str>,
+    service_port: u16,
+}
+
 impl Client {
     /// Version and datacenter. Needs `agent:read` on the agent that answers.
     pub async fn agent(&self) -> Result<AgentInfo, ConsulError> {
@@ -119,7 +132,7 @@ impl Client {
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
     /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let servers = self.servers().await?.into_iter();
+        let servers = self.servers_that_are_well().await?.into_iter();
         let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
@@ -135,13 +148,13 @@ impl Client {
         if let Ok(agent) = self.agent().await {
             return Ok(Some(Text::from(&*agent.datacenter)));
         }
-        let servers = self.servers().await?.into_iter();
+        let servers = self.servers_that_are_well().await?.into_iter();
         let mut told = servers.map(|server| server.node.datacenter);
         Ok(told.find(|name| !name.is_empty()))
     }
 
     /// The servers that are well, as they tell it in the catalog.
-    async fn servers(&self) -> Result<Vec<Server>, ConsulError> {
+    async fn servers_that_are_well(&self) -> Result<Vec<Server>, ConsulError> {
         let request = Request::get("health/service")
             .segment("consul")
             .query("passing", "");
@@ -149,6 +162,19 @@ impl Client {
         // Anybody may register a service of that name, but only servers have this id.
         found.retain(|server| *server.service.id == *"consul");
         Ok(found)
+    }
+
+    /// Where the servers of this datacenter are, as the catalog tells it; none where it may not be read. Needs
+    /// `service:read` on `consul`, and `node:read` on the servers' nodes.
+    pub async fn servers(&self) -> Result<Vec<SocketAddr>, ConsulError> {
+        let request = Request::get("catalog/service").segment("consul");
+        let found: Vec<CatalogServer> = self.send(&request).await?.json()?.value;
+        let servers = found.iter().filter(|server| *server.id == *"consul");
+        let addresses = servers.flat_map(|server| {
+            let told = [&server.address, &server.service_address];
+            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, server.service_port)))
+        });
+        Ok(addresses.flatten().collect())
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.

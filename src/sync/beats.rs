@@ -27,6 +27,8 @@ use crate::status::board::{Reason, Trouble};
 const VERSION_PAUSE: Duration = Duration::from_mins(1);
 /// How long the Leases of a namespace are watched after nobody looks at one any more.
 const LINGER: Duration = Duration::from_mins(1);
+/// A list of Leases is so young that what it shows counts for an instance that is to go.
+const LISTED_LATELY: Duration = Duration::from_secs(10);
 /// Who judges a lapse later than this stood still.
 const LATE: Duration = Duration::from_secs(2);
 /// Calls about sessions under way at once.

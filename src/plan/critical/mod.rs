@@ -153,6 +153,10 @@ fn is_doubtful(key: &InstanceKey, scope: &Scope<'_>) -> bool {
 }
 
 /// Whether Kubernetes is out of reach, for what an instance depends on.
+///
+/// Leases are no part of it: where those of a namespace cannot be watched nothing is known of the heartbeats
+/// that look at them, so that they make no instance critical, and those of other namespaces go on. A watch of
+/// theirs that is only silent is found out by a list, before an instance goes.
 #[must_use]
 pub fn is_lost(watches: &Watches) -> bool {
     let broken = |kind: &Kind| matches!(watches.state(*kind), Watch::Broken(_));
