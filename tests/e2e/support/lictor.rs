@@ -213,7 +213,7 @@ impl Drop for Lictor {
         {
             panic!("the chart's rights do not suffice: {line}");
         }
-        let denied = log.lines().find(|line| line.contains("ermission denied"));
+        let denied = log.lines().find(|line| line.contains("lacks permission"));
         if let Some(line) = denied
             && self.policy
             && !self.refusals
