@@ -45,6 +45,7 @@ struct Server {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct ServerNode {
+    address: Text,
     datacenter: Text,
 }
 
@@ -53,6 +54,8 @@ struct ServerNode {
 struct ServerService {
     #[serde(rename = "ID")]
     id: Text,
+    address: Text,
+    port: u16,
     meta: ServerMeta,
 }
 
@@ -70,17 +73,6 @@ struct SelfConfig {
     #[serde(default)]
     primary_datacenter: Box<str>,
     node_name: Box<str>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct CatalogServer {
-    address: Box<str>,
-    #[serde(rename = "ServiceID")]
-    id: Box<str>,
-    #[serde(default)]
-    service_address: Box<str>,
-    service_port: u16,
 }
 
 impl Client {
@@ -132,7 +124,7 @@ impl Client {
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
     /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let servers = self.servers_that_are_well().await?.into_iter();
+        let servers = self.read_servers(true).await?.into_iter();
         let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
@@ -148,33 +140,32 @@ impl Client {
         if let Ok(agent) = self.agent().await {
             return Ok(Some(Text::from(&*agent.datacenter)));
         }
-        let servers = self.servers_that_are_well().await?.into_iter();
+        let servers = self.read_servers(false).await?.into_iter();
         let mut told = servers.map(|server| server.node.datacenter);
         Ok(told.find(|name| !name.is_empty()))
-    }
-
-    /// The servers that are well, as they tell it in the catalog.
-    async fn servers_that_are_well(&self) -> Result<Vec<Server>, ConsulError> {
-        let request = Request::get("health/service")
-            .segment("consul")
-            .query("passing", "");
-        let mut found: Vec<Server> = self.send(&request).await?.json()?.value;
-        // Anybody may register a service of that name, but only servers have this id.
-        found.retain(|server| *server.service.id == *"consul");
-        Ok(found)
     }
 
     /// Where the servers of this datacenter are, as the catalog tells it; none where it may not be read. Needs
     /// `service:read` on `consul`, and `node:read` on the servers' nodes.
     pub async fn servers(&self) -> Result<Vec<SocketAddr>, ConsulError> {
-        let request = Request::get("catalog/service").segment("consul");
-        let found: Vec<CatalogServer> = self.send(&request).await?.json()?.value;
-        let servers = found.iter().filter(|server| *server.id == *"consul");
-        let addresses = servers.flat_map(|server| {
-            let told = [&server.address, &server.service_address];
-            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, server.service_port)))
+        let servers = self.read_servers(false).await?;
+        let addresses = servers.iter().flat_map(|Server { node, service }| {
+            let told = [&node.address, &service.address];
+            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, service.port)))
         });
         Ok(addresses.flatten().collect())
+    }
+
+    /// The servers as the catalog has them, or only those that are well.
+    async fn read_servers(&self, well: bool) -> Result<Vec<Server>, ConsulError> {
+        let mut request = Request::get("health/service").segment("consul");
+        if well {
+            request = request.query("passing", "");
+        }
+        let mut found: Vec<Server> = self.send(&request).await?.json()?.value;
+        // Anybody may register a service of that name, but only servers have this id.
+        found.retain(|server| *server.service.id == *"consul");
+        Ok(found)
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.
