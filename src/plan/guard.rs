@@ -101,8 +101,8 @@ impl Guard {
 
     /// From now on these limits hold: also for what waits. What is held stays so.
     pub fn set_limits(&mut self, limits: Limits) {
+        self.open |= self.limits != limits && !self.waiting.is_empty();
         self.limits = limits;
-        self.open = true;
     }
 
     /// Whether a found absence may be removed now.

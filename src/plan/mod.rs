@@ -113,12 +113,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Takes over what of them may change while Lictor runs, before anything was decided by them.
+    /// Takes over what of them may change while Lictor runs.
     pub fn obey(&mut self, settings: &Values) {
         self.mode = settings.policy;
         self.drift = settings.drift;
-        self.guard = Guard::new(settings.limits);
-        self.criticals = Criticals::new(settings.sweep_critical_after);
+        self.guard.set_limits(settings.limits);
+        self.criticals.set_after(settings.sweep_critical_after);
     }
 }
 

@@ -159,7 +159,6 @@ pub struct Engine {
     pub(super) lost_entries: BTreeMap<Key, (Vec<Gone>, u64, u64)>,
     /// Tables that are known in part, and why, as was told.
     pub(super) told_partial: BTreeMap<Table, String>,
-    pub(super) drift_interval: Duration,
     /// What may change while it works; nothing is written before it is known.
     pub(super) settings: Settings,
     /// Why the settings in Consul cannot be read, if they cannot.
@@ -256,7 +255,6 @@ impl Engine {
             parts: BTreeMap::new(),
             lost_entries: BTreeMap::new(),
             told_partial: BTreeMap::new(),
-            drift_interval,
             settings,
             unread_settings: None,
             log_level,

@@ -7,11 +7,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use super::apply::ReadError;
 use super::dirty::Cause;
 use super::engine::Engine;
 use super::signals::Signal;
 use crate::consul::wire::KvPair;
-use crate::consul::{Client, Consistency, ConsulError, Observed, Quality};
+use crate::consul::{Backoff, Client, Consistency, Observed, Quality};
 use crate::model::epoch;
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
@@ -62,9 +63,15 @@ impl Followed {
         watch = watch.pace(Duration::from_secs(1));
         let mut known: Option<Keys> = None;
         loop {
+            let seen = match watch.next().await {
+                Ok(change) => change.observed,
+                Err(error) => {
+                    let _ = signals.send(Signal::NoSettings(error.to_string())).await;
+                    continue;
+                }
+            };
             // It only tells that there may be something to read.
-            if let Err(error) = watch.next().await {
-                let _ = signals.send(Signal::NoSettings(error.to_string())).await;
+            if seen.quality <= Quality::Leased && known == Some(self.named(seen.value)) {
                 continue;
             }
             let keys = self.read(signals).await;
@@ -87,34 +94,30 @@ impl Followed {
 
     /// What the folder holds, once that can be read: what may not be read is not missing.
     async fn read(&self, signals: &mpsc::Sender<Signal>) -> Keys {
-        let mut pause = FIRST_PAUSE;
+        let mut backoff = Backoff::new(FIRST_PAUSE, AGAIN);
         loop {
-            let read = self.client.kv_list(&self.folder, Consistency::Consistent);
-            let why = match read.await {
-                Ok(answer) if answer.quality == Quality::Authoritative => {
-                    let keys = self.named(answer.value);
-                    match self.may_be_read(&keys).await {
-                        Ok(()) => return keys,
-                        Err(error) => error.to_string(),
-                    }
-                }
-                Ok(answer) => format!("the answer cannot be relied on ({:?})", answer.quality),
-                Err(error) => error.to_string(),
+            let why = match self.try_read().await {
+                Ok(keys) => return keys,
+                Err(why) => why.to_string(),
             };
             let _ = signals.send(Signal::NoSettings(why)).await;
-            sleep(pause).await;
-            pause = (pause * 2).min(AGAIN);
+            sleep(backoff.next_delay()).await;
         }
     }
 
-    /// Consul leaves keys out of a list without a word where the token may not read them; asked for one alone
-    /// it says so.
-    async fn may_be_read(&self, keys: &Keys) -> Result<(), ConsulError> {
+    async fn try_read(&self) -> Result<Keys, ReadError> {
+        let read = self.client.kv_list(&self.folder, Consistency::Consistent);
+        let answer = read.await?;
+        let quality = answer.quality;
+        let pairs = answer.authoritative();
+        let keys = self.named(pairs.ok_or(ReadError::NotAuthoritative(quality))?);
         if keys.is_empty() {
+            // Consul leaves keys out of a list without a word where the token may not read them; asked for
+            // one alone it says so.
             let key = format!("{}{}", self.folder, Setting::Policy.name());
             self.client.kv_get(&key, Consistency::Consistent).await?;
         }
-        Ok(())
+        Ok(keys)
     }
 
     fn named(&self, pairs: Vec<KvPair>) -> Keys {
@@ -172,24 +175,16 @@ impl Engine {
             tracing::warn!(%error, "the level of logs cannot be changed");
         }
         if values.policy != before.policy {
-            self.rules.mode = values.policy;
             self.report.mute = values.policy == Mode::DryRun;
             // What is kept of critical instances was rehearsed, or is to be.
             self.critical.epoch = None;
         }
-        self.rules.drift = values.drift;
+        self.rules.obey(values);
         if values.drift_interval != before.drift_interval {
-            self.drift_interval = values.drift_interval;
             self.sweeper.set_interval(values.drift_interval);
             for state in self.tables.values_mut() {
                 state.sweeper.set_interval(values.drift_interval);
             }
-        }
-        if values.limits != before.limits {
-            self.rules.guard.set_limits(values.limits);
-        }
-        if values.sweep_critical_after != before.sweep_critical_after {
-            self.rules.criticals.set_after(values.sweep_critical_after);
         }
         if values.consul_write_rate != before.consul_write_rate {
             self.pace.set_rate(values.consul_write_rate);
