@@ -144,11 +144,6 @@ impl Access {
         self.log_out().await;
     }
 
-    /// Has a token and looks at it once. For a command that does something and ends.
-    pub async fn once(&mut self) -> Result<(), LoginError> {
-        self.log_in().await
-    }
-
     /// Waits until the token is to be looked at again.
     async fn wait(&mut self, problem: &watch::Sender<Option<String>>) {
         // Looking at what is known costs nothing; a changed token file makes it unknown, and so does
@@ -161,12 +156,17 @@ impl Access {
                 let _ = self.consul.logout(token).await;
             }
             let told = problem.borrow().is_some();
-            let due =
-                self.renewal_is_due(now) && self.failed.as_ref().is_none_or(|(_, at)| *at <= now);
+            let due = self.renewal_is_due(now) && self.failed_lately(now).is_none();
             if now >= again || told || due || !self.consul.is_token_verified() {
                 return;
             }
         }
+    }
+
+    /// Why the last login failed, while it is too early for the next.
+    fn failed_lately(&self, now: Instant) -> Option<&String> {
+        let failed = self.failed.as_ref().filter(|(_, at)| *at > now);
+        failed.map(|(why, _)| why)
     }
 
     fn renewal_is_due(&self, now: Instant) -> bool {
@@ -215,7 +215,7 @@ impl Access {
 
     /// Logs in, unless that failed a moment ago: then why.
     async fn log_in_again(&mut self, now: Instant) -> Result<(), String> {
-        if let Some((why, _)) = self.failed.as_ref().filter(|(_, at)| *at > now) {
+        if let Some(why) = self.failed_lately(now) {
             return Err(why.clone());
         }
         match self.log_in().await {
@@ -232,7 +232,8 @@ impl Access {
         }
     }
 
-    async fn log_in(&mut self) -> Result<(), LoginError> {
+    /// Has a token from now on, where there is an auth method; the one before is given back some time later.
+    pub async fn log_in(&mut self) -> Result<(), LoginError> {
         let Some(method) = &self.method else {
             return Ok(());
         };

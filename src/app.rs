@@ -239,9 +239,14 @@ pub fn holder() -> String {
     format!("{}/{:08x}", identity(), rand::random::<u32>())
 }
 
+/// What a variable of the environment says. One that is set to nothing is not set.
+#[must_use]
+pub fn told(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// The pod that this process runs as, if it was told.
 fn own_pod() -> Option<Regarding> {
-    let told = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let (namespace, name, uid) = (told("POD_NAMESPACE")?, told("POD_NAME")?, told("POD_UID")?);
     Some(Regarding::pod(namespace.into(), name.into(), uid.into()))
 }

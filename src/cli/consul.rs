@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::Failure;
 use crate::access::AuthMethod;
+use crate::app::told;
 use crate::consul::{ConsulConfig, ConsulSettings};
 
 #[derive(Args, Debug)]
@@ -100,7 +101,6 @@ impl ConsulFlags {
                            CONSUL_HTTP_TOKEN_FILE): give one or the other";
             return Err(Failure::Usage(message.to_owned()));
         }
-        let told = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let pod = told("POD_NAMESPACE").zip(told("POD_NAME"));
         Ok(Some(AuthMethod {
             name,

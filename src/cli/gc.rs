@@ -68,7 +68,7 @@ impl Gc {
             .context("cannot start the runtime")?;
         let mut access = Access::new(consul.clone(), method);
         let work = async {
-            access.once().await?;
+            access.log_in().await?;
             verify_token(&consul).await?;
             if let Some(dead) = &self.dead {
                 return bury(&consul, dead, self.yes).await;
