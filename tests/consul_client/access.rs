@@ -21,26 +21,13 @@ const RULES: &str = r#"
     service_prefix "" { policy = "read" }
 "#;
 
-/// Consul's own account, which may review tokens and read accounts, and that of Lictor.
+/// Accounts that log in.
 const ACCOUNTS: &str = r#"
 {"apiVersion": "v1", "kind": "List", "items": [
   {"apiVersion": "v1", "kind": "ServiceAccount",
-   "metadata": {"name": "consul", "namespace": "default"}},
+   "metadata": {"name": "other", "namespace": "default"}},
   {"apiVersion": "v1", "kind": "ServiceAccount",
-   "metadata": {"name": "lictor", "namespace": "default"}},
-  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-   "metadata": {"name": "consul-delegator"},
-   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
-               "name": "system:auth-delegator"},
-   "subjects": [{"kind": "ServiceAccount", "name": "consul", "namespace": "default"}]},
-  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-   "metadata": {"name": "consul-accounts"},
-   "rules": [{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}]},
-  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-   "metadata": {"name": "consul-accounts"},
-   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
-               "name": "consul-accounts"},
-   "subjects": [{"kind": "ServiceAccount", "name": "consul", "namespace": "default"}]}
+   "metadata": {"name": "lictor", "namespace": "default"}}
 ]}"#;
 
 #[tokio::test]
@@ -89,7 +76,7 @@ async fn with_acls_and_tls() -> Result<()> {
     tls_checks_both_sides(port, &pki).await?;
     tls_files_are_followed(port, &pki).await?;
     a_socket_is_an_address_like_others(&socket).await?;
-    a_service_account_logs_in(&bed, &manager, &pki).await?;
+    a_service_account_logs_in(&bed, &manager).await?;
     Ok(())
 }
 
@@ -363,13 +350,11 @@ async fn a_socket_is_an_address_like_others(socket: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> Result<()> {
+async fn a_service_account_logs_in(bed: &Bed, manager: &Client) -> Result<()> {
     bed.kubectl_apply(ACCOUNTS).await?;
     let bearer = async |account: &str| -> Result<SecretString> {
-        let token = bed
-            .kubectl(&["--namespace=default", "create", "token", account])
-            .await?;
-        Ok(SecretString::from(token.trim()))
+        let token = bed.service_account_token("default", account).await?;
+        Ok(SecretString::from(token))
     };
     let create = async |endpoint: &'static str, body: Value| -> Result<()> {
         manager
@@ -378,14 +363,7 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
             .success()?;
         Ok(())
     };
-    let method = json!({
-        "Name": "k8s", "Type": "kubernetes", "MaxTokenTTL": "10m",
-        "Config": {
-            "Host": bed.kube_addr(),
-            "CACert": std::fs::read_to_string(pki.join("ca.crt"))?,
-            "ServiceAccountJWT": bearer("consul").await?.expose_secret(),
-        },
-    });
+    let method = bed.kubernetes_auth_method("k8s", "10m").await?;
     create("acl/auth-method", method).await?;
     create(
         "acl/role",
@@ -425,7 +403,7 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
     assert_eq!(client.check_token().await?, TokenStanding::Unknown);
 
     for (method, account, class) in [
-        ("k8s", "consul", ErrorClass::AccessDenied),
+        ("k8s", "other", ErrorClass::AccessDenied),
         ("missing", "lictor", ErrorClass::TokenUnknown),
     ] {
         let error = client

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::faults::three;
 use crate::support::{
-    Annotated as _, Instance, Lictor, Oracle, Scene, condition, rights_of_the_docs, until,
+    Annotated as _, Instance, Lictor, Oracle, Scene, acl_policy, condition, until,
 };
 
 /// Who renews a Lease, as a workload does that makes progress.
@@ -100,6 +100,13 @@ async fn beating(scene: &Scene) -> Result<Worker> {
     let worker = Worker::start(scene, "p-beat");
     is(scene, "passing").await?;
     Ok(worker)
+}
+
+/// The same once nothing is left to be done, and its one session.
+async fn settled(scene: &Scene, lictor: &Lictor) -> Result<(Worker, Vec<Value>)> {
+    let worker = beating(scene).await?;
+    lictor.idle().await?;
+    Ok((worker, session_count(scene, 1).await?))
 }
 
 fn check_id(scene: &Scene) -> String {
@@ -240,9 +247,7 @@ async fn however_many_sessions_are_made_they_are_not_listed_again() -> Result<()
 async fn a_restart_keeps_the_session_and_an_instance_that_goes_takes_it_with_it() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    let worker = beating(&scene).await?;
-    lictor.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (worker, before) = settled(&scene, &lictor).await?;
     let dump = scene.dump().await?;
     lictor.stop().await?;
     let lictor = scene.lictor().await?;
@@ -448,7 +453,7 @@ async fn consul_notices_that_lictor_is_dead_where_that_is_asked_for() -> Result<
 async fn with_acls_sessions_need_a_right() -> Result<()> {
     let (_guard, installed) = three().await?;
     let scene = Scene::on(installed).await?;
-    let rights = rights_of_the_docs(&scene.cluster)?;
+    let rights = acl_policy(&scene.cluster).await?;
     let of_sessions = |line: &&str| !line.starts_with("session");
     let fewer: Vec<&str> = rights.lines().filter(of_sessions).collect();
     let token = scene.consul.create_token(&fewer.join("\n")).await?;

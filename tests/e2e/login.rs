@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use crate::support::{Annotated as _, Lictor, Oracle, Scene};
+use crate::support::{Annotated as _, Lictor, Oracle, RELEASE, Scene, acl_policy, run};
 
 /// The auth method of a scene, and what a process there is started with.
 struct Method {
@@ -19,42 +19,18 @@ impl Method {
     /// With a role that allows just what `lictor acl-policy` prints; nobody has it yet.
     async fn new(scene: &Scene) -> Result<Self> {
         let name = scene.named("k8s");
-        let reviewer = format!("reviewer-{}", scene.cluster);
-        let accounts = json!({"apiVersion": "v1", "kind": "List", "items": [
-            {"apiVersion": "v1", "kind": "ServiceAccount",
-             "metadata": {"name": reviewer, "namespace": scene.namespace}},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-             "metadata": {"name": reviewer},
-             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
-                         "name": "system:auth-delegator"},
-             "subjects": [{"kind": "ServiceAccount", "name": reviewer, "namespace": scene.namespace}]},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-             "metadata": {"name": reviewer},
-             "rules": [{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}]},
-            {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-             "metadata": {"name": format!("{reviewer}-reads")},
-             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": reviewer},
-             "subjects": [{"kind": "ServiceAccount", "name": reviewer, "namespace": scene.namespace}]},
-        ]});
-        scene.bed.kubectl_apply(&accounts.to_string()).await?;
-        let ca = scene.bed.dir().join("pki/ca.crt");
-        let method = json!({
-            "Name": name, "Type": "kubernetes", "MaxTokenTTL": "1m",
-            "Config": {
-                "Host": scene.bed.kube_addr(),
-                "CACert": std::fs::read_to_string(ca)?,
-                "ServiceAccountJWT": bearer(scene, &scene.namespace, &reviewer).await?,
-            },
-        });
+        let method = scene.bed.kubernetes_auth_method(&name, "1m").await?;
         scene.consul.put("/v1/acl/auth-method", &method).await?;
-        let args = ["acl-policy", "--cluster", &*scene.cluster];
-        let rules = crate::support::run(&args).await?.1;
+        let rules = acl_policy(&scene.cluster).await?;
         let policy = json!({"Name": name, "Rules": rules});
         scene.consul.put("/v1/acl/policy", &policy).await?;
         let role = json!({"Name": name, "Policies": [{"Name": name}]});
         scene.consul.put("/v1/acl/role", &role).await?;
         let file = scene.bed.dir().join(format!("bearer-{}", scene.cluster));
-        std::fs::write(&file, bearer(scene, "lictor-system", "lictor").await?)?;
+        std::fs::write(
+            &file,
+            scene.bed.service_account_token(RELEASE, "lictor").await?,
+        )?;
         let args = [
             format!("--consul-auth-method={name}"),
             format!("--consul-bearer-token-file={}", file.display()),
@@ -75,7 +51,7 @@ impl Method {
 
     async fn start(&self, scene: &Scene) -> Result<Lictor> {
         let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        let pod = [("POD_NAMESPACE", "lictor-system"), ("POD_NAME", "lictor-0")];
+        let pod = [("POD_NAMESPACE", RELEASE), ("POD_NAME", "lictor-0")];
         scene.spawn_lictor(&args, &pod).await
     }
 
@@ -98,12 +74,6 @@ impl Method {
         })
         .await
     }
-}
-
-async fn bearer(scene: &Scene, namespace: &str, account: &str) -> Result<String> {
-    let namespace = format!("--namespace={namespace}");
-    let args = [&*namespace, "create", "token", account];
-    Ok(scene.bed.kubectl(&args).await?.trim().to_owned())
 }
 
 async fn registers(scene: &Scene, name: &str) -> Result<()> {
@@ -187,7 +157,7 @@ async fn a_token_and_a_login_are_not_given_together() -> Result<()> {
         "--consul-auth-method=k8s",
         "--consul-http-token=x",
     ];
-    let (code, _, error) = crate::support::run(&args).await?;
+    let (code, _, error) = run(&args).await?;
     ensure!(
         code == Some(64) && error.contains("give one or the other"),
         "{code:?}: {error}"

@@ -49,11 +49,7 @@ async fn tags_by_hand(scene: &Scene, instance: &Instance, tag: &str) -> Result<(
             "Address": service["Address"], "Meta": service["Meta"], "Tags": [tag],
         },
     });
-    scene
-        .consul
-        .put("/v1/catalog/register", &entry)
-        .await
-        .map(drop)
+    scene.by_hand(&entry).await
 }
 
 #[tokio::test]

@@ -76,9 +76,7 @@ async fn an_api_server_that_says_nothing_lets_no_heartbeat_lapse() -> Result<()>
 async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()> {
     let scene = Scene::new().await?;
     let first = scene.lictor().await?;
-    let _worker = beating(&scene).await?;
-    first.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (_worker, before) = settled(&scene, &first).await?;
     let oracle = watched(&scene).await?;
     let second = scene.lictor().await?;
     first.not_ready("replaced").await?;
@@ -102,9 +100,7 @@ async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()>
 async fn a_start_without_the_api_server_keeps_what_is_alive() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    let worker = beating(&scene).await?;
-    lictor.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (worker, before) = settled(&scene, &lictor).await?;
     let oracle = watched(&scene).await?;
     lictor.stop().await?;
     let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
@@ -203,9 +199,7 @@ async fn without_leases(scene: &Scene) -> Result<String> {
 async fn without_the_right_to_watch_leases_what_passes_goes_on_passing() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    let worker = beating(&scene).await?;
-    lictor.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (worker, before) = settled(&scene, &lictor).await?;
     let oracle = watched(&scene).await?;
     lictor.stop().await?;
     let fewer = without_leases(&scene).await?;
@@ -240,9 +234,7 @@ async fn without_the_right_to_watch_leases_what_passes_goes_on_passing() -> Resu
 async fn a_process_that_stood_still_for_long_makes_one_session_anew() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    let _worker = beating(&scene).await?;
-    lictor.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (_worker, before) = settled(&scene, &lictor).await?;
     lictor.pause()?;
     is(&scene, "critical").await?;
     session_count(&scene, 0).await?;

@@ -269,6 +269,13 @@ fn port_of(line: &str) -> Option<u16> {
     digits.parse().ok().filter(|port| *port > 0)
 }
 
+/// What `lictor acl-policy` says that it needs in Consul for this cluster.
+pub async fn acl_policy(cluster: &str) -> Result<String> {
+    let (code, rules, error) = run(&["acl-policy", "--cluster", cluster]).await?;
+    ensure!(code == Some(0), "no policy for {cluster}: {error}");
+    Ok(rules)
+}
+
 /// The lines of a JSON log; fails if any is none.
 pub fn json_lines(log: &str) -> Result<Vec<Value>> {
     log.lines()

@@ -14,8 +14,8 @@ use lictor_testbed::{Bed, BedOptions, CONSUL_MANAGEMENT_TOKEN, kubelet::TestPod,
 use serde_json::json;
 use tokio::sync::OnceCell;
 
-pub use consul::{Instance, condition, rights_of_the_docs, user_meta};
-pub use lictor::{Lictor, json_lines, run, run_within};
+pub use consul::{Instance, condition, user_meta};
+pub use lictor::{Lictor, acl_policy, json_lines, run, run_within};
 pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;
 pub use scene::Scene;
@@ -25,7 +25,7 @@ pub use target::{Answer, GrpcTarget, Target, selected};
 pub const SOON: Duration = Duration::from_secs(30);
 
 /// The namespace that the chart is installed in.
-const RELEASE: &str = "lictor-system";
+pub const RELEASE: &str = "lictor-system";
 
 /// A bed in which the chart is installed, with a kubeconfig that has just the rights of its
 /// `ServiceAccount`. No controller makes pods of its Deployment: each test starts its own process.

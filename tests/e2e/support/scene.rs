@@ -23,7 +23,7 @@ use lictor_testbed::{
 };
 use serde_json::{Value, json};
 
-use super::{Annotated as _, Installed, Instance, Lictor, run, shared, until};
+use super::{Annotated as _, Installed, Instance, Lictor, acl_policy, shared, until};
 
 /// A namespace, a node and a cluster name that no other test uses.
 pub struct Scene {
@@ -211,9 +211,7 @@ impl Scene {
         if let Some(token) = tokens.get(cluster) {
             return Ok(token.clone());
         }
-        let args = ["acl-policy", "--cluster", cluster];
-        let (code, rules, error) = run(&args).await?;
-        ensure!(code == Some(0), "no policy for {cluster}: {error}");
+        let rules = acl_policy(cluster).await?;
         let token = self.consul.create_token(&rules).await?.secret;
         tokens.insert(cluster.to_owned(), token.clone());
         Ok(token)
