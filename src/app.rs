@@ -12,14 +12,15 @@ use globset::GlobSet;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::election::{Ballot, Running};
+use crate::access::{Access, AuthMethod};
 use crate::checks;
 use crate::checks::apis::{self, Api};
 use crate::checks::forbidden::Forbidden;
-use crate::consul::{self, Consistency, ConsulConfig, TokenStanding};
+use crate::consul::{self, Consistency, ConsulConfig};
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s;
@@ -42,10 +43,8 @@ use crate::sync::signals;
 const EVENT_BUFFER: usize = 4096;
 /// Signals of Consul that may wait for the engine.
 const SIGNAL_BUFFER: usize = 16;
-/// How often the token is checked while it is good.
-const TOKEN_INTERVAL: Duration = Duration::from_mins(3);
-/// How often the token is checked while it is not, or Consul does not answer.
-const TOKEN_RETRY: Duration = Duration::from_secs(2);
+/// How long giving back what logins gave may take at the end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
@@ -74,6 +73,8 @@ pub struct Settings {
     pub kubernetes: ClientOptions,
     /// Where Consul is.
     pub consul: ConsulConfig,
+    /// `--consul-auth-method`.
+    pub auth_method: Option<AuthMethod>,
 }
 
 /// Runs until stopped, or until a part fails.
@@ -91,6 +92,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         lease_namespace,
         kubernetes,
         consul,
+        auth_method,
     } = settings;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
@@ -114,7 +116,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (questions, asked) = mpsc::channel(looks::AT_ONCE);
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);
     let ballot = Ballot {
-        election: (options.rules.mode != Mode::DryRun).then_some(election),
+        election: (options.settings.policy != Mode::DryRun).then_some(election),
         lease_namespace,
         cluster: cluster.clone(),
         node: index.external_node(),
@@ -135,11 +137,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     watch_kubernetes(&mut parts, &home, event_sender, &engine);
     let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
     parts.spawn(ending("the look at single pods", look));
-    let forbidden = look_up(&mut parts, apis, allow_local_checks);
+    let forbidden = look_up(&mut parts, apis, consul.clone(), allow_local_checks);
     parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
-    let (token_sender, token_problem) = watch::channel(None);
-    let check = check_token(consul.clone(), token_sender);
-    parts.spawn(ending("the check of the token", check));
+    let (access, token_problem) = KeptAccess::begin(consul.clone(), auth_method);
     let signals = signals::watch(
         consul.clone(),
         cluster,
@@ -171,6 +171,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         parts,
         election,
         released,
+        access,
         stop,
     };
     Box::pin(whole.end(engine)).await
@@ -203,12 +204,38 @@ fn first_epoch(home: Home) -> oneshot::Receiver<Epoch> {
     epoch
 }
 
+/// The token, while it is kept.
+struct KeptAccess {
+    task: JoinHandle<()>,
+    done: CancellationToken,
+}
+
+impl KeptAccess {
+    /// Returns, too, where to see why the token cannot be relied on, while it cannot.
+    fn begin(
+        consul: consul::Client,
+        method: Option<AuthMethod>,
+    ) -> (Self, watch::Receiver<Option<String>>) {
+        let (sender, problem) = watch::channel(None);
+        let done = CancellationToken::new();
+        let task = tokio::spawn(Access::new(consul, method).keep(sender, done.clone()));
+        (Self { task, done }, problem)
+    }
+
+    /// Gives back what logins gave.
+    async fn end(self) {
+        self.done.cancel();
+        let _ = tokio::time::timeout(LAST_CALLS, self.task).await;
+    }
+}
+
 /// All that runs beside the engine.
 struct Whole {
     parts: JoinSet<anyhow::Result<&'static str>>,
     election: Option<Running>,
     /// Ends the election.
     released: CancellationToken,
+    access: KeptAccess,
     stop: CancellationToken,
 }
 
@@ -222,6 +249,7 @@ impl Whole {
             mut parts,
             mut election,
             released,
+            access,
             stop,
         } = self;
         let engine = async { engine.await.context("the engine ended") };
@@ -241,17 +269,21 @@ impl Whole {
                 Err(error) => Err(error).context("a part broke down"),
             }
         };
-        if settled? {
-            // Only now may another process write.
-            released.cancel();
-            // However it went, this process ends.
-            let _ = OptionFuture::from(election).await;
-        } else {
-            tracing::warn!(
+        match settled {
+            Ok(true) => {
+                // Only now may another process write.
+                released.cancel();
+                // However it went, this process ends.
+                let _ = OptionFuture::from(election).await;
+            }
+            Ok(false) => tracing::warn!(
                 "writes are still under way: the leadership is not released, and ends by itself"
-            );
+            ),
+            Err(_) => {}
         }
-        Ok(())
+        // After the last write, which needs the token.
+        access.end().await;
+        settled.map(drop)
     }
 }
 
@@ -259,10 +291,15 @@ impl Whole {
 fn look_up(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
     apis: Vec<Api>,
+    consul: consul::Client,
     allows_local: bool,
 ) -> watch::Receiver<Option<Arc<Forbidden>>> {
     let (sender, forbidden) = watch::channel(None);
-    let follow = apis::follow(apis, allows_local, sender);
+    let servers = move || {
+        let consul = consul.clone();
+        async move { consul.servers().await.ok() }
+    };
+    let follow = apis::follow(apis, servers, allows_local, sender);
     parts.spawn(ending("the look-up of the APIs", follow));
     forbidden
 }
@@ -278,7 +315,7 @@ fn watch_kubernetes(
         let watch = k8s::watch(kind, home.clone(), None, events.clone(), engine.relists());
         parts.spawn(ending("a watch of Kubernetes", watch));
     }
-    let leases = k8s::watch_leases(engine.looks_at_leases(), home.clone(), events);
+    let leases = k8s::watch_leases(engine.lease_namespaces(), home.clone(), events);
     parts.spawn(ending("the watch of Leases", leases));
 }
 
@@ -306,9 +343,14 @@ pub fn holder() -> String {
     format!("{}/{:08x}", identity(), rand::random::<u32>())
 }
 
+/// What a variable of the environment says. One that is set to nothing is not set.
+#[must_use]
+pub fn told(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// The pod that this process runs as, if it was told.
 fn own_pod() -> Option<Regarding> {
-    let told = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let (namespace, name, uid) = (told("POD_NAMESPACE")?, told("POD_NAME")?, told("POD_UID")?);
     Some(Regarding::pod(namespace.into(), name.into(), uid.into()))
 }
@@ -318,42 +360,4 @@ fn identity() -> String {
     std::env::var("POD_NAME")
         .or_else(|_| std::env::var("HOSTNAME"))
         .unwrap_or_else(|_| format!("lictor-{}", std::process::id()))
-}
-
-/// Keeps knowing whether the token is one: with ACLs on, reads without one are silently empty.
-async fn check_token(consul: consul::Client, problem: watch::Sender<Option<String>>) {
-    loop {
-        let found = match consul.check_token().await {
-            Ok(TokenStanding::AclsOff | TokenStanding::Token { .. }) => None,
-            Ok(TokenStanding::Anonymous) => Some(
-                "the Consul token is rejected: Consul has ACLs, and none was given: set \
-                 CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
-                    .to_owned(),
-            ),
-            Ok(TokenStanding::Unknown) => Some(
-                "the Consul token is rejected: Consul does not know it; it may be revoked or expired"
-                    .to_owned(),
-            ),
-            // An outage says nothing about the token.
-            Err(_) => problem.borrow().clone(),
-        };
-        problem.send_if_modified(|known| {
-            if let Some(text) = found.as_ref().filter(|text| known.as_ref() != Some(text)) {
-                tracing::warn!("{text}");
-            }
-            let changed = *known != found;
-            *known = found;
-            changed
-        });
-        // Looking at what is known costs nothing; a changed token file makes it unknown, and so does
-        // a refusal. Others look too: what they found good must not be told as bad any longer.
-        let again = Instant::now() + TOKEN_INTERVAL;
-        loop {
-            tokio::time::sleep(TOKEN_RETRY).await;
-            let told = problem.borrow().is_some();
-            if Instant::now() >= again || told || !consul.is_token_verified() {
-                break;
-            }
-        }
-    }
 }

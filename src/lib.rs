@@ -28,6 +28,7 @@
 //! is the only imperative part that knows both sides. Purity of `api`, `model`, `desired`,
 //! `observed`, `plan` and `status` is kept by a lint (`clippy.toml`).
 
+pub mod access;
 pub mod api;
 pub mod app;
 pub mod audit;
@@ -44,6 +45,7 @@ pub mod model;
 pub mod observed;
 pub mod plan;
 pub mod server;
+pub mod settings;
 pub mod status;
 pub mod sync;
 pub mod telemetry;

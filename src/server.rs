@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -108,8 +108,12 @@ impl Shown {
     }
 }
 
-async fn readyz(State(shown): State<Shown>) -> Response {
-    let Readiness { ready, remarks } = shown.readiness.borrow().clone();
+async fn readyz(State(shown): State<Shown>, RawQuery(query): RawQuery) -> Response {
+    let Readiness {
+        ready,
+        remarks,
+        settings,
+    } = shown.readiness.borrow().clone();
     let token = shown.token_problem.borrow().clone();
     let ready = ready && token.is_none();
     let silence = shown.consul_silence().as_secs();
@@ -117,6 +121,16 @@ async fn readyz(State(shown): State<Shown>) -> Response {
     let mut text = if ready { "ok\n" } else { "not ready\n" }.to_owned();
     for remark in remarks.into_iter().chain(token).chain(silence) {
         text.extend(["- ", &remark, "\n"]);
+    }
+    let asked = query.unwrap_or_default();
+    if asked
+        .split('&')
+        .any(|asked| asked == "verbose" || asked.starts_with("verbose="))
+    {
+        text.push_str("settings in force:\n");
+        for setting in settings {
+            text.extend(["- ", &setting, "\n"]);
+        }
     }
     let status = if ready {
         StatusCode::OK

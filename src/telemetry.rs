@@ -1,5 +1,8 @@
 //! Logs.
 
+use std::fmt;
+use std::sync::Arc;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -19,37 +22,69 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to stderr.
+/// Changes which lines are logged.
+#[derive(Clone)]
+pub struct LogLevel(Arc<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>);
+
+impl LogLevel {
+    /// From now on logs what `level` says, which is what `--log-level` may say.
+    pub fn set(&self, level: &str) -> anyhow::Result<()> {
+        (self.0)(whole_filter(level)?)
+    }
+}
+
+impl fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogLevel")
+    }
+}
+
+/// Starts logging to stderr. What is logged may be changed later by what this returns.
 ///
 /// `level` is a level (`info`) or a filter by target (`info,lictor::sync=debug`).
-pub fn start(level: &str, format: LogFormat) -> anyhow::Result<()> {
+pub fn start(level: &str, format: LogFormat) -> anyhow::Result<LogLevel> {
     let filter =
-        filter(level).map_err(|error| anyhow::anyhow!("--log-level {level:?}: {error}"))?;
-    let mut filter = filter.add_directive(AUDIT.parse()?);
-    if !level.contains(KUBE_CONNECTIONS) {
-        filter = filter.add_directive(format!("{KUBE_CONNECTIONS}=off").parse()?);
-    }
+        whole_filter(level).map_err(|error| anyhow::anyhow!("--log-level {level:?}: {error}"))?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_span_events(FmtSpan::NONE);
-    let started = match format {
+    match format {
         LogFormat::Text => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            logs.with_ansi(colours).try_init()
+            let logs = logs.with_ansi(colours).with_filter_reloading();
+            let filter = logs.reload_handle();
+            begin(logs.try_init())?;
+            Ok(LogLevel(Arc::new(move |now| Ok(filter.reload(now)?))))
         }
-        LogFormat::Json => logs
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .try_init(),
-    };
+        LogFormat::Json => {
+            let logs = logs.json().flatten_event(true).with_current_span(false);
+            let logs = logs.with_filter_reloading();
+            let filter = logs.reload_handle();
+            begin(logs.try_init())?;
+            Ok(LogLevel(Arc::new(move |now| Ok(filter.reload(now)?))))
+        }
+    }
+}
+
+type Started = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+fn begin(started: Started) -> anyhow::Result<()> {
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+}
+
+/// What is logged at this level, with what is so whatever the level.
+fn whole_filter(level: &str) -> anyhow::Result<EnvFilter> {
+    let mut filter = filter(level)?.add_directive(AUDIT.parse()?);
+    if !level.contains(KUBE_CONNECTIONS) {
+        filter = filter.add_directive(format!("{KUBE_CONNECTIONS}=off").parse()?);
+    }
+    Ok(filter)
 }
 
 /// Reads a filter. A word alone must be a level: taken for a target, as `EnvFilter` does, a misspelt
 /// level would silence everything else.
-fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+pub(crate) fn filter(text: &str) -> anyhow::Result<EnvFilter> {
     let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     let is_misspelt = |part: &&str| match part.rsplit_once('=') {
         Some((_, level)) => !is_level(level),

@@ -1,4 +1,4 @@
-//! Where the API server and Consul are, for checks to keep away from.
+//! Where the API server and Consul are, Consul's servers too, for checks to keep away from.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,11 +14,13 @@ use super::forbidden::Forbidden;
 const LOOK_UP: Duration = Duration::from_mins(1);
 /// How soon, while one of them has no address.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(5);
+/// How often it is read where Consul's servers are, once it was.
+const READ_SERVERS: Duration = Duration::from_mins(10);
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long no check is run because one of them has no address yet. Then it may have none for good, as a
 /// server that was taken down and is still listed: checks are not to end with it.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Most addresses that are remembered of one name.
+/// Most addresses that are remembered of one name, and of Consul's servers.
 const MOST_ADDRESSES: usize = 64;
 
 /// A host, which is an address or a name, and a port.
@@ -26,12 +28,20 @@ pub type Api = (String, u16);
 
 /// Keeps it known what is forbidden, until nobody asks any more. It is told for the first time once all of
 /// them were found, or after [`PATIENCE`].
-pub async fn follow(
+///
+/// `read` tells where Consul's servers are, as Consul knows it, or nothing where that cannot be read: then
+/// what was read last holds.
+pub async fn follow<F, R>(
     apis: Vec<Api>,
+    read: F,
     allows_local: bool,
     forbidden: watch::Sender<Option<Arc<Forbidden>>>,
-) {
+) where
+    F: Fn() -> R,
+    R: Future<Output = Option<Vec<SocketAddr>>>,
+{
     let began = Instant::now();
+    let mut servers = Servers::default();
     let names = apis.clone();
     let known = apis.into_iter().map(|api| (api, Vec::new()));
     let mut known: Vec<(Api, Vec<SocketAddr>)> = known.collect();
@@ -53,9 +63,13 @@ pub async fn follow(
             let surplus = addresses.len().saturating_sub(MOST_ADDRESSES);
             addresses.drain(..surplus);
         }
+        if !allows_local {
+            servers.read(&read, Instant::now()).await;
+        }
         let is_told = forbidden.borrow().is_some();
         if complete || is_told || allows_local || began.elapsed() >= PATIENCE {
             let all = known.iter().flat_map(|(_, addresses)| addresses);
+            let all = all.chain(&servers.at);
             let now = Forbidden::new(allows_local, all.copied()).with_names(&names);
             if forbidden.send(Some(Arc::new(now))).is_err() {
                 return;
@@ -64,6 +78,35 @@ pub async fn follow(
             return;
         }
         sleep(if complete { LOOK_UP } else { LOOK_UP_AGAIN }).await;
+    }
+}
+
+/// Consul's servers.
+#[derive(Default)]
+struct Servers {
+    at: Vec<SocketAddr>,
+    read_at: Option<Instant>,
+}
+
+impl Servers {
+    /// Reads where they are, unless that was done lately.
+    async fn read<R>(&mut self, read: &impl Fn() -> R, now: Instant)
+    where
+        R: Future<Output = Option<Vec<SocketAddr>>>,
+    {
+        if self.read_at.is_some_and(|at| now < at + READ_SERVERS) {
+            return;
+        }
+        match timeout(DEADLINE, read()).await {
+            Ok(Some(mut found)) => {
+                found.truncate(MOST_ADDRESSES);
+                self.at = found;
+                self.read_at = Some(now);
+            }
+            Ok(None) | Err(_) => {
+                tracing::debug!("where Consul's servers are cannot be read: checks may ask them");
+            }
+        }
     }
 }
 
@@ -80,13 +123,17 @@ async fn addresses_of((host, port): &Api) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
     use super::*;
 
     /// Whether something is told soon of these, one of which has no address.
     async fn is_told_soon(allows_local: bool) -> bool {
         let (sender, mut forbidden) = watch::channel(None);
         let apis = ["10.0.0.1", "nowhere.invalid"].map(|host| (host.to_owned(), 8500));
-        let follows = tokio::spawn(follow(apis.to_vec(), allows_local, sender));
+        let read = async || None;
+        let follows = tokio::spawn(follow(apis.to_vec(), read, allows_local, sender));
         let told = forbidden.wait_for(Option::is_some);
         let is_told = timeout(Duration::from_secs(1), told).await.is_ok();
         follows.abort();
@@ -100,5 +147,55 @@ mod tests {
             is_told_soon(true).await,
             "where all may be asked nothing waits"
         );
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_servers_of_consul_are_kept_away_from() {
+        let (sender, mut forbidden) = watch::channel(None);
+        let apis = vec![("10.0.0.1".to_owned(), 18501)];
+        let read = || std::future::ready(Some(vec![at("10.0.0.7:8300")]));
+        let follows = tokio::spawn(follow(apis, read, false, sender));
+        let told = forbidden.wait_for(Option::is_some).await.unwrap().clone();
+        let told = told.unwrap();
+        for address in ["10.0.0.1:18501", "10.0.0.7:8300", "10.0.0.7:8501"] {
+            assert!(told.why(at(address)).is_some(), "{address}");
+        }
+        assert_eq!(told.why(at("10.0.0.7:8080")), None);
+        follows.abort();
+    }
+
+    #[tokio::test]
+    async fn they_are_read_rarely_and_stay_while_they_cannot_be() {
+        let (one, other) = (vec![at("10.0.0.7:8300")], vec![at("10.0.0.8:8300")]);
+        let answers = [Some(one.clone()), None, Some(other.clone())];
+        let answers = Mutex::new(VecDeque::from(answers));
+        let read = || std::future::ready(answers.lock().unwrap().pop_front().unwrap());
+        let (mut servers, start) = (Servers::default(), Instant::now());
+        for (minute, at, left) in [
+            (0, &one, 2),
+            (1, &one, 2),
+            (9, &one, 2),
+            (10, &one, 1),
+            (11, &other, 0),
+            (20, &other, 0),
+        ] {
+            let now = start + Duration::from_mins(minute);
+            servers.read(&read, now).await;
+            let asked = answers.lock().unwrap().len();
+            assert_eq!((&servers.at, asked), (at, left), "minute {minute}");
+        }
+    }
+
+    #[tokio::test]
+    async fn where_all_may_be_asked_no_server_is_looked_for() {
+        let (sender, mut forbidden) = watch::channel(None);
+        let read = || -> std::future::Ready<_> { panic!("it is asked for") };
+        let follows = tokio::spawn(follow(Vec::new(), read, true, sender));
+        forbidden.wait_for(Option::is_some).await.unwrap();
+        follows.abort();
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
@@ -27,7 +28,7 @@ use super::forbidden::Forbidden;
 use super::resolver::Resolver;
 use super::tls;
 use crate::api::conditions::cut;
-use crate::desired::probe::{HttpQuestion, Probe, Question};
+use crate::desired::probe::{AskedCall, Call, HttpQuestion};
 use crate::model::entry::{Check, Health};
 use crate::model::text::Text;
 use crate::plan::checks::{ANSWER, taken};
@@ -64,7 +65,22 @@ pub struct Target {
     /// Port.
     pub port: u16,
     /// What is asked.
-    pub probe: Arc<Probe>,
+    pub call: Arc<Call>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+impl Target {
+    /// What a check of an instance at this host asks.
+    #[must_use]
+    pub fn of(host: &Text, asked: &AskedCall) -> Self {
+        Self {
+            host: host.clone(),
+            port: asked.port,
+            call: asked.call.clone(),
+            timeout: asked.probe.timeout,
+        }
+    }
 }
 
 /// Tasks of a connection over HTTP/2, which end with the run, whatever the other side does.
@@ -113,8 +129,8 @@ impl Asker {
     /// Asks once, for a registration in this namespace. The output has what was asked, the answer and the
     /// time that it took, and nothing that the other side wrote but its status.
     pub async fn ask(&self, namespace: &Text, target: &Target) -> Result<Check, NotRun> {
-        let Target { host, port, probe } = target;
-        let turn = timeout(probe.timeout, self.resolver.turn(namespace, host)).await;
+        let Target { host, port, .. } = target;
+        let turn = timeout(target.timeout, self.resolver.turn(namespace, host)).await;
         let turn = turn.map_err(|_| {
             NotRun(format!(
                 "too many names of the namespace {namespace} are being looked up"
@@ -122,19 +138,19 @@ impl Asker {
         })?;
         // What it waited for others is none of its own time.
         let began = Instant::now();
-        let deadline = began + probe.timeout;
+        let deadline = began + target.timeout;
         let addresses = timeout_at(deadline, self.resolver.addresses_of(turn, host, *port)).await;
         let answer = match addresses {
             // Who is to know the name does not answer, and not who has it.
             Err(_) => Err(Failure::NotAsked(format!(
                 "{host} was not looked up within {:?}",
-                probe.timeout
+                target.timeout
             ))),
             Ok(Err(failure)) => Err(failure),
             Ok(Ok(addresses)) => timeout_at(deadline, self.answer(target, &addresses))
                 .await
                 .unwrap_or_else(|_| {
-                    let said = format!("no answer within {:?}", probe.timeout);
+                    let said = format!("no answer within {:?}", target.timeout);
                     Err(Failure::Found(said))
                 }),
         };
@@ -158,15 +174,14 @@ impl Asker {
             return Err(Failure::NotAsked(why.to_owned()));
         };
         let stream = connect(&target.host, addresses, &forbidden).await?;
-        let answer = match &target.probe.question {
-            Question::Tcp => Ok((Health::Passing, "connected".to_owned())),
-            Question::Http(question) if question.tls => match self.encrypt(target, stream).await {
+        let answer = match &*target.call {
+            Call::Tcp => Ok((Health::Passing, "connected".to_owned())),
+            Call::Http(question) if question.tls => match self.encrypt(target, stream).await {
                 Ok(stream) => http(target, question, stream).await,
                 Err(why) => Err(why),
             },
-            Question::Http(question) => http(target, question, stream).await,
-            Question::Grpc(service) => grpc(target, service, stream).await,
-            Question::Lease(_) => Err("nothing is asked for a Lease".to_owned()),
+            Call::Http(question) => http(target, question, stream).await,
+            Call::Grpc(service) => grpc(target, service, stream).await,
         };
         answer.map_err(Failure::Found)
     }
@@ -285,21 +300,20 @@ fn named(code: Code) -> String {
 #[must_use]
 pub fn question(target: &Target) -> String {
     let authority = authority(target);
-    match &target.probe.question {
-        Question::Http(HttpQuestion {
+    match &*target.call {
+        Call::Http(HttpQuestion {
             tls, method, path, ..
         }) => {
             let scheme = if *tls { "https" } else { "http" };
             let path = cut(path.to_string(), MAX_NAMED_BYTES);
             format!("HTTP {method} {scheme}://{authority}{path}")
         }
-        Question::Tcp => format!("TCP {authority}"),
-        Question::Grpc(service) if service.is_empty() => format!("gRPC {authority}"),
-        Question::Grpc(service) => {
+        Call::Tcp => format!("TCP {authority}"),
+        Call::Grpc(service) if service.is_empty() => format!("gRPC {authority}"),
+        Call::Grpc(service) => {
             let service = cut(service.to_string(), MAX_NAMED_BYTES);
             format!("gRPC {authority}/{service}")
         }
-        Question::Lease(heartbeat) => format!("Lease {}", heartbeat.lease),
     }
 }
 
@@ -323,14 +337,12 @@ fn told(error: &hyper::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::{Value, json};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::desired::probe;
+    use crate::desired::probe::{self, Asked};
     use crate::plan::checks;
 
     /// One who asks, and is told by this where names lead.
@@ -343,8 +355,9 @@ mod tests {
     fn target(host: &str, port: u16, check: &Value) -> Target {
         let checks = serde_json::from_value::<Vec<_>>(json!([check])).unwrap();
         let probe = probe::of(&checks).unwrap()[0].clone();
-        let host = host.into();
-        Target { host, port, probe }
+        let lease = Text::default();
+        let asked = Asked { probe, port, lease };
+        Target::of(&host.into(), &asked.call().unwrap())
     }
 
     /// A server that says this again and again.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use super::ask::{Asker, NotRun};
 use super::forbidden::Forbidden;
 use super::roster::{Ended, Follow, Known, Roster};
-use crate::desired::probe::Asked;
+use crate::desired::probe::AskedCall;
 use crate::metrics::Metrics;
 use crate::model::entry::Check;
 use crate::model::key::InstanceKey;
@@ -50,7 +50,7 @@ enum Order {
     Follow {
         key: InstanceKey,
         host: Text,
-        asked: Box<[Asked]>,
+        asked: Box<[AskedCall]>,
         known: Box<[Option<Known>]>,
         number: u64,
     },
@@ -78,7 +78,7 @@ impl Orders {
         &self,
         key: InstanceKey,
         host: Text,
-        asked: Box<[Asked]>,
+        asked: Box<[AskedCall]>,
         known: Box<[Option<Known>]>,
         number: u64,
     ) {

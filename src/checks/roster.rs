@@ -2,7 +2,6 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_types, clippy::disallowed_methods))]
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 use super::ask::Target;
 use super::shares::{Id, Shares};
 use super::tally::{Tally, Thresholds};
-use crate::desired::probe::{Asked, Probe};
+use crate::desired::probe::{AskedCall, Probe};
 use crate::model::entry::Health;
 use crate::model::key::InstanceKey;
 use crate::model::text::Text;
@@ -48,7 +47,7 @@ pub struct Follow<'a> {
     /// Where.
     pub host: &'a Text,
     /// What.
-    pub asked: &'a [Asked],
+    pub asked: &'a [AskedCall],
     /// What is known of each check.
     pub known: &'a [Option<Known>],
     /// The number of the order.
@@ -70,7 +69,7 @@ pub struct Ended {
 struct Row {
     key: InstanceKey,
     host: Text,
-    asked: Asked,
+    asked: AskedCall,
     order: u64,
     tally: Tally,
     /// When it is run next, without what chance adds. Counted on by whole intervals, it does not drift.
@@ -221,7 +220,7 @@ impl Roster {
                     id,
                     due,
                     namespace: namespace(&row.key),
-                    target: target(&row.host, &row.asked),
+                    target: Target::of(&row.host, &row.asked),
                 });
             }
             // It was forgotten meanwhile.
@@ -274,14 +273,6 @@ impl Roster {
 fn namespace(key: &InstanceKey) -> Text {
     let id: &str = key.id.as_ref();
     id.split('.').nth(1).unwrap_or_default().into()
-}
-
-fn target(host: &Text, Asked { probe, port, .. }: &Asked) -> Target {
-    Target {
-        host: host.clone(),
-        port: *port,
-        probe: Arc::clone(probe),
-    }
 }
 
 /// The slot after this one that is not over.

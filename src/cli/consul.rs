@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::Failure;
+use crate::access::AuthMethod;
+use crate::app::told;
 use crate::consul::{ConsulConfig, ConsulSettings};
 
 #[derive(Args, Debug)]
@@ -15,7 +17,8 @@ use crate::consul::{ConsulConfig, ConsulSettings};
 )]
 #[command(next_help_heading = "Consul")]
 pub(super) struct ConsulFlags {
-    /// Address, or several separated by commas, tried in turn: `http://HOST:PORT`, `https://HOST:PORT`
+    /// Address, or several separated by commas, tried in turn: `http://HOST:PORT`, `https://HOST:PORT`,
+    /// `unix:///PATH`
     #[arg(
         long,
         env = "CONSUL_HTTP_ADDR",
@@ -34,6 +37,18 @@ pub(super) struct ConsulFlags {
     /// File with the ACL token, read again when it changes
     #[arg(long, env = "CONSUL_HTTP_TOKEN_FILE", value_name = "FILE")]
     consul_http_token_file: Option<String>,
+    /// Log in with this auth method of Consul for Kubernetes, with the service account's token, and log out
+    /// at the end; instead of a token
+    #[arg(long, env = "CONSUL_AUTH_METHOD", value_name = "NAME")]
+    consul_auth_method: Option<String>,
+    /// File with the service account's token for the login
+    #[arg(
+        long,
+        env = "CONSUL_BEARER_TOKEN_FILE",
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token",
+        value_name = "FILE"
+    )]
+    consul_bearer_token_file: PathBuf,
     /// Use TLS also for addresses without a scheme
     #[arg(
         long,
@@ -66,6 +81,34 @@ pub(super) struct ConsulFlags {
 }
 
 impl ConsulFlags {
+    /// How to log in, if a login it is.
+    pub(super) fn auth_method(&self) -> Result<Option<AuthMethod>, Failure> {
+        let Some(name) = self
+            .consul_auth_method
+            .clone()
+            .filter(|name| !name.is_empty())
+        else {
+            return Ok(None);
+        };
+        let is_given = |text: &SecretString| !text.expose_secret().is_empty();
+        let token = self.consul_http_token.as_ref().is_some_and(is_given);
+        let file = self
+            .consul_http_token_file
+            .as_ref()
+            .is_some_and(|file| !file.is_empty());
+        if token || file {
+            let message = "--consul-auth-method: a token is given as well (CONSUL_HTTP_TOKEN or \
+                           CONSUL_HTTP_TOKEN_FILE): give one or the other";
+            return Err(Failure::Usage(message.to_owned()));
+        }
+        let pod = told("POD_NAMESPACE").zip(told("POD_NAME"));
+        Ok(Some(AuthMethod {
+            name,
+            bearer: self.consul_bearer_token_file.clone(),
+            pod: pod.map(|(namespace, name)| format!("{namespace}/{name}")),
+        }))
+    }
+
     pub(super) fn config(self) -> Result<ConsulConfig, Failure> {
         ConsulConfig::new(ConsulSettings {
             addresses: self.consul_http_addr,

@@ -9,6 +9,7 @@ use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use super::run::{cluster, globs};
 use super::{Failure, complain};
+use crate::access::Access;
 use crate::app;
 use crate::consul::{Client, Fence};
 use crate::gc::entries::DoomedEntry;
@@ -59,12 +60,15 @@ impl Gc {
             return Err(Failure::Usage(message.to_owned()));
         }
         let excluded = globs(&self.exclude_namespace)?;
+        let method = self.consul.auth_method()?;
         let consul = Client::new(self.consul.config()?).context("cannot set up Consul access")?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
+        let mut access = Access::new(consul.clone(), method);
         let work = async {
+            access.log_in().await?;
             verify_token(&consul).await?;
             if let Some(dead) = &self.dead {
                 return bury(&consul, dead, self.yes).await;
@@ -77,7 +81,9 @@ impl Gc {
             };
             held.handle(&consul).await
         };
-        Ok(runtime.block_on(work)?)
+        let done = runtime.block_on(work);
+        runtime.block_on(access.log_out());
+        Ok(done?)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: flags into validated settings, one file a subcommand.
 
+mod acl_policy;
 mod consul;
 mod crds;
 mod gc;
@@ -29,6 +30,9 @@ enum Command {
     /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
     /// it
     Gc(Box<gc::Gc>),
+    /// Prints the ACL policy that Lictor needs in Consul, and no more, ready for
+    /// `consul acl policy create -rules -`
+    AclPolicy(acl_policy::AclPolicy),
     /// Prints the custom resource definitions, ready for `kubectl apply -f -`
     Crds,
 }
@@ -47,6 +51,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(run) => run.execute(),
         Command::Gc(gc) => gc.execute(),
+        Command::AclPolicy(policy) => policy.execute(),
         Command::Crds => crds::execute(),
     };
     match done {

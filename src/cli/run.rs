@@ -16,14 +16,13 @@ use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
 use crate::desired::esm::Runner;
-use crate::desired::probe::LEAST_CRITICAL;
 use crate::leader::Election;
 use crate::model::names::{ClusterName, InvalidName};
-use crate::plan::critical::Criticals;
-use crate::plan::guard::{Guard, Limits};
+use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
 use crate::plan::{DriftMode, Mode, Rules};
+use crate::settings::{Values, critical_time, duration};
 use crate::sync::engine::Options;
 use crate::telemetry::{self, LogFormat};
 
@@ -202,7 +201,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn execute(self) -> Result<(), Failure> {
-        telemetry::start(&self.log_level, self.log_format)
+        let log_level = telemetry::start(&self.log_level, self.log_format)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let settings = Settings {
             cluster: self.cluster,
@@ -215,25 +214,30 @@ impl Run {
             election: self.leader_election,
             lease_namespace: self.lease_namespace,
             engine: Options {
-                drift_interval: self.drift_interval,
-                write_rate: self.consul_write_rate,
-                take_over: self.take_over,
-                rules: Rules {
-                    mode: self.policy,
+                settings: Values {
+                    log_level: self.log_level,
+                    policy: self.policy,
                     drift: self.drift,
-                    guard: Guard::new(Limits {
+                    drift_interval: self.drift_interval,
+                    limits: Limits {
                         percent: self.max_delete_percent,
                         floor: self.max_delete_floor,
                         confirm: self.delete_confirm,
-                    }),
+                    },
+                    sweep_critical_after: self.sweep_critical_after,
+                    consul_write_rate: self.consul_write_rate,
+                },
+                log_level: Some(log_level),
+                take_over: self.take_over,
+                rules: Rules {
                     nodes: NodePanic::new(self.node_panic),
                     vacancies: Vacancies::new(self.node_grace),
                     dead_after: self.dead_after,
-                    criticals: Criticals::new(self.sweep_critical_after),
                     ..Rules::default()
                 },
             },
             kubernetes: self.kubernetes.options(),
+            auth_method: self.consul.auth_method()?,
             consul: self.consul.config()?,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -262,26 +266,8 @@ impl Run {
     }
 }
 
-/// Longest time that a flag may ask for. Nobody means more, and clocks end somewhere.
-const LONGEST: Duration = Duration::from_hours(8760);
-
 pub(super) fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
     name.parse()
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let parsed: kube::core::Duration = text.parse().map_err(|error| format!("{error}"))?;
-    if parsed.is_negative() {
-        return Err("must not be negative".to_owned());
-    }
-    let parsed = Duration::from(parsed);
-    if parsed < Duration::from_secs(1) {
-        return Err("must be at least 1s".to_owned());
-    }
-    if parsed > LONGEST {
-        return Err("must be at most 8760h".to_owned());
-    }
-    Ok(parsed)
 }
 
 /// What the time to live of a session may be, but for less than a minute, which would be an outage whenever
@@ -298,14 +284,6 @@ fn dead_after(text: &str) -> Result<Duration, String> {
         return Err("must be a number of whole seconds".to_owned());
     }
     Ok(after)
-}
-
-fn critical_time(text: &str) -> Result<Duration, String> {
-    let parsed = duration(text)?;
-    if parsed < LEAST_CRITICAL {
-        return Err(format!("must be at least {LEAST_CRITICAL:?}"));
-    }
-    Ok(parsed)
 }
 
 pub(super) fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {

@@ -2,6 +2,9 @@
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/acl>
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -25,8 +28,8 @@ pub struct Login {
     pub accessor: Box<str>,
     /// The token.
     pub token: SecretString,
-    /// When it ends, by Consul's clock; `None` if it lives until the logout.
-    pub expires: Option<Timestamp>,
+    /// How long it lives, by Consul's clock; `None` if until the logout.
+    pub lifetime: Option<Duration>,
 }
 
 #[derive(Serialize)]
@@ -34,6 +37,8 @@ pub struct Login {
 struct LoginBody<'a> {
     auth_method: &'a str,
     bearer_token: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    meta: BTreeMap<&'a str, &'a str>,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +47,8 @@ struct LoginAnswer {
     accessor: Box<str>,
     #[serde(rename = "SecretID")]
     token: String,
+    #[serde(rename = "CreateTime")]
+    created: Option<Box<str>>,
     #[serde(rename = "ExpirationTime")]
     expires: Option<Box<str>>,
 }
@@ -75,16 +82,22 @@ impl Client {
     }
 
     /// Exchanges the token of a `ServiceAccount` for one of Consul. The client goes on with the
-    /// one that it has until [`Client::set_token`].
+    /// one that it has until [`Client::set_token`]. `pod` is shown with the token in Consul.
     ///
     /// There is no renewal: log in again before it ends, and log the old one out.
     /// [`ErrorClass::AccessDenied`] if Kubernetes does not know the bearer, or no rule gives it a
     /// right; [`ErrorClass::TokenUnknown`] if there is no such auth method. A login whose fate is
     /// unknown may have left a token behind.
-    pub async fn login(&self, method: &str, bearer: &SecretString) -> Result<Login, ConsulError> {
+    pub async fn login(
+        &self,
+        method: &str,
+        bearer: &SecretString,
+        pod: Option<&str>,
+    ) -> Result<Login, ConsulError> {
         let body = LoginBody {
             auth_method: method,
             bearer_token: bearer.expose_secret(),
+            meta: pod.map(|pod| ("pod", pod)).into_iter().collect(),
         };
         let request = Request::post("acl/login").without_token().json(&body)?;
         let answer = self.send(&request).await?.success()?;
@@ -93,17 +106,22 @@ impl Client {
         let LoginAnswer {
             accessor,
             token,
+            created,
             expires,
         } = serde_json::from_slice(&answer.body).map_err(|_| unreadable())?;
-        let expires = expires
-            .map(|text| text.parse())
-            .transpose()
-            .map_err(|_| unreadable())?;
+        let time = |text: &str| text.parse::<Timestamp>().map_err(|_| unreadable());
+        let lifetime = match (created, expires) {
+            (Some(created), Some(expires)) => {
+                let lives = time(&expires)?.duration_since(time(&created)?);
+                Some(lives.try_into().map_err(|_| unreadable())?)
+            }
+            _ => None,
+        };
         let token = SecretString::from(token);
         Ok(Login {
             accessor,
             token,
-            expires,
+            lifetime,
         })
     }
 

@@ -1,5 +1,7 @@
 //! Who answers: `/v1/agent/self`, `/v1/status/leader`; and in which datacenter config entries are.
 
+use std::net::SocketAddr;
+
 use serde::Deserialize;
 
 use super::{Client, ConsulError, ErrorClass, Request};
@@ -36,7 +38,15 @@ struct SelfBody {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Server {
+    node: ServerNode,
     service: ServerService,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ServerNode {
+    address: Text,
+    datacenter: Text,
 }
 
 #[derive(Default, Deserialize)]
@@ -44,6 +54,8 @@ struct Server {
 struct ServerService {
     #[serde(rename = "ID")]
     id: Text,
+    address: Text,
+    port: u16,
     meta: ServerMeta,
 }
 
@@ -112,14 +124,7 @@ impl Client {
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
     /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let request = Request::get("health/service")
-            .segment("consul")
-            .query("passing", "");
-        let found: Vec<Server> = self.send(&request).await?.json()?.value;
-        // Anybody may register a service of that name, but only servers have this id.
-        let servers = found
-            .into_iter()
-            .filter(|server| *server.service.id == *"consul");
+        let servers = self.read_servers(true).await?.into_iter();
         let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
@@ -127,6 +132,40 @@ impl Client {
                 .map(|part| part.parse::<u64>().unwrap_or(u64::MAX));
             numbers.collect::<Vec<_>>()
         }))
+    }
+
+    /// The datacenter that answers: as the agent says, or, without the right to ask it, as the catalog says of
+    /// its servers. `None` where neither does.
+    pub async fn datacenter(&self) -> Result<Option<Text>, ConsulError> {
+        if let Ok(agent) = self.agent().await {
+            return Ok(Some(Text::from(&*agent.datacenter)));
+        }
+        let servers = self.read_servers(false).await?.into_iter();
+        let mut told = servers.map(|server| server.node.datacenter);
+        Ok(told.find(|name| !name.is_empty()))
+    }
+
+    /// Where the servers of this datacenter are, as the catalog tells it; none where it may not be read. Needs
+    /// `service:read` on `consul`, and `node:read` on the servers' nodes.
+    pub async fn servers(&self) -> Result<Vec<SocketAddr>, ConsulError> {
+        let servers = self.read_servers(false).await?;
+        let addresses = servers.iter().flat_map(|Server { node, service }| {
+            let told = [&node.address, &service.address];
+            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, service.port)))
+        });
+        Ok(addresses.flatten().collect())
+    }
+
+    /// The servers as the catalog has them, or only those that are well.
+    async fn read_servers(&self, well: bool) -> Result<Vec<Server>, ConsulError> {
+        let mut request = Request::get("health/service").segment("consul");
+        if well {
+            request = request.query("passing", "");
+        }
+        let mut found: Vec<Server> = self.send(&request).await?.json()?.value;
+        // Anybody may register a service of that name, but only servers have this id.
+        found.retain(|server| *server.service.id == *"consul");
+        Ok(found)
     }
 
     /// The address of the servers' leader; `None` while there is none. Needs no right.

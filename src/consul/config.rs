@@ -10,7 +10,7 @@ use secrecy::SecretString;
 #[derive(Clone, Debug, Default)]
 pub struct ConsulSettings {
     /// `CONSUL_HTTP_ADDR`: one address or several, comma-separated: `http://host:port`,
-    /// `https://host:port`, or `host:port`. Empty means `127.0.0.1:8500`.
+    /// `https://host:port`, `unix:///path`, or `host:port`. Empty means `127.0.0.1:8500`.
     pub addresses: String,
     /// `CONSUL_HTTP_TOKEN`.
     pub token: Option<SecretString>,
@@ -217,15 +217,11 @@ fn parse_address(text: &str, ssl: bool) -> Result<Url, ConfigError> {
     let scheme = match scheme {
         "http" if ssl => "https",
         "http" | "https" => scheme,
-        "unix" => {
-            let remedy =
-                "unix sockets are not supported; give http://HOST:PORT or https://HOST:PORT";
-            return Err(ConfigError::new(VARIABLE, remedy));
-        }
+        "unix" => return parse_socket(rest),
         _ => {
             return Err(ConfigError::new(
                 VARIABLE,
-                "unknown scheme; give http://HOST:PORT or https://HOST:PORT",
+                "unknown scheme; give http://HOST:PORT, https://HOST:PORT or unix:///PATH",
             ));
         }
     };
@@ -249,6 +245,18 @@ fn parse_address(text: &str, ssl: bool) -> Result<Url, ConfigError> {
         ));
     }
     Ok(url)
+}
+
+/// A socket of this machine, which has no TLS.
+fn parse_socket(path: &str) -> Result<Url, ConfigError> {
+    let url = Url::parse(&format!("unix://{path}")).ok();
+    // What a URL would write otherwise is not the path that was meant.
+    let same = url.filter(|url| path.starts_with('/') && path.len() > 1 && url.path() == path);
+    same.ok_or_else(|| {
+        let remedy =
+            format!("{path:?} is not the path of a socket; give unix:///PATH, in plain letters");
+        ConfigError::new("CONSUL_HTTP_ADDR", remedy)
+    })
 }
 
 fn check_server_name(name: &str) -> Result<(), ConfigError> {
@@ -291,6 +299,7 @@ mod tests {
             ("consul.example:8501", true, "https://consul.example:8501/"),
             ("http://10.0.0.1:8500", true, "https://10.0.0.1:8500/"),
             ("https://[fd00::1]:8501", false, "https://[fd00::1]:8501/"),
+            ("unix:///run/consul.sock", true, "unix:///run/consul.sock"),
             (
                 "https://lb.example/consul",
                 false,
@@ -308,7 +317,10 @@ mod tests {
     fn a_bad_address_is_refused_with_the_variable_and_without_a_password() {
         let bad = [
             "a:1,,b:2",
-            "unix:///run/consul.sock",
+            "unix://",
+            "unix://run/consul.sock",
+            "unix:///run/../consul.sock",
+            "unix:///run/a b",
             "ftp://a",
             "http://",
             "a:port",

@@ -17,6 +17,9 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// Shorter than the two minutes after which Consul (1.22.5 and later) closes an idle connection,
 /// so that no write is ever sent into a connection that is being closed.
 const POOL_IDLE: Duration = Duration::from_mins(1);
+/// The scheme of an address that is a socket of this machine, and the base of the URLs asked for there.
+const SOCKET: &str = "unix";
+const LOCAL: &str = "http://localhost/";
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// One client for each address: with a server name override several addresses have the same URL,
@@ -119,6 +122,12 @@ impl Endpoint {
         }
         let mut base = address.clone();
         let mut host = None;
+        if address.scheme() == SOCKET {
+            builder = builder.unix_socket(Path::new(address.path()));
+            base = LOCAL.parse().map_err(|error| {
+                ConfigError::new("CONSUL_HTTP_ADDR", format!("{LOCAL}: {error}"))
+            })?;
+        }
         if let Some(name) = server_name.filter(|_| address.scheme() == "https") {
             let target = address
                 .host_str()

@@ -4,7 +4,7 @@
 //! with `external-node=true` that have a definition with `HTTP` or `TCP`, and no other; how many runs it takes
 //! to change a status is a setting of its own, for all checks.
 
-use super::probe::{Asked, HttpQuestion, Probe, Question};
+use super::probe::{Asked, Call, HttpQuestion, Probe, Question};
 use super::registration::Claims;
 use crate::model::definition::{Definition, HttpDefinition};
 
@@ -33,14 +33,19 @@ impl Runner {
         if self == Self::Lictor {
             return Ok(());
         }
-        let refused = |probe: &std::sync::Arc<Probe>| match probe.question {
+        let refused = |probe: &std::sync::Arc<Probe>| {
             // A Lease is looked at by Lictor, whoever runs checks.
-            Question::Http(_) | Question::Tcp | Question::Lease(_) => None,
-            Question::Grpc(_) => Some(format!(
-                "health.checks: {}: grpc: consul-esm, which runs the checks here (--checks esm), knows http \
-                 and tcp only: use one of these, or leave it out",
-                probe.name
-            )),
+            let Question::Call(call) = &probe.question else {
+                return None;
+            };
+            match **call {
+                Call::Http(_) | Call::Tcp => None,
+                Call::Grpc(_) => Some(format!(
+                    "health.checks: {}: grpc: consul-esm, which runs the checks here (--checks esm), knows \
+                     http and tcp only: use one of these, or leave it out",
+                    probe.name
+                )),
+            }
         };
         let refused: Vec<String> = probes.iter().filter_map(refused).collect();
         if refused.is_empty() {
@@ -80,8 +85,11 @@ pub fn definition(asked: &Asked, host: &str) -> Option<Definition> {
     } else {
         format!("{host}:{port}")
     };
-    match &probe.question {
-        Question::Http(HttpQuestion {
+    let Question::Call(call) = &probe.question else {
+        return None;
+    };
+    match &**call {
+        Call::Http(HttpQuestion {
             tls,
             method,
             path,
@@ -96,8 +104,8 @@ pub fn definition(asked: &Asked, host: &str) -> Option<Definition> {
             };
             Some(Definition::http(&http, interval, timeout))
         }
-        Question::Tcp => Some(Definition::tcp(&authority, interval, timeout)),
-        Question::Grpc(_) | Question::Lease(_) => None,
+        Call::Tcp => Some(Definition::tcp(&authority, interval, timeout)),
+        Call::Grpc(_) => None,
     }
 }
 

@@ -56,14 +56,21 @@ pub struct Probe {
 /// What a check asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
+    /// The instance itself, by a call.
+    Call(Arc<Call>),
+    /// Nothing: whether a Lease was renewed.
+    Lease(Heartbeat),
+}
+
+/// What an instance is called with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
     /// A request over HTTP.
     Http(HttpQuestion),
     /// Whether a TCP connection is taken.
     Tcp,
     /// The health service of gRPC, about this service; empty for the server as a whole.
     Grpc(Text),
-    /// Nothing: whether a Lease was renewed.
-    Lease(Heartbeat),
 }
 
 /// A Lease that is renewed while a workload makes progress.
@@ -115,13 +122,37 @@ pub struct Asked {
     pub lease: Text,
 }
 
+/// A check for one of the instances, that is run: by a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AskedCall {
+    /// The check.
+    pub probe: Arc<Probe>,
+    /// What the instance is called with.
+    pub call: Arc<Call>,
+    /// The port of the instance that it is called at.
+    pub port: u16,
+}
+
 impl Asked {
     /// What is looked at, where that is a Lease.
     #[must_use]
     pub fn heartbeat(&self) -> Option<&Heartbeat> {
         match &self.probe.question {
             Question::Lease(heartbeat) => Some(heartbeat),
-            Question::Http(_) | Question::Tcp | Question::Grpc(_) => None,
+            Question::Call(_) => None,
+        }
+    }
+
+    /// What is run, where that is a call.
+    #[must_use]
+    pub fn call(&self) -> Option<AskedCall> {
+        match &self.probe.question {
+            Question::Call(call) => Some(AskedCall {
+                probe: self.probe.clone(),
+                call: call.clone(),
+                port: self.port,
+            }),
+            Question::Lease(_) => None,
         }
     }
 }
@@ -198,10 +229,12 @@ impl Probe {
     pub fn kind(&self) -> CheckKind {
         CheckKind::Probe {
             name: self.name.clone(),
-            protocol: match self.question {
-                Question::Http(_) => Protocol::Http,
-                Question::Tcp => Protocol::Tcp,
-                Question::Grpc(_) => Protocol::Grpc,
+            protocol: match &self.question {
+                Question::Call(call) => match **call {
+                    Call::Http(_) => Protocol::Http,
+                    Call::Tcp => Protocol::Tcp,
+                    Call::Grpc(_) => Protocol::Grpc,
+                },
                 Question::Lease(_) => Protocol::Session,
             },
             definition: None,
@@ -343,12 +376,13 @@ fn probe(check: &api::Check) -> Result<Probe, String> {
         failures_before_critical,
         successes_before_passing,
     } = check;
+    let called = |call| Question::Call(Arc::new(call));
     let (question, port) = match (http, tcp, grpc, ttl) {
-        (Some(http), None, None, None) => (Question::Http(request(http)?), &http.port),
-        (None, Some(tcp), None, None) => (Question::Tcp, &tcp.port),
+        (Some(http), None, None, None) => (called(Call::Http(request(http)?)), &http.port),
+        (None, Some(tcp), None, None) => (called(Call::Tcp), &tcp.port),
         (None, None, Some(grpc), None) => {
             let service = grpc.service.as_deref().unwrap_or_default();
-            (Question::Grpc(service.into()), &grpc.port)
+            (called(Call::Grpc(service.into())), &grpc.port)
         }
         (None, None, None, Some(ttl)) => (Question::Lease(heartbeat(ttl)?), &None),
         _ => return Err("exactly one of http, tcp, grpc and ttl must be set".to_owned()),
@@ -451,8 +485,11 @@ mod tests {
         assert_eq!(probe.interval, Duration::from_secs(10));
         assert_eq!(probe.timeout, Duration::from_secs(3));
         assert_eq!((probe.failures, probe.successes), (1, 1));
-        let Question::Http(http) = probe.question else {
+        let Question::Call(call) = &probe.question else {
             panic!("{probe:?}")
+        };
+        let Call::Http(http) = &**call else {
+            panic!("{call:?}")
         };
         assert_eq!((http.tls, http.method, &*http.path), (false, "GET", "/"));
     }

@@ -40,7 +40,7 @@ pub async fn verify_token(client: &Client) -> anyhow::Result<()> {
         TokenStanding::AclsOff | TokenStanding::Token { .. } => Ok(()),
         TokenStanding::Anonymous | TokenStanding::Unknown => bail!(
             "Consul has ACLs and does not know the token: reads would be silently empty; set \
-             CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE"
+             CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE or CONSUL_AUTH_METHOD"
         ),
     }
 }

@@ -132,6 +132,13 @@ impl Leases {
         scope.is_some_and(|scope| scope.listed.is_some())
     }
 
+    /// Whether the Leases of a namespace were listed, by a list that began at this moment or after it.
+    #[must_use]
+    pub fn was_listed_since(&self, namespace: &str, since: Instant) -> bool {
+        let read_at = self.0.get(namespace).and_then(|scope| scope.read_at);
+        read_at.is_some_and(|read_at| read_at >= since)
+    }
+
     /// A list begins.
     pub fn listing(&mut self, namespace: &str, at: Instant) {
         if let Some(scope) = self.0.get_mut(namespace) {

@@ -7,22 +7,17 @@
 //!
 //! Source: `updateSessionCheck` in Consul's `agent/consul/state/session.go`, and trials.
 
+mod row;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::model::backoff;
 use crate::model::entry::Health;
 use crate::model::names::NodeName;
 use crate::model::text::Text;
-
-/// A session is renewed so often while it lives.
-const RENEWALS: u32 = 3;
-/// And at least this often: whether it still lives is not known before.
-const LONGEST_INTERVAL: Duration = Duration::from_mins(5);
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+use row::{Critical, Doing, Next, Row};
 
 /// A check that follows sessions: its node, and its id, which is the name of the sessions.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,48 +88,17 @@ pub enum Outcome {
     Lost,
 }
 
-#[derive(Debug)]
-struct Row {
-    ttl: Duration,
-    want: Want,
-    /// What the check is in Consul; `None` where it is not there.
-    check: Option<Health>,
-    /// Since when it is critical, if it is.
-    critical: Option<Critical>,
-    sessions: Vec<Text>,
-    /// Whether these are all.
-    sure: bool,
-    /// When something was done about them, or they were doubted, last.
-    changed: Option<Instant>,
-    /// How long the session lives that was found.
-    found_ttl: Option<Duration>,
-    busy: bool,
-    renew_at: Instant,
-    /// Whether all of its sessions are to make room for a new one.
-    remake: bool,
-    /// Acts that failed in a row.
-    failures: u32,
-    /// Sessions made anew, since the check passed last, for a check that does not follow them.
-    remakes: u32,
-    /// Sessions made, since it was to end last, so that a check that another hand turned follows their end.
-    amends: u32,
-    /// Under what it is in the order of what is due.
-    due: Option<Instant>,
-}
-
 /// All checks that follow sessions.
 #[derive(Debug, Default)]
 pub struct Pulses {
     rows: HashMap<Place, Row>,
     due: BTreeSet<(Instant, Place)>,
     unsure: HashSet<Place>,
-}
-
-enum Next {
-    Act(Act),
-    At(Instant),
-    Never,
-    Drop,
+    /// Checks that have, or may have, sessions and are not followed; `None` where that is not known, or
+    /// others make some. A check that is followed from now on and is not among them has none.
+    strays: Option<HashSet<Place>>,
+    /// When all that was known was doubted last.
+    doubted: Option<Instant>,
 }
 
 impl Pulses {
@@ -146,25 +110,13 @@ impl Pulses {
         check: Option<Health>,
         now: Instant,
     ) {
+        let strays = self.strays.as_mut();
         let row = self.rows.entry(place.clone()).or_insert_with(|| {
-            self.unsure.insert(place.clone());
-            Row {
-                ttl,
-                want,
-                check: None,
-                critical: None,
-                sessions: Vec::new(),
-                sure: false,
-                changed: None,
-                found_ttl: None,
-                busy: false,
-                renew_at: now,
-                remake: false,
-                failures: 0,
-                remakes: 0,
-                amends: 0,
-                due: None,
+            let sure = strays.is_some_and(|strays| !strays.remove(place));
+            if !sure {
+                self.unsure.insert(place.clone());
             }
+            Row::new((ttl, want), sure, now)
         });
         if row.check == Some(Health::Passing) && row.ttl != ttl {
             // A session keeps the time that it was created with.
@@ -213,8 +165,24 @@ impl Pulses {
         }
     }
 
+    /// Its node is not ours any more, and the sessions on it stay.
+    pub fn leave(&mut self, place: &Place) {
+        if self.rows.contains_key(place) {
+            self.drop(place);
+            self.has_strays(place);
+        }
+    }
+
+    fn has_strays(&mut self, place: &Place) {
+        if let Some(strays) = &mut self.strays {
+            strays.insert(place.clone());
+        }
+    }
+
     /// What was known of sessions may be wrong.
     pub fn doubt(&mut self, now: Instant) {
+        self.strays = None;
+        self.doubted = Some(now);
         let places: Vec<Place> = self.rows.keys().cloned().collect();
         for place in places {
             self.doubt_one(&place, now);
@@ -249,8 +217,21 @@ impl Pulses {
     /// Whether a session of a check lives; `None` where that is not known.
     #[must_use]
     pub fn is_alive(&self, place: &Place) -> Option<bool> {
-        let row = self.rows.get(place)?;
-        row.sure.then_some(!row.sessions.is_empty())
+        if let Some(row) = self.rows.get(place) {
+            return row.sure.then_some(!row.sessions.is_empty());
+        }
+        // It is not followed yet.
+        let strays = self.strays.as_ref()?;
+        (!strays.contains(place)).then_some(false)
+    }
+
+    /// Only this process makes sessions, and these are those of no check here, of all that there were when
+    /// it was `asked`: for what is made from now on there is no need to list them again.
+    pub fn rely_on(&mut self, strays: &[Found], asked: Instant) {
+        if self.doubted.is_none_or(|doubted| doubted <= asked) {
+            let places = strays.iter().map(|stray| stray.place.clone());
+            self.strays = Some(places.collect());
+        }
     }
 
     /// How many sessions are known to live.
@@ -282,7 +263,9 @@ impl Pulses {
                 continue;
             };
             // What happened meanwhile is newer.
-            if row.busy || row.changed.is_some_and(|changed| changed > asked) {
+            if row.doing == Some(Doing::Changes)
+                || row.changed.is_some_and(|changed| changed > asked)
+            {
                 continue;
             }
             let ttl = found.iter().filter_map(|found| found.ttl).min();
@@ -313,13 +296,16 @@ impl Pulses {
             };
             row.due = None;
             let next = match (row.next(&place, leads, now), later) {
-                (Next::Never, Some(later)) if !row.busy => Next::At(later),
+                (Next::Never, Some(later)) if row.doing.is_none() => Next::At(later),
                 (Next::At(at), Some(later)) => Next::At(at.min(later)),
                 (next, _) => next,
             };
             match next {
                 Next::Act(act) => {
-                    row.busy = true;
+                    row.doing = Some(match act {
+                        Act::Renew(..) => Doing::Renews,
+                        Act::Create(..) | Act::End(..) => Doing::Changes,
+                    });
                     return Some(act);
                 }
                 Next::At(at) => self.schedule(&place, at),
@@ -341,10 +327,15 @@ impl Pulses {
     ) {
         let place = act.place();
         let Some(row) = self.rows.get_mut(place) else {
+            if let Outcome::Created(_) | Outcome::Lost = outcome {
+                self.has_strays(place);
+            }
             return;
         };
-        row.busy = false;
-        row.changed = Some(now);
+        row.doing = None;
+        if outcome != Outcome::Renewed {
+            row.changed = Some(now);
+        }
         let mut again = now;
         match outcome {
             Outcome::Created(id) => {
@@ -404,119 +395,6 @@ impl Pulses {
         }
         row.due = Some(at);
         self.due.insert((at, place.clone()));
-    }
-}
-
-/// A check that is critical although it is to pass.
-#[derive(Clone, Copy, Debug)]
-struct Critical {
-    since: Instant,
-    /// Whether its session was seen to live since then.
-    verified: bool,
-}
-
-impl Row {
-    fn lives(&mut self) {
-        if let Some(critical) = &mut self.critical {
-            critical.verified = true;
-        }
-    }
-
-    fn next(&mut self, place: &Place, leads: bool, now: Instant) -> Next {
-        if self.busy {
-            return Next::Never;
-        }
-        if let Want::Ended | Want::Forgotten = self.want {
-            let is_forgotten = self.want == Want::Forgotten;
-            return match self.sessions.first() {
-                // Until it is gone nobody is to see it critical.
-                _ if is_forgotten && self.check.is_some() => self.renew(place, now),
-                Some(id) if leads => Next::Act(Act::End(place.clone(), id.clone())),
-                None if is_forgotten && self.sure => Next::Drop,
-                None if leads && self.sure => self.amend(place, now),
-                Some(_) | None => Next::Never,
-            };
-        }
-        if !self.sure {
-            // A session that is known is none that is missing.
-            return self.renew(place, now);
-        }
-        if self.want == Want::Kept || !leads {
-            return self.renew(place, now);
-        }
-        if self.sessions.len() > 1 {
-            self.remake = true;
-        }
-        match self.sessions.first() {
-            None => {
-                self.remake = false;
-                // A check that comes after its session would stay critical.
-                match self.check {
-                    None => Next::Never,
-                    Some(_) => Next::Act(Act::Create(place.clone(), self.ttl)),
-                }
-            }
-            // Its instance is not there.
-            Some(id) if self.check.is_none() => Next::Act(Act::End(place.clone(), id.clone())),
-            Some(id) if self.remake => Next::Act(Act::End(place.clone(), id.clone())),
-            Some(id) => match self.critical {
-                None => self.renew(place, now),
-                // It was renewed since: it lives, and the check does not follow it.
-                Some(Critical {
-                    since,
-                    verified: true,
-                }) => {
-                    let patience = backoff::ceiling(FIRST_PAUSE, self.remakes, LONGEST_PAUSE);
-                    if self.remakes > 0 && now < since + patience {
-                        return Next::At(since + patience);
-                    }
-                    self.remakes = self.remakes.saturating_add(1);
-                    self.remake = true;
-                    Next::Act(Act::End(place.clone(), id.clone()))
-                }
-                // It may have expired, or been ended by hand.
-                Some(_) => Next::Act(Act::Renew(place.clone(), id.clone())),
-            },
-        }
-    }
-
-    /// A check that another hand turned although there is no session turns critical with the end of one.
-    fn amend(&mut self, place: &Place, now: Instant) -> Next {
-        if self.check.is_none_or(|check| check == Health::Critical) {
-            return Next::Never;
-        }
-        // What it is now may have been seen before its session ended.
-        let pause = backoff::ceiling(FIRST_PAUSE, self.amends, LONGEST_PAUSE);
-        match self.changed.map(|changed| changed + pause) {
-            Some(at) if now < at => Next::At(at),
-            _ => {
-                self.amends = self.amends.saturating_add(1);
-                Next::Act(Act::Create(place.clone(), self.ttl))
-            }
-        }
-    }
-
-    fn renew(&self, place: &Place, now: Instant) -> Next {
-        let Some(id) = self.sessions.first() else {
-            return Next::Never;
-        };
-        if now < self.renew_at {
-            return Next::At(self.renew_at);
-        }
-        Next::Act(Act::Renew(place.clone(), id.clone()))
-    }
-
-    /// From one renewal to the next.
-    fn interval(&self) -> Duration {
-        let ttl = self.found_ttl.map_or(self.ttl, |found| found.min(self.ttl));
-        (ttl / RENEWALS).min(LONGEST_INTERVAL)
-    }
-
-    fn pause(&mut self, chance: f64) -> Duration {
-        let longest = LONGEST_PAUSE.min(self.interval());
-        let ceiling = backoff::ceiling(FIRST_PAUSE, self.failures, longest);
-        self.failures = self.failures.saturating_add(1);
-        backoff::jittered(ceiling, chance)
     }
 }
 

@@ -57,6 +57,8 @@ pub enum EventReason {
     ConsulRefused,
     /// What says whose something is has no room in Consul: it was not asked.
     TooManySources,
+    /// The node that an instance is to be on cannot be made, for want of an address.
+    NoNodeAddress,
     /// Another hand keeps changing an entry: repairs are slowed down.
     DriftContested,
     /// Too much was found missing at once: nothing of it is removed.
@@ -80,6 +82,7 @@ impl EventReason {
             Self::InvalidAnnotation => "InvalidAnnotation",
             Self::ConsulRefused => "ConsulRefused",
             Self::TooManySources => "TooManySources",
+            Self::NoNodeAddress => "NoNodeAddress",
             Self::DriftContested => "DriftContested",
             Self::DeletesHeld => "DeletesHeld",
             Self::NodesHeld => "NodesHeld",
@@ -98,6 +101,7 @@ impl EventReason {
             | Self::InvalidAnnotation
             | Self::ConsulRefused
             | Self::TooManySources
+            | Self::NoNodeAddress
             | Self::DriftContested
             | Self::DeletesHeld
             | Self::NodesHeld
@@ -112,7 +116,8 @@ impl EventReason {
             | Self::OwnedByAnother
             | Self::Conflict
             | Self::ConsulRefused
-            | Self::TooManySources => "Register",
+            | Self::TooManySources
+            | Self::NoNodeAddress => "Register",
             Self::Deregistered | Self::DeletesHeld => "Deregister",
             Self::DriftRepaired | Self::DriftContested => "Repair",
             Self::NodesHeld | Self::GateNotWritten => "Update",

@@ -19,6 +19,6 @@ pub use events::{EventReason, EventRecord, EventSender, Regarding};
 pub use home::Home;
 pub use kinds::{Broken, BrokenKind, Change, KubeEvent, Relist, WatchEvent, watch};
 pub use lease::{LeaseAccess, LeaseNews, LeaseWrite};
-pub use leases::{Looks, watch_leases};
+pub use leases::{LeaseNamespaces, watch_leases};
 pub use look::{Answer, Question, Seen, look};
 pub use status::{ObjectStatus, StatusSender, StatusUpdate};

@@ -99,6 +99,12 @@ impl Guard {
         }
     }
 
+    /// From now on these limits hold: also for what waits. What is held stays so.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.open |= self.limits != limits && !self.waiting.is_empty();
+        self.limits = limits;
+    }
+
     /// Whether a found absence may be removed now.
     pub fn admits(&self, key: &Key) -> Result<(), Hold> {
         if self.released.contains(key) {

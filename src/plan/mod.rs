@@ -33,6 +33,7 @@ use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::entry::ObservedInstance;
 use crate::observed::mirror::Mirror;
+use crate::settings::Values;
 use checks::{CheckWrite, Verdicts};
 use critical::Criticals;
 use entries::refusals::Refusals;
@@ -73,6 +74,15 @@ pub enum DriftMode {
     Report,
 }
 
+impl std::fmt::Display for DriftMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Repair => "repair",
+            Self::Report => "report",
+        })
+    }
+}
+
 /// What holds for all keys together.
 #[derive(Debug)]
 pub struct Rules {
@@ -100,6 +110,16 @@ pub struct Rules {
     pub criticals: Criticals,
     /// Where consul-esm may not be sent, once that is known.
     pub forbidden: Option<Arc<Forbidden>>,
+}
+
+impl Rules {
+    /// Takes over what of them may change while Lictor runs.
+    pub fn obey(&mut self, settings: &Values) {
+        self.mode = settings.policy;
+        self.drift = settings.drift;
+        self.guard.set_limits(settings.limits);
+        self.criticals.set_after(settings.sweep_critical_after);
+    }
 }
 
 impl Default for Rules {
@@ -188,7 +208,7 @@ fn decide_instance(
                     let (step, why) =
                         critical::take(full_key, key, &claim, (there, ours), watched, &scope);
                     why_not = why;
-                    step
+                    without_address(&step, key, &scope).unwrap_or(step)
                 }
             };
             let asks = match &step {
@@ -245,6 +265,26 @@ fn decide_instance(
             _ => Finding::nothing(Step::Settled),
         },
     }
+}
+
+/// That an instance cannot be created, if its node cannot be for want of an address.
+fn without_address(step: &Step, key: &InstanceKey, scope: &Scope<'_>) -> Option<Step> {
+    let Step::Put(write) = step else {
+        return None;
+    };
+    if !write.creates() || scope.observed.node(&key.node).is_some() {
+        return None;
+    }
+    let (service, _) = write.service.as_ref()?;
+    let node = key.node.kubernetes_node(scope.desired.cluster())?;
+    if scope.desired.has_address(&key.node) {
+        return None;
+    }
+    let pod = critical::pod_of(service)?;
+    Some(Step::NoNodeAddress {
+        node: node.into(),
+        pod: format!("{}/{}", pod.namespace, pod.name).into(),
+    })
 }
 
 fn asks(claim: &Claim, there: Option<&ObservedInstance>, runner: Runner) -> Asks {

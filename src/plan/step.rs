@@ -48,6 +48,13 @@ pub enum Step {
     Held(Hold),
     /// Nothing: it was critical for so long, and is not registered until it is no more.
     KeptOut(Duration),
+    /// Nothing for now: it would be created, and its node cannot be, which has no address.
+    NoNodeAddress {
+        /// The Kubernetes node.
+        node: Text,
+        /// The pod, as `namespace/name`.
+        pod: Text,
+    },
     /// Write a node.
     PutNode(NodeWrite),
     /// Write an instance.
@@ -85,6 +92,11 @@ impl std::fmt::Display for Step {
                     "leave it deregistered, its checks were critical for {after:?}"
                 )
             }
+            Self::NoNodeAddress { node, pod } => write!(
+                f,
+                "Kubernetes node {node}, on which pod {pod} runs, has no address: it has no Node object \
+                 with an InternalIP, and its pods have no status.hostIP; one of them is enough"
+            ),
             Self::PutNode(write) if matches!(write.node, Some((_, 0))) => {
                 f.write_str("create the node")
             }

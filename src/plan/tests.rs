@@ -160,6 +160,37 @@ fn nothing_is_planned_before_consul_is_known() {
 }
 
 #[test]
+fn what_is_to_be_on_a_node_without_an_address_waits_for_one() {
+    let without = |pod: PodFixture| pod.change(|pod| pod.host_ip = None);
+    let mut bed = Bed::new().with(without(web("p")));
+    let nothing = NodeFacts {
+        internal_ip: None,
+        ..node("n1")
+    };
+    bed.index.apply_node(nothing, &mut Touched::default());
+    let finding = bed.decide(&key("p"));
+    let (node, pod) = ("n1".into(), "shop/p".into());
+    assert_eq!(finding.step, Step::NoNodeAddress { node, pod });
+    assert_eq!(finding.owner, Some(Owner::pod(&"shop".into(), &"p".into())));
+    let name = Key::Node(instance_key("p").node);
+    assert_eq!(bed.decide(&name).step, Step::Settled);
+
+    // The host IP of any pod there serves, and so does the node's own address.
+    let bed = bed.with(web("q"));
+    assert!(put(bed.decide(&key("p")).step).creates());
+    let bed = Bed::new().with(without(web("p")));
+    assert!(put(bed.decide(&key("p")).step).creates());
+}
+
+#[test]
+fn a_node_that_is_there_needs_no_address() {
+    let mut bed = Bed::registered().with(web("p").change(|pod| pod.host_ip = None));
+    bed.index.remove_node(&"n1".into(), &mut Touched::default());
+    bed.mirror.wrote_instance(&instance_key("p"), None);
+    assert!(put(bed.decide(&key("p")).step).creates());
+}
+
+#[test]
 fn a_claim_is_created_whole_and_then_settled() {
     let bed = Bed::new().with(web("p"));
     let write = put(bed.decide(&key("p")).step);

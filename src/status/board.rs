@@ -64,6 +64,8 @@ pub enum Reason {
     DriftContested,
     /// Another hand changed it, and `--drift` is `report`.
     Drifted,
+    /// The node that it is to be on cannot be made, for want of an address.
+    NoNodeAddress,
     /// A removal waits until it is safe.
     Held,
     /// It was critical for so long that it is not registered until it is no more.
@@ -88,6 +90,7 @@ impl Reason {
             Self::Paused => "Paused",
             Self::DriftContested => "DriftContested",
             Self::Drifted => "Drifted",
+            Self::NoNodeAddress => "NoNodeAddress",
             Self::Held => "Held",
             Self::DeregisteredCritical => "DeregisteredCritical",
             Self::ConsulUnavailable => "ConsulUnavailable",
@@ -101,6 +104,7 @@ impl Reason {
         matches!(
             self,
             Self::DriftContested
+                | Self::NoNodeAddress
                 | Self::Held
                 | Self::DeregisteredCritical
                 | Self::ConsulUnavailable

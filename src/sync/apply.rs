@@ -303,10 +303,10 @@ async fn list_nodes(
         .ok_or(ReadError::NotAuthoritative(quality))?;
     let ours = |name: &str| NodeName::parse(cluster, name);
     let nodes = nodes.iter().filter_map(|node| ours(&node.name)).collect();
-    // The right to ask the agent is not needed for anything else: nodes tell the datacenter too.
+    // Nothing depends on it; the nodes tell it too, once there are some.
     let datacenter = if locate {
-        let agent = client.agent().await.ok();
-        agent.map(|agent| agent.datacenter.to_string())
+        let told = client.datacenter().await.ok().flatten();
+        told.map(|name| name.to_string())
     } else {
         None
     };

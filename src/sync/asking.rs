@@ -10,7 +10,7 @@ use super::engine::Engine;
 use crate::checks::forbidden::Forbidden;
 use crate::checks::{self, Known, Orders, Target, Told};
 use crate::desired::esm::Runner;
-use crate::desired::probe::Asked;
+use crate::desired::probe::{Asked, AskedCall};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks;
 use crate::plan::{self, Asks, Mode, Subject};
@@ -31,11 +31,11 @@ struct Followed {
     subject: Subject,
     /// Each with the number of the order since which it is asked like this: what is found of it is of that
     /// order, whatever became of the others beside it.
-    asked: Box<[(Asked, u64)]>,
+    asked: Box<[(AskedCall, u64)]>,
 }
 
 impl Followed {
-    fn of(&self, name: &str) -> Option<&(Asked, u64)> {
+    fn of(&self, name: &str) -> Option<&(AskedCall, u64)> {
         let mut asked = self.asked.iter();
         asked.find(|(asked, _)| *asked.probe.name == *name)
     }
@@ -84,8 +84,7 @@ impl Engine {
                 }
             }
             Asks::These(subject, asked) => {
-                let run = |asked: &&Asked| asked.heartbeat().is_none();
-                let asked: Box<[Asked]> = asked.iter().filter(run).cloned().collect();
+                let asked: Box<[AskedCall]> = asked.iter().filter_map(Asked::call).collect();
                 if asked.is_empty() {
                     self.ask(key, &Asks::Nothing);
                 } else {
@@ -95,14 +94,14 @@ impl Engine {
         }
     }
 
-    fn follow(&mut self, key: &InstanceKey, subject: &Subject, asked: &[Asked]) {
+    fn follow(&mut self, key: &InstanceKey, subject: &Subject, asked: &[AskedCall]) {
         let before = self.asking.of.get(key);
         let same = before.filter(|it| it.subject == *subject);
         if same.is_some_and(|it| it.asked.iter().map(|(asked, _)| asked).eq(asked)) {
             return;
         }
         // The number of the order that holds on for what is asked as before.
-        let kept = |asked: &Asked| {
+        let kept = |asked: &AskedCall| {
             let (before, order) = same?.of(&asked.probe.name)?;
             (before == asked).then_some(*order)
         };
@@ -134,19 +133,14 @@ impl Engine {
     }
 
     /// What Consul shows of a check: what was found by whoever asked before, perhaps something else.
-    fn known(&self, key: &InstanceKey, subject: &Subject, asked: &Asked) -> Option<Known> {
-        let Asked { probe, port, .. } = asked;
+    fn known(&self, key: &InstanceKey, subject: &Subject, asked: &AskedCall) -> Option<Known> {
         let there = self.mirror.instance(key)?;
         let uid = there.service.meta.get(marks::UID);
         if there.service.address != subject.host || uid != Some(&subject.uid) {
             return None;
         }
-        let there = there.check_of(key, &probe.kind())?;
-        let target = Target {
-            host: subject.host.clone(),
-            port: *port,
-            probe: probe.clone(),
-        };
+        let there = there.check_of(key, &asked.probe.kind())?;
+        let target = Target::of(&subject.host, asked);
         let is_same = plan::checks::question(&there.check) == Some(&*checks::question(&target));
         Some(Known {
             status: there.check.status,

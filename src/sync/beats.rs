@@ -15,7 +15,7 @@ use super::engine::Engine;
 use super::sessions;
 use crate::heartbeat::leases::Leases;
 use crate::heartbeat::pulses::{Act, Place, Pulses, Want};
-use crate::k8s::Looks;
+use crate::k8s::LeaseNamespaces;
 use crate::model::entry::{ALIVE_CHECK_ID, Health};
 use crate::model::key::InstanceKey;
 use crate::model::names::{InstanceId, NodeName};
@@ -27,6 +27,8 @@ use crate::status::board::{Reason, Trouble};
 const VERSION_PAUSE: Duration = Duration::from_mins(1);
 /// How long the Leases of a namespace are watched after nobody looks at one any more.
 const LINGER: Duration = Duration::from_mins(1);
+/// A list of Leases is so young that what it shows counts for an instance that is to go.
+const LISTED_LATELY: Duration = Duration::from_secs(10);
 /// Who judges a lapse later than this stood still.
 const LATE: Duration = Duration::from_secs(2);
 /// Calls about sessions under way at once.
@@ -51,11 +53,13 @@ pub(super) struct Beats {
     /// When a Lease will have lapsed.
     lapses: BTreeSet<(Instant, Place)>,
     looks_in: BTreeMap<Text, Looked>,
-    looks: watch::Sender<Looks>,
+    watched: watch::Sender<LeaseNamespaces>,
     /// What is told of them.
     troubles: HashMap<Place, Trouble>,
     /// What Consul refused last.
     refused: HashMap<Place, Trouble>,
+    /// The nodes on which Consul does not allow the session of Lictor's own check, and its words.
+    denied: BTreeMap<NodeName, String>,
     /// Instances with checks that Consul is too old for.
     unsupported: HashSet<InstanceKey>,
     under_way: usize,
@@ -114,9 +118,10 @@ impl Beats {
             looking_at: HashMap::new(),
             lapses: BTreeSet::new(),
             looks_in: BTreeMap::new(),
-            looks: watch::Sender::new(Looks::new()),
+            watched: watch::Sender::new(LeaseNamespaces::new()),
             troubles: HashMap::new(),
             refused: HashMap::new(),
+            denied: BTreeMap::new(),
             unsupported: HashSet::new(),
             under_way: 0,
             changing: 0,
@@ -148,15 +153,15 @@ impl Beats {
         self.looks_in
             .retain(|_, looked| looked.until.is_none_or(|until| now < until));
         let is_told = {
-            let told = self.looks.borrow();
+            let told = self.watched.borrow();
             told.iter()
                 .eq(self.looks_in.iter().map(|(name, it)| (name, &it.lists)))
         };
         if !is_told {
             self.leases.look_at(&self.looks_in.keys().collect());
-            let looks = self.looks_in.iter();
-            let looks = looks.map(|(name, it)| (name.clone(), it.lists)).collect();
-            self.looks.send_replace(looks);
+            let watched = self.looks_in.iter();
+            let watched = watched.map(|(name, it)| (name.clone(), it.lists));
+            self.watched.send_replace(watched.collect());
         }
     }
 
@@ -242,18 +247,23 @@ impl Beats {
 impl Engine {
     /// The namespaces whose Leases are to be watched.
     #[must_use]
-    pub fn looks_at_leases(&self) -> watch::Receiver<Looks> {
-        self.beats.looks.subscribe()
+    pub fn lease_namespaces(&self) -> watch::Receiver<LeaseNamespaces> {
+        self.beats.watched.subscribe()
     }
 
     /// Does what is due.
     pub(super) fn beat(&mut self, now: Instant) {
-        if self.rules.mode == Mode::DryRun {
+        // Where a key in Consul holds it still, what there is goes on being renewed: else it would turn
+        // critical.
+        if self.settings.flags().policy == Mode::DryRun {
             return;
         }
-        let leads = self.fence.index().is_some() && self.strange.is_empty();
+        let rehearses = self.rules.mode == Mode::DryRun;
+        let leads = self.fence.index().is_some() && self.strange.is_empty() && !rehearses;
         if leads != self.beats.leads {
             self.beats.leads = leads;
+            // Whoever may not write does not try again.
+            self.beats.denied.clear();
             // Whoever wrote before may have made some, and ended others.
             self.beats.pulses.doubt(now);
             self.beats.pulses.reconsider(now);
@@ -322,13 +332,17 @@ impl Engine {
         let check = node
             .and_then(|node| node.alive_check())
             .map(|check| check.check.status);
+        if node.is_none() || self.rules.dead_after.is_none() {
+            self.beats.denied.remove(name);
+        }
         match self.rules.dead_after {
             Some(after) if node.is_some() && self.rules.sessions.is_ok() => {
                 self.beats
                     .pulses
                     .follow(&place, (after, Want::Alive), check, now);
             }
-            _ if node.is_none() => self.beats.pulses.drop(&place),
+            _ if self.mirror.node(name).is_none() => self.beats.pulses.drop(&place),
+            _ if node.is_none() => self.beats.pulses.leave(&place),
             _ => self.beats.pulses.forget(&place, check, now),
         }
     }

@@ -47,7 +47,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) struct Critical {
     /// The epoch under which what is known was learnt; 0 where nothing is ever written.
-    epoch: Option<u64>,
+    pub(super) epoch: Option<u64>,
     reading: bool,
     again_at: Option<Instant>,
     /// Since when it could not be read, and how often that was tried.

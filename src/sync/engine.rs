@@ -2,7 +2,6 @@
 //! writes and reads of which there is a bounded number at once.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +46,9 @@ use crate::observed::mirror::{Completeness, Mirror};
 use crate::plan::batch::BatchedStep;
 use crate::plan::entries::Gone;
 use crate::plan::{Mode, Removal, Rules};
+use crate::settings::{Settings, Values};
 use crate::status::board::Trouble;
+use crate::telemetry::LogLevel;
 
 /// Transactions under way at once.
 const WRITES: usize = 8;
@@ -56,18 +57,18 @@ const READS: usize = 8;
 /// Events taken in a row.
 const EVENTS_IN_A_ROW: usize = 256;
 /// How long writes that are under way may take at the end.
-const LAST_WRITES: Duration = Duration::from_secs(3);
+const LAST_WRITES: Duration = Duration::from_millis(2500);
 
 /// Settings of the engine.
 #[derive(Debug)]
 pub struct Options {
-    /// `--drift-interval`.
-    pub drift_interval: Duration,
-    /// `--consul-write-rate`: entries a second.
-    pub write_rate: Option<NonZeroU32>,
+    /// What may change later, as the flags say it.
+    pub settings: Values,
+    /// Changes which lines are logged.
+    pub log_level: Option<LogLevel>,
     /// `--take-over`: UID of the Kubernetes cluster that this one replaces.
     pub take_over: Option<String>,
-    /// `--policy`, `--drift` and the limits of removals.
+    /// What holds for all keys together; `settings` win over it.
     pub rules: Rules,
 }
 
@@ -160,7 +161,11 @@ pub struct Engine {
     pub(super) lost_entries: BTreeMap<Key, (Vec<Gone>, u64, u64)>,
     /// Tables that are known in part, and why, as was told.
     pub(super) told_partial: BTreeMap<Table, String>,
-    pub(super) drift_interval: Duration,
+    /// What may change while it works; nothing is written before it is known.
+    pub(super) settings: Settings,
+    /// Why the settings in Consul cannot be read, if they cannot.
+    pub(super) unread_settings: Option<String>,
+    pub(super) log_level: Option<LogLevel>,
     pub(super) fence: Fence,
     /// Whether this process leads.
     pub(super) lead: Lead,
@@ -203,15 +208,22 @@ impl Engine {
         options: Options,
     ) -> (Self, watch::Receiver<Readiness>) {
         let Options {
-            drift_interval,
-            write_rate,
+            settings,
+            log_level,
             take_over,
-            rules,
+            mut rules,
         } = options;
-        let (readiness, ready) = watch::channel(Readiness::default());
-        let mirror = Mirror::new(index.cluster().clone());
+        let drift_interval = settings.drift_interval;
+        rules.obey(&settings);
+        let cluster = index.cluster().clone();
+        let mirror = Mirror::new(cluster.clone());
         let fence_key = epoch::key(index.cluster()).into();
         report.mute = rules.mode == Mode::DryRun;
+        let settings = Settings::new(&cluster, settings);
+        let (readiness, ready) = watch::channel(Readiness {
+            settings: settings.lines(),
+            ..Readiness::default()
+        });
         let engine = Self {
             consul,
             index,
@@ -221,7 +233,7 @@ impl Engine {
             outage: Outage::default(),
             unreadable: Outage::default(),
             unwritable: Outage::default(),
-            pace: Pace::new(WRITES, write_rate),
+            pace: Pace::new(WRITES, settings.values().consul_write_rate),
             node_troubles: BTreeMap::new(),
             sweeper: Sweeper::new(drift_interval),
             unread: BTreeSet::new(),
@@ -247,7 +259,9 @@ impl Engine {
             parts: BTreeMap::new(),
             lost_entries: BTreeMap::new(),
             told_partial: BTreeMap::new(),
-            drift_interval,
+            settings,
+            unread_settings: None,
+            log_level,
             fence: Fence::new(),
             lead: Lead::new(candidate),
             fence_key,
@@ -530,6 +544,7 @@ impl Engine {
             return;
         };
         if self.rules.mode != Mode::DryRun
+            && self.settings.is_known()
             && self.outage.limit(now, 1) > 0
             && let Some(mandate) = self.mandate(now)
             && let Some(last) = self.fence.begin(now)

@@ -337,6 +337,8 @@ impl Engine {
                 fresh,
             } => self.asked(exchange, *index, *fresh, now),
             Signal::Epoch { index } => self.epoch_seen(*index),
+            Signal::Settings(reading) => self.take_settings(reading, now),
+            Signal::NoSettings(why) => self.unread_settings = Some(why.clone()),
             Signal::Failed { topic, error } if self.unwatched.contains(topic) => {
                 self.failed(&format!("cannot watch Consul: {error}"));
             }

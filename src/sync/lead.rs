@@ -168,7 +168,9 @@ impl Engine {
     /// Takes in how the election stands, before anything else is done.
     pub(super) fn follow_election(&mut self, now: Instant) {
         self.lead.candidate.note();
-        if self.rules.mode == Mode::DryRun {
+        // A dry run by its flag takes no part; one by a key in Consul keeps what there is, so that writes go
+        // on at once.
+        if self.settings.flags().policy == Mode::DryRun {
             return;
         }
         let lapsed = |tenure: &Tenure| !tenure.holds(now);
@@ -190,7 +192,7 @@ impl Engine {
         let campaigns = able && welcome && self.strange.is_empty();
         self.lead.candidate.campaign(campaigns);
         let tells = self.lead.leads() || self.fence.name_taken().is_some();
-        self.report.mute = !tells;
+        self.report.mute = !tells || self.rules.mode == Mode::DryRun;
         self.report.follows = self.lead.stands_by();
     }
 
@@ -201,7 +203,7 @@ impl Engine {
         }
         self.lead.told = None;
         self.lead.tenure = Some(tenure);
-        self.report.mute = false;
+        self.report.mute = self.rules.mode == Mode::DryRun;
         let problems = self.index.all_problems().cloned().collect();
         self.report.tell_problems(problems, &self.index);
         self.tell_nodes_held();

@@ -19,6 +19,7 @@ pub mod gates;
 mod gc;
 mod heed;
 mod lead;
+mod live;
 mod nodes;
 pub mod outage;
 pub mod own;

@@ -33,6 +33,14 @@ impl Pace {
         }
     }
 
+    /// From now on so many entries a second.
+    pub fn set_rate(&mut self, rate: Option<NonZeroU32>) {
+        self.rate = rate;
+        if rate.is_none() {
+            self.next = None;
+        }
+    }
+
     /// Consul asks for less (429, 503): half as much is done at once, and slowly more again.
     pub fn slow_down(&mut self, now: Instant) {
         // Calls that were under way together are refused together, and mean one thing.

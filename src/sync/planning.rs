@@ -103,6 +103,7 @@ impl Engine {
                 }
                 Step::Held(_) if guarded && !judged => {}
                 Step::Held(hold) => tracing::info!(key = %key, "{hold}"),
+                step @ Step::NoNodeAddress { .. } => tracing::info!(key = %key, "{step}"),
                 step => tracing::info!(key = %key, "would {step}"),
             }
         }
@@ -162,10 +163,14 @@ impl Engine {
             | Step::Lingering => {
                 if let Key::Node(_) = &key {
                     self.go_on(&key.place());
+                } else if let Some(waiting) = self.waiting.get_mut(&key.place()) {
+                    // Such as one whose pod went while its node had no address.
+                    waiting.remove(&key);
                 }
                 return false;
             }
-            Step::Waiting => {
+            // The node is planned again when there is news of it.
+            Step::Waiting | Step::NoNodeAddress { .. } => {
                 self.wait(key, due);
                 return false;
             }
@@ -204,11 +209,6 @@ impl Engine {
                 let first = self.dirty.take_key(&node).unwrap_or(due);
                 let finding = plan::decide(&node, &self.index, &self.mirror, &self.rules);
                 if !matches!(finding.step, Step::PutNode(_)) {
-                    let message = format!(
-                        "the Kubernetes node of {instance} has no InternalIP, and the pod no host \
-                         IP, yet"
-                    );
-                    self.trouble(&key, Reason::Writing, message);
                     self.wait(key, due);
                     return false;
                 }

@@ -17,6 +17,8 @@ pub struct Readiness {
     pub ready: bool,
     /// What is missing or broken at this moment, for people.
     pub remarks: Vec<String>,
+    /// The settings in force that may change, one line each.
+    pub settings: Vec<String>,
 }
 
 impl Engine {
@@ -35,6 +37,7 @@ impl Engine {
         } else if self.mirror.completeness() == Completeness::Unknown {
             remarks.push("consul: being read".to_owned());
         }
+        remarks.extend(self.own_denied());
         let mut tables_known = true;
         for (table, state) in &self.tables {
             let known = !self.mirror.is_unsure(&Place::Table(*table));
@@ -53,12 +56,19 @@ impl Engine {
         if let Some(why) = stands_by {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {
-            remarks.push("nothing is written: --policy is dry-run".to_owned());
+            let flag = self.settings.flags().policy == Mode::DryRun;
+            let whose = if flag { "--policy" } else { "policy in Consul" };
+            remarks.push(format!("nothing is written: {whose} is dry-run"));
+            remarks.extend(self.lead.remark().filter(|_| !flag));
+        } else if !self.settings.is_known() {
+            let why = self.unread_settings.as_deref().unwrap_or("being read");
+            remarks.push(format!("consul: {}: {why}", self.settings.folder()));
         } else if let Some(remark) = self.lead.remark() {
             remarks.push(remark);
         } else if self.fence.index().is_none() {
             remarks.push("consul: the epoch is not taken yet".to_owned());
         }
+        remarks.extend(self.settings.complaints());
         let rehearses = self.rules.mode == Mode::DryRun;
         let follows = self.lead.stands_by();
         self.known_once |= self.is_ready()
@@ -68,10 +78,10 @@ impl Engine {
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
         let ready = self.known_once && self.missing.is_empty() && !stands_by;
-        let now = Readiness { ready, remarks };
         self.readiness.send_if_modified(|known| {
-            let changed = *known != now;
-            *known = now;
+            let changed = known.ready != ready || known.remarks != remarks;
+            known.ready = ready;
+            known.remarks = remarks;
             changed
         });
         let waiting: usize = self.waiting.values().map(BTreeMap::len).sum();

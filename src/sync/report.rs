@@ -468,6 +468,7 @@ fn event_reason(reason: Reason) -> Option<EventReason> {
         Reason::ConsulRefused | Reason::AccessDenied => Some(EventReason::ConsulRefused),
         Reason::TooManySources => Some(EventReason::TooManySources),
         Reason::DriftContested => Some(EventReason::DriftContested),
+        Reason::NoNodeAddress => Some(EventReason::NoNodeAddress),
         // These are told where they arise.
         Reason::Paused
         | Reason::Drifted

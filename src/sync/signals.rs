@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::live;
 use crate::consul::wire::{KvPair, ServiceDefaults, ServiceIntentions};
 use crate::consul::{Cause, Client, Consistency, ConsulError, Quality, Watch};
 use crate::model::epoch;
@@ -13,6 +14,7 @@ use crate::model::gc::{self, Exchange};
 use crate::model::key::Table;
 use crate::model::ledger;
 use crate::model::names::ClusterName;
+use crate::settings::Reading;
 
 /// How soon it is asked again which datacenter has the config entries.
 const LOCATE_AGAIN: Duration = Duration::from_secs(2);
@@ -76,6 +78,10 @@ pub enum Signal {
         /// for an answer any more.
         fresh: bool,
     },
+    /// The settings in Consul were read.
+    Settings(Reading),
+    /// They cannot be read; that is tried again with back-off.
+    NoSettings(String),
     /// The query failed; it goes on with back-off.
     Failed {
         /// Of what.
@@ -94,8 +100,10 @@ pub async fn watch(
     signals: mpsc::Sender<Signal>,
     stop: CancellationToken,
 ) {
+    let followed = live::Followed::new(client.clone(), &cluster);
     let epoch = client.watch_kv(&epoch::key(&cluster));
     let epoch = follow_key(epoch, &signals, |pair, _| {
+        followed.epoch_seen(pair);
         let index = pair.map(|pair| pair.modify_index);
         Some(Signal::Epoch { index })
     });
@@ -137,6 +145,7 @@ pub async fn watch(
     };
     tokio::select! {
         () = stop.cancelled() => {}
+        () = followed.follow(&signals) => {}
         _ = futures::future::join5(any, entries, ledger, epoch, asked) => {}
     }
 }

@@ -49,6 +49,15 @@ impl Sweeper {
         }
     }
 
+    /// From now on sweeps at least so often while there are writes.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+        self.gap = self.gap.min(interval);
+        if let (Some(due), Some(last)) = (self.due, self.last_start) {
+            self.due = Some(due.min(last + interval));
+        }
+    }
+
     /// Consul told of a change that our writes do not explain.
     pub fn signal(&mut self, now: Instant) {
         let quiet = self

@@ -386,6 +386,10 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
                  again when they are not"
             ),
         ),
+        Step::NoNodeAddress { .. } => trouble(
+            Reason::NoNodeAddress,
+            format!("{key} is not registered: {}", finding.step),
+        ),
         Step::Put(_) | Step::PutNode(_) | Step::Remove(_) | Step::Waiting => {
             trouble(Reason::Writing, format!("{key} is being written to Consul"))
         }

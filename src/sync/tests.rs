@@ -3,6 +3,7 @@
 mod asking;
 mod critical;
 mod hand_over;
+mod settings;
 mod state;
 
 use std::collections::BTreeMap;
@@ -35,7 +36,9 @@ use crate::k8s::status::StatusWriter;
 use crate::k8s::{Change, KubeEvent, Relist, WatchEvent};
 use crate::metrics::Metrics;
 use crate::model::facts::PodFacts;
-use crate::plan::Rules;
+use crate::plan::guard::Limits;
+use crate::plan::{DriftMode, Mode, Rules};
+use crate::settings::Values;
 use crate::test_log::Log;
 
 /// How it fails, and what it was asked.
@@ -53,6 +56,10 @@ struct Consul {
     checks: BTreeMap<(String, String), Value>,
     /// The epoch.
     epoch: Option<Value>,
+    /// Whether the folder of the settings may not be read.
+    hides_settings: bool,
+    /// The policy in that folder, in base64.
+    policy: Option<&'static str>,
     asked: Vec<(Instant, String)>,
 }
 
@@ -131,6 +138,12 @@ impl Consul {
             return (StatusCode::UNAUTHORIZED, "ACL support disabled").into_response();
         } else if path == "/v1/agent/self" {
             json!({"Config": {"Version": "1.22.7", "Datacenter": "dc1", "NodeName": "a"}})
+        } else if path == "/v1/kv/lictor/v1/a/config/" {
+            if self.hides_settings {
+                return (StatusCode::FORBIDDEN, "Permission denied").into_response();
+            }
+            let pair = |value| json!({"Key": "lictor/v1/a/config/policy", "Value": value});
+            json!(self.policy.map(pair).into_iter().collect::<Vec<_>>())
         } else if path.starts_with("/v1/kv/") {
             json!(self.epoch.iter().collect::<Vec<_>>())
         } else {
@@ -182,8 +195,16 @@ fn engine(client: Client) -> Engine {
     let report = Report::new(told, statuses, metrics);
     let index = Index::new("a".parse().unwrap(), GlobSet::empty());
     let options = Options {
-        drift_interval: Duration::from_secs(1),
-        write_rate: None,
+        settings: Values {
+            log_level: "info".to_owned(),
+            policy: Mode::Sync,
+            drift: DriftMode::Repair,
+            drift_interval: Duration::from_secs(1),
+            limits: Limits::default(),
+            sweep_critical_after: None,
+            consul_write_rate: None,
+        },
+        log_level: None,
         take_over: None,
         rules: Rules::default(),
     };

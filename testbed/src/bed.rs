@@ -300,7 +300,8 @@ impl Bed {
         Ok(config)
     }
 
-    async fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
+    /// A new token of a `ServiceAccount`.
+    pub async fn service_account_token(&self, namespace: &str, name: &str) -> Result<String> {
         let accounts = Api::<ServiceAccount>::namespaced(self.kube_client()?, namespace);
         let request = TokenRequest {
             spec: Some(TokenRequestSpec {

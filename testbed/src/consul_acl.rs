@@ -1,11 +1,11 @@
-//! Tokens of Consul, each with rights of its own.
+//! Tokens of Consul, each with rights of its own, and where they come from.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::ConsulApi;
+use crate::{Bed, ConsulApi};
 
 /// The token that may do everything where ACLs are on
 /// ([`BedOptions::consul_acls`](crate::BedOptions::consul_acls)).
@@ -72,6 +72,46 @@ impl ConsulApi {
     pub async fn delete_token(&self, token: &ConsulToken) -> Result<()> {
         let path = format!("/v1/acl/token/{}", token.accessor);
         self.delete(&path).await.map(drop)
+    }
+}
+
+impl Bed {
+    /// An auth method of Consul that asks the API server whose a `ServiceAccount`'s token is, for
+    /// `/v1/acl/auth-method`, with the account that Consul asks as.
+    pub async fn kubernetes_auth_method(&self, name: &str, max_token_ttl: &str) -> Result<Value> {
+        const NAMESPACE: &str = "default";
+        let account = format!("{name}-reviewer");
+        let kind = |kind: &str, version: &str, name: &str| {
+            json!({"apiVersion": version, "kind": kind,
+                   "metadata": {"name": name, "namespace": NAMESPACE}})
+        };
+        let rbac = "rbac.authorization.k8s.io/v1";
+        let binding = |name: &str, role: &str| {
+            let mut binding = kind("ClusterRoleBinding", rbac, name);
+            binding["roleRef"] = json!({"apiGroup": "rbac.authorization.k8s.io",
+                                        "kind": "ClusterRole", "name": role});
+            binding["subjects"] = json!([{"kind": "ServiceAccount", "name": account,
+                                          "namespace": NAMESPACE}]);
+            binding
+        };
+        let mut role = kind("ClusterRole", rbac, &account);
+        role["rules"] =
+            json!([{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}]);
+        let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+            kind("ServiceAccount", "v1", &account),
+            binding(&account, "system:auth-delegator"),
+            role,
+            binding(&format!("{account}-reads"), &account),
+        ]});
+        self.kubectl_apply(&objects.to_string()).await?;
+        let authority = std::fs::read_to_string(self.dir().join("pki/ca.crt"))?;
+        Ok(json!({
+            "Name": name, "Type": "kubernetes", "MaxTokenTTL": max_token_ttl,
+            "Config": {
+                "Host": self.kube_addr(), "CACert": authority,
+                "ServiceAccountJWT": self.service_account_token(NAMESPACE, &account).await?,
+            },
+        }))
     }
 }
 

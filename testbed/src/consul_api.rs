@@ -91,6 +91,14 @@ impl ConsulApi {
         self.call(Method::PUT, path, Some(body)).await
     }
 
+    /// Writes a key of the key-value store, whose value is this text.
+    pub async fn put_text(&self, key: &str, text: &str) -> Result<()> {
+        let path = format!("/v1/kv/{key}");
+        let body = Some(text.as_bytes().to_vec());
+        let (status, bytes) = self.raw(Method::PUT, &path, body).await?;
+        parse(&path, status, &bytes).map(drop)
+    }
+
     /// Posts JSON, as for a new prepared query, and gives the answer, `null` if it has no body.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         self.call(Method::POST, path, Some(body)).await

@@ -21,26 +21,13 @@ const RULES: &str = r#"
     service_prefix "" { policy = "read" }
 "#;
 
-/// Consul's own account, which may review tokens and read accounts, and that of Lictor.
+/// Accounts that log in.
 const ACCOUNTS: &str = r#"
 {"apiVersion": "v1", "kind": "List", "items": [
   {"apiVersion": "v1", "kind": "ServiceAccount",
-   "metadata": {"name": "consul", "namespace": "default"}},
+   "metadata": {"name": "other", "namespace": "default"}},
   {"apiVersion": "v1", "kind": "ServiceAccount",
-   "metadata": {"name": "lictor", "namespace": "default"}},
-  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-   "metadata": {"name": "consul-delegator"},
-   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
-               "name": "system:auth-delegator"},
-   "subjects": [{"kind": "ServiceAccount", "name": "consul", "namespace": "default"}]},
-  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-   "metadata": {"name": "consul-accounts"},
-   "rules": [{"apiGroups": [""], "resources": ["serviceaccounts"], "verbs": ["get"]}]},
-  {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
-   "metadata": {"name": "consul-accounts"},
-   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
-               "name": "consul-accounts"},
-   "subjects": [{"kind": "ServiceAccount", "name": "consul", "namespace": "default"}]}
+   "metadata": {"name": "lictor", "namespace": "default"}}
 ]}"#;
 
 #[tokio::test]
@@ -50,6 +37,7 @@ async fn with_acls_and_tls() -> Result<()> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?
         .local_addr()?
         .port();
+    let socket = folder.path().join("consul.sock");
     let options = BedOptions {
         dir: Some(folder.path().to_owned()),
         consul_config: json!({
@@ -60,6 +48,7 @@ async fn with_acls_and_tls() -> Result<()> {
                 "tokens": { "initial_management": MANAGEMENT, "default": MANAGEMENT },
             },
             "ports": { "https": port },
+            "addresses": { "http": format!("127.0.0.1 unix://{}", socket.display()) },
             "tls": { "https": {
                 "ca_file": pki.join("ca.crt"),
                 "cert_file": pki.join("server.crt"),
@@ -86,7 +75,8 @@ async fn with_acls_and_tls() -> Result<()> {
     a_token_file_is_followed(&settings, folder.path()).await?;
     tls_checks_both_sides(port, &pki).await?;
     tls_files_are_followed(port, &pki).await?;
-    a_service_account_logs_in(&bed, &manager, &pki).await?;
+    a_socket_is_an_address_like_others(&socket).await?;
+    a_service_account_logs_in(&bed, &manager).await?;
     Ok(())
 }
 
@@ -338,13 +328,33 @@ async fn tls_files_are_followed(port: u16, pki: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> Result<()> {
+async fn a_socket_is_an_address_like_others(socket: &Path) -> Result<()> {
+    let settings = |addresses: String| ConsulSettings {
+        addresses,
+        token: Some(SecretString::from(MANAGEMENT)),
+        ..ConsulSettings::default()
+    };
+    let there = format!("unix://{}", socket.display());
+    for addresses in [
+        there.clone(),
+        format!("unix:///nowhere/consul.sock,{there}"),
+    ] {
+        let client = client(settings(addresses));
+        assert!(client.leader().await?.is_some());
+        let read = client.kv_get("lictor/v1/c1/socket", Consistency::Consistent);
+        assert_eq!(read.await?.value, None);
+    }
+    let nowhere = client(settings("unix:///nowhere/consul.sock".to_owned()));
+    let error = nowhere.leader().await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unreachable, "{error}");
+    Ok(())
+}
+
+async fn a_service_account_logs_in(bed: &Bed, manager: &Client) -> Result<()> {
     bed.kubectl_apply(ACCOUNTS).await?;
     let bearer = async |account: &str| -> Result<SecretString> {
-        let token = bed
-            .kubectl(&["--namespace=default", "create", "token", account])
-            .await?;
-        Ok(SecretString::from(token.trim()))
+        let token = bed.service_account_token("default", account).await?;
+        Ok(SecretString::from(token))
     };
     let create = async |endpoint: &'static str, body: Value| -> Result<()> {
         manager
@@ -353,14 +363,7 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
             .success()?;
         Ok(())
     };
-    let method = json!({
-        "Name": "k8s", "Type": "kubernetes", "MaxTokenTTL": "10m",
-        "Config": {
-            "Host": bed.kube_addr(),
-            "CACert": std::fs::read_to_string(pki.join("ca.crt"))?,
-            "ServiceAccountJWT": bearer("consul").await?.expose_secret(),
-        },
-    });
+    let method = bed.kubernetes_auth_method("k8s", "10m").await?;
     create("acl/auth-method", method).await?;
     create(
         "acl/role",
@@ -379,11 +382,13 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
     });
     // Whatever token the client has does not matter to a login.
     client.set_token(&SecretString::from("adf4238a-882b-9ddc-4a9d-5b6758e4159e"))?;
-    let login = client.login("k8s", &bearer("lictor").await?).await?;
+    let login = client
+        .login("k8s", &bearer("lictor").await?, Some("default/lictor-0"))
+        .await?;
     assert!(
         login
-            .expires
-            .is_some_and(|expires| expires > jiff::Timestamp::now()),
+            .lifetime
+            .is_some_and(|lifetime| lifetime > Duration::from_mins(1)),
         "{login:?}"
     );
     assert!(!format!("{login:?}").contains(login.token.expose_secret()));
@@ -398,11 +403,11 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
     assert_eq!(client.check_token().await?, TokenStanding::Unknown);
 
     for (method, account, class) in [
-        ("k8s", "consul", ErrorClass::AccessDenied),
+        ("k8s", "other", ErrorClass::AccessDenied),
         ("missing", "lictor", ErrorClass::TokenUnknown),
     ] {
         let error = client
-            .login(method, &bearer(account).await?)
+            .login(method, &bearer(account).await?, None)
             .await
             .unwrap_err();
         assert_eq!(error.class(), class, "{error}");
@@ -415,7 +420,7 @@ async fn a_service_account_logs_in(bed: &Bed, manager: &Client, pki: &Path) -> R
         (forged, ErrorClass::AccessDenied),
     ] {
         let error = client
-            .login("k8s", &SecretString::from(token))
+            .login("k8s", &SecretString::from(token), None)
             .await
             .unwrap_err();
         assert_eq!(error.class(), class, "{error}");

@@ -348,7 +348,21 @@ pub async fn the_agent_tells_who_it_is(client: &Client) {
     let agent = client.agent().await.unwrap();
     assert!(agent.version.starts_with("1."), "{agent:?}");
     assert_eq!(&*agent.datacenter, "dc1");
-    assert!(client.leader().await.unwrap().is_some());
+    let leader = client.leader().await.unwrap().unwrap();
+    create_node(client, "lictor-c9--impostor").await;
+    let service = NodeService {
+        service: "consul".into(),
+        address: "10.9.9.9".into(),
+        ..service("consul-0")
+    };
+    let put = TxnOp::ServiceSet {
+        node: "lictor-c9--impostor",
+        service: Cow::Borrowed(&service),
+    };
+    apply(client, &[put]).await;
+    // The one that is there, and nobody who calls himself so.
+    let servers = client.servers().await.unwrap();
+    assert_eq!(servers, [leader.parse().unwrap()]);
     let nodes = client.nodes(None, Consistency::Consistent).await.unwrap();
     assert_eq!(nodes.quality, Quality::Unverified);
     assert_eq!(client.check_token().await.unwrap(), TokenStanding::AclsOff);

@@ -19,8 +19,6 @@ use crate::support::{Annotated as _, Installed, Lictor, OFF, Scene, condition, r
 
 const GATE: &str = "lictor.io/registered";
 const ON: &str = "--readiness-gate";
-/// Longer than it takes until a gate is written, where nobody is there to show that.
-const LONG: Duration = Duration::from_secs(3);
 
 /// On a bed whose chart has the right to write gates, and where Deployments make pods.
 async fn scene() -> Result<Scene> {
@@ -311,9 +309,20 @@ async fn only_the_process_that_writes_lets_pods_through() -> Result<()> {
     .await?;
     let first = scene.lictor().await?;
     scene.status("web", "web-0", "passing").await?;
-    sleep(LONG).await;
-    assert_eq!(gate(&scene, "web-0").await?.0, "", "a dry run wrote");
     first.stop().await?;
+    // It knows by then that Consul has the instance, and has gone on to other things.
+    for times in 1..3 {
+        let tags = times.to_string();
+        scene.annotate("web-0", &[("tags", Some(&*tags))]).await?;
+        until("the dry run to see the edit", async || {
+            let log = dry.log();
+            let seen = log.matches("would update tags").count();
+            ensure!(seen >= times, "{seen} of {times}");
+            Ok(())
+        })
+        .await?;
+    }
+    assert_eq!(gate(&scene, "web-0").await?.0, "", "a dry run wrote");
 
     let replaced = scene.lictor_with(&[ON, OFF]).await?;
     open(&scene, "web-0").await?;
@@ -327,7 +336,17 @@ async fn only_the_process_that_writes_lets_pods_through() -> Result<()> {
         .await?;
     scene.status("web", "web-1", "passing").await?;
     last.idle().await?;
-    sleep(LONG).await;
+    // It follows Consul, where a further one is, made later than those by a barrier.
+    for more in 1..3 {
+        scene.barrier().await?;
+        until("the one that was replaced to know of it", async || {
+            let owned = "kind=\"instance\"";
+            let owned = replaced.metric("lictor_owned", &[owned]).await?;
+            ensure!(owned >= 2.0 + f64::from(more), "{owned}");
+            Ok(())
+        })
+        .await?;
+    }
     for pod in ["web-1", "nobody"] {
         assert_eq!(
             gate(&scene, pod).await?.0,
@@ -377,8 +396,8 @@ async fn a_rolling_update_waits_for_consul() -> Result<()> {
         })
         .await?;
         closed(&scene, &new, "ConsulUnavailable").await?;
-        // The controllers have the time to go on, were they to.
-        sleep(LONG).await;
+        // The controllers and the kubelet work off what comes after it.
+        marker(&scene).await?;
         let pods = pods(&scene).await?;
         ensure!(pods.is_superset(&first) && pods.len() == 3, "{pods:?}");
         for pod in &first {
@@ -397,6 +416,31 @@ async fn a_rolling_update_waits_for_consul() -> Result<()> {
         ended = &mut kubelet => ended,
         updated = update => updated,
     }
+}
+
+/// Waits until another Deployment, made now, has its pod, which is ready.
+async fn marker(scene: &Scene) -> Result<()> {
+    let labels = json!({"app": "marker"});
+    let deployment = json!({
+        "metadata": {"name": "marker"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels},
+            "spec": {"nodeName": scene.node,
+                     "containers": [{"name": "app", "image": "example.com/app"}]},
+        }},
+    });
+    let deployments = Api::<Deployment>::namespaced(scene.client.clone(), &scene.namespace);
+    let deployment = serde_json::from_value(deployment)?;
+    deployments
+        .create(&PostParams::default(), &deployment)
+        .await?;
+    until("the marker to be available", async || {
+        let status = deployments.get("marker").await?.status;
+        let available = status.and_then(|status| status.available_replicas);
+        ensure!(available == Some(1), "{available:?}");
+        anyhow::Ok(())
+    })
+    .await
 }
 
 /// The names of the pods of the Deployment.
@@ -463,8 +507,15 @@ async fn without_the_flag_nobody_writes_gates_and_the_pods_are_told() -> Result<
     scene.status("web", "web-0", "passing").await?;
     scene.event("GateNotWritten", "web-0", ON).await?;
     lictor.shows("lictor_gates_waiting", 1.0).await?;
-    sleep(LONG).await;
-    assert_eq!(gate(&scene, "web-0").await?.0, "");
+    // Another one, which comes later, is told of, and passes, as well.
+    gated(&scene, "web-1", "web")
+        .create_ready(&scene.client)
+        .await?;
+    scene.status("web", "web-1", "passing").await?;
+    scene.event("GateNotWritten", "web-1", ON).await?;
+    for pod in ["web-0", "web-1"] {
+        assert_eq!(gate(&scene, pod).await?.0, "");
+    }
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use lictor_testbed::CONSUL_MANAGEMENT_TOKEN;
 use lictor_testbed::proxy::{Answer, Fault, Proxy};
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -26,6 +27,8 @@ pub async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     let given: Vec<String> = more.iter().map(|arg| flag(arg)).collect();
     args.retain(|arg| !arg.starts_with("--listen") && !given.contains(&flag(arg)));
     args.extend(more.iter().map(|&arg| arg.to_owned()));
+    // What a dead cluster left needs rights on its name.
+    args.push(format!("--consul-http-token={CONSUL_MANAGEMENT_TOKEN}"));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, out, err) = run_within(BURIAL, &args).await?;
     Ok(Outcome { code, out, err })

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::faults::three;
 use crate::support::{
-    Annotated as _, Instance, Lictor, Oracle, Scene, condition, rights_of_the_docs, until,
+    Annotated as _, Instance, Lictor, Oracle, Scene, acl_policy, condition, until,
 };
 
 /// Who renews a Lease, as a workload does that makes progress.
@@ -100,6 +100,13 @@ async fn beating(scene: &Scene) -> Result<Worker> {
     let worker = Worker::start(scene, "p-beat");
     is(scene, "passing").await?;
     Ok(worker)
+}
+
+/// The same once nothing is left to be done, and its one session.
+async fn settled(scene: &Scene, lictor: &Lictor) -> Result<(Worker, Vec<Value>)> {
+    let worker = beating(scene).await?;
+    lictor.idle().await?;
+    Ok((worker, session_count(scene, 1).await?))
 }
 
 fn check_id(scene: &Scene) -> String {
@@ -205,13 +212,42 @@ async fn a_lease_that_is_renewed_keeps_the_check_passing() -> Result<()> {
     scene.gone("web", "p").await
 }
 
+/// What Consul has is read once, and not for each that Lictor makes itself.
+#[tokio::test]
+async fn however_many_sessions_are_made_they_are_not_listed_again() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor_with(&["--dead-after", "1m"]).await?;
+    let _worker = beating(&scene).await?;
+    session_count(&scene, 2).await?;
+    let lists = async || {
+        let with = ["endpoint=\"session/list\""];
+        lictor.metric("lictor_consul_requests_total", &with).await
+    };
+    let before = lists().await?;
+    ensure!(before >= 1.0);
+    for (count, pod) in [(3, "q"), (4, "r"), (5, "s")] {
+        let of_it = scene.pod(pod).label("app", "p");
+        of_it.create_ready(&scene.client).await?;
+        // The first time that is heard of proves nothing, the second does.
+        let leases: Api<Lease> = Api::namespaced(scene.client.clone(), &scene.namespace);
+        until(&format!("a session of {pod}"), async || {
+            renew(&leases, &format!("{pod}-beat")).await?;
+            let found = sessions(&scene).await?.len();
+            ensure!(found == count, "{found}");
+            Ok(())
+        })
+        .await?;
+    }
+    let after = lists().await?;
+    ensure!(after <= before, "{before}, and {after} after that");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_restart_keeps_the_session_and_an_instance_that_goes_takes_it_with_it() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    let worker = beating(&scene).await?;
-    lictor.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (worker, before) = settled(&scene, &lictor).await?;
     let dump = scene.dump().await?;
     lictor.stop().await?;
     let lictor = scene.lictor().await?;
@@ -417,22 +453,52 @@ async fn consul_notices_that_lictor_is_dead_where_that_is_asked_for() -> Result<
 async fn with_acls_sessions_need_a_right() -> Result<()> {
     let (_guard, installed) = three().await?;
     let scene = Scene::on(installed).await?;
-    let rights = rights_of_the_docs(&scene.cluster)?;
+    let rights = acl_policy(&scene.cluster).await?;
     let of_sessions = |line: &&str| !line.starts_with("session");
     let fewer: Vec<&str> = rights.lines().filter(of_sessions).collect();
     let token = scene.consul.create_token(&fewer.join("\n")).await?;
     let given = format!("--consul-http-token={}", token.secret);
-    let mut lictor = scene.lictor_with(&[&given, "--dead-after", "1m"]).await?;
+    let (own, pod) = ("lictor-0", scene.pod("lictor-0"));
+    pod.create_ready(&scene.client).await?;
+    let uid = scene.uid(own).await?;
+    let env = [
+        ("POD_NAME", own),
+        ("POD_NAMESPACE", &*scene.namespace),
+        ("POD_UID", &*uid),
+    ];
+    let args = [&*given, "--dead-after=1m"];
+    let mut lictor = scene.spawn_lictor(&args, &env).await?;
     lictor.bears_refusals();
+    lictor.ready().await?;
     register(&scene).await?;
     let _worker = Worker::start(&scene, "p-beat");
     let denied = |status: &Value| condition(status, "Ready").1 == "AccessDenied";
     let status = scene.registration("web", denied).await?;
     let (_, _, message) = condition(&status, "Ready");
     ensure!(message.contains("session:write"), "{message}");
+    // Of its own check no object tells.
+    let said = scene.event("ConsulRefused", own, "lictor-alive").await?;
+    let note = said.note.unwrap_or_default();
+    let place = scene.consul_node();
+    ensure!(
+        note.contains("session:write") && note.contains(&place),
+        "{note}"
+    );
+    let readyz = async || lictor.http("/readyz").await;
+    let (code, text) = readyz().await?;
+    ensure!(code == 200 && text.contains("lictor-alive"), "{text}");
     scene.consul.change_rules(&token, &rights).await?;
     is(&scene, "passing").await?;
     session_count(&scene, 2).await?;
+    until("it to be told no more", async || {
+        let (_, text) = readyz().await?;
+        ensure!(!text.contains("lictor-alive"), "{text}");
+        Ok(())
+    })
+    .await?;
+    let log = lictor.log();
+    let lines = log.lines().filter(|line| line.contains("--dead-after:"));
+    assert_eq!(lines.count(), 1, "{log}");
     let ready = |status: &Value| condition(status, "Ready").0 == "True";
     scene.registration("web", ready).await?;
     Ok(())

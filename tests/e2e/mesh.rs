@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lictor_testbed::kubelet::TestPod;
-use lictor_testbed::{MeshProxy, MeshProxyOptions};
+use lictor_testbed::{CONSUL_MANAGEMENT_TOKEN, MeshProxy, MeshProxyOptions};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::faults::three;
-use crate::support::{Instance, Kind, Lictor, Scene, rights_of_the_docs, until};
+use crate::support::{Instance, Kind, Lictor, Scene, until};
 
 /// A service with a proxy that listens for it, and another service whose proxy calls it.
 struct Mesh {
@@ -29,7 +29,7 @@ struct Mesh {
 
 impl Mesh {
     async fn new() -> Result<Self> {
-        Self::on(Scene::new().await?, "").await
+        Self::on(Scene::new().await?, CONSUL_MANAGEMENT_TOKEN).await
     }
 
     /// With this token for the proxies, which are no part of Lictor.
@@ -456,14 +456,11 @@ async fn endpoints_have_proxies_too() -> Result<()> {
 async fn with_acls_the_rights_of_the_docs_are_enough_for_the_mesh() -> Result<()> {
     let (_guard, installed) = three().await?;
     let scene = Scene::on(installed).await?;
-    let rights = rights_of_the_docs(&scene.cluster)?;
-    let token = scene.consul.create_token(&rights).await?;
     let of_proxies = r#"service_prefix "" { policy = "write" } node_prefix "" { policy = "read" }"#;
     let of_proxies = scene.consul.create_token(of_proxies).await?;
     let mesh = Mesh::on(scene, &of_proxies.secret).await?;
     let scene = &mesh.scene;
-    let token = format!("--consul-http-token={}", token.secret);
-    let lictor = scene.lictor_with(&[&token]).await?;
+    let lictor = scene.lictor().await?;
     mesh.pod().create_ready(&scene.client).await?;
     let upstreams = json!([{"service": mesh.caller, "localPort": 9191}]);
     let port = mesh.inbound.port()?;

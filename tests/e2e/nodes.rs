@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::support::{Annotated as _, Installed, Scene};
+use crate::support::{Annotated as _, Installed, Scene, condition};
 
 #[tokio::test]
 async fn a_node_that_is_not_ready_takes_out_its_instances_with_one_check() -> Result<()> {
@@ -106,6 +106,67 @@ async fn a_node_that_went_while_it_was_down_takes_out_its_instances() -> Result<
     lictor.shows("lictor_held_nodes", 0.0).await?;
     node.create(&scene.client).await?;
     scene.instance("web", "web-0", passing).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_whose_node_has_no_address_is_told_so_until_it_has_one() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let name = format!("{}-bare", scene.node);
+    let on_it = |pod| scene.pod(pod).node(&name).host_ips([""; 0]);
+    let annotated = on_it("web-0").lictor("service", "web");
+    annotated.create_ready(&scene.client).await?;
+    let selected = on_it("api-0").label("app", "api");
+    selected.create_ready(&scene.client).await?;
+    let spec = json!({"selector": {"matchLabels": {"app": "api"}}});
+    scene.register("api", spec).await?;
+
+    let words = format!("Kubernetes node {name}, on which pod {}/", scene.namespace);
+    scene.event("NoNodeAddress", "web-0", &words).await?;
+    scene.event("NoNodeAddress", "api", "InternalIP").await?;
+    let status = scene
+        .registration("api", |status| {
+            condition(status, "Ready").1 == "NoNodeAddress"
+        })
+        .await?;
+    let message = status["lastError"].as_str().unwrap();
+    ensure!(message.contains(&words), "{message}");
+    assert_eq!(condition(&status, "Ready").0, "False");
+    assert_eq!(condition(&status, "Reconciling").0, "True");
+    assert_eq!(status["instances"]["summary"], "0/1");
+
+    // It is looked at again and again, and told once.
+    for value in ["1", "2", "3"] {
+        scene.label("web-0", "round", Some(value)).await?;
+        scene.annotate("web-0", &[("tags", Some(value))]).await?;
+    }
+    scene.barrier().await?;
+    let id = scene.id("web", "web-0");
+    let log = lictor.log();
+    let told = log.lines().filter(|line| line.contains("NoNodeAddress"));
+    assert_eq!(told.filter(|line| line.contains(&id)).count(), 1, "{log}");
+
+    // A pod that goes is not waited for.
+    let gone = on_it("web-1").lictor("service", "web");
+    gone.create_ready(&scene.client).await?;
+    scene.event("NoNodeAddress", "web-1", &words).await?;
+    gone.delete(&scene.client).await?;
+    gone.finish_deletion(&scene.client).await?;
+    lictor.shows("lictor_pending_keys", 2.0).await?;
+
+    let node = TestNode::new(&name).address("InternalIP", "192.168.7.9");
+    node.create(&scene.client).await?;
+    for (service, pod) in [("web", "web-0"), ("api", "api-0")] {
+        let seen = scene.status(service, pod, "passing").await?;
+        assert_eq!(seen.raw["Node"]["Address"], "192.168.7.9");
+    }
+    scene
+        .registration("api", |status| {
+            condition(status, "Ready").0 == "True" && status["lastError"].is_null()
+        })
+        .await?;
+    lictor.shows("lictor_pending_keys", 0.0).await?;
     Ok(())
 }
 

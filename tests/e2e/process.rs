@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use lictor_testbed::wait;
 use serde_json::json;
 
+use crate::faults::alone;
 use crate::support::{Annotated as _, Scene, json_lines, run, until};
 
 #[tokio::test]
@@ -206,7 +207,8 @@ async fn logs_are_json_on_demand_and_every_removal_is_one_line() -> Result<()> {
 #[tokio::test]
 async fn a_token_is_harmless_without_acls_and_never_shown() -> Result<()> {
     const SECRET: &str = "4ab1c9e2-0000-4000-8000-5ec4e75ec4e7";
-    let scene = Scene::new().await?;
+    let (_guard, installed) = alone().await?;
+    let scene = Scene::on(installed).await?;
     let file = scene.bed.dir().join(format!("token-{}", scene.cluster));
     std::fs::write(&file, format!("{SECRET}\n"))?;
     let file = format!("--consul-http-token-file={}", file.display());

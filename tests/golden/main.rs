@@ -237,6 +237,7 @@ impl Bed {
                 | Step::OwnedByAnother { .. }
                 | Step::Held(_)
                 | Step::KeptOut(_)
+                | Step::NoNodeAddress { .. }
                 | Step::Lingering,
             ) => {}
             (Key::Node(name), Step::PutNode(write)) => {

@@ -457,7 +457,7 @@ impl World {
                 }
                 return true;
             }
-            Step::Waiting => {
+            Step::Waiting | Step::NoNodeAddress { .. } => {
                 self.wait(key);
                 return true;
             }

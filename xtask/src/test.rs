@@ -8,6 +8,9 @@ use crate::cargo;
 /// How many tests run at once.
 const THREADS: &str = "RUST_TEST_THREADS";
 
+/// Whether errors that are returned carry a backtrace.
+const ERROR_BACKTRACE: &str = "RUST_LIB_BACKTRACE";
+
 /// Run all tests, after building the servers that they need (some minutes the first time).
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -27,6 +30,10 @@ impl Args {
             // Tests wait for servers, for timers and for each other most of the time.
             let cores = thread::available_parallelism().map_or(2, NonZero::get);
             command.env(THREADS, (cores * 3).to_string());
+        }
+        if env::var_os(ERROR_BACKTRACE).is_none() {
+            // Where an error was made says nothing, and hides what it says.
+            command.env(ERROR_BACKTRACE, "0");
         }
         if !self.names_a_package() {
             command.arg("--workspace");

@@ -30,6 +30,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "leaderElection is off, but replicas is %d: without an election only one may run" (int .Values.replicas)) -}}
 {{- end -}}
 {{- $tls := .Values.consul.tls -}}
+{{- if and .Values.consul.tokenSecret.name .Values.consul.authMethod -}}
+{{- fail "consul.tokenSecret.name and consul.authMethod are both set: give one or the other" -}}
+{{- end -}}
 {{- if $tls.enabled -}}
 {{- if contains "http://" .Values.consul.address -}}
 {{- fail (printf "consul.tls.enabled is true, but consul.address is %s: write https:// and the TLS port, which is 8501 by default" .Values.consul.address) -}}

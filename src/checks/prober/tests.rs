@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
-use crate::desired::probe;
+use crate::desired::probe::{self, Asked};
 use crate::model::entry::Health;
 use crate::model::names::{InstanceId, NodeName};
 
@@ -22,11 +22,12 @@ fn key(id: &str) -> InstanceKey {
     }
 }
 
-fn asked(check: &Value, port: u16) -> Box<[Asked]> {
+fn asked(check: &Value, port: u16) -> Box<[AskedCall]> {
     let checks = serde_json::from_value::<Vec<_>>(json!([check])).unwrap();
     let probe = probe::of(&checks).unwrap()[0].clone();
     let lease = Text::default();
-    Box::new([Asked { probe, port, lease }])
+    let asked = Asked { probe, port, lease };
+    Box::new([asked.call().unwrap()])
 }
 
 /// A server that takes connections and says nothing, until it is dropped.

@@ -1,7 +1,9 @@
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::*;
-use crate::desired::probe;
+use crate::desired::probe::{self, Asked};
 use crate::model::names::{InstanceId, NodeName};
 
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -14,21 +16,22 @@ fn key(id: &str) -> InstanceKey {
     }
 }
 
-fn asked(checks: &Value) -> Vec<Asked> {
+fn asked(checks: &Value) -> Vec<AskedCall> {
     let probes = probe::of(&serde_json::from_value::<Vec<_>>(checks.clone()).unwrap()).unwrap();
     let with_port = |probe: &Arc<Probe>| Asked {
         probe: probe.clone(),
         port: 80,
         lease: Text::default(),
     };
-    probes.iter().map(with_port).collect()
+    let asked = probes.iter().map(with_port);
+    asked.map(|asked| asked.call().unwrap()).collect()
 }
 
-fn one() -> Vec<Asked> {
+fn one() -> Vec<AskedCall> {
     asked(&json!([{"name": "api", "tcp": {}}]))
 }
 
-fn to_follow<'a>(host: &'a Text, asked: &'a [Asked], known: &'a [Option<Known>]) -> Follow<'a> {
+fn to_follow<'a>(host: &'a Text, asked: &'a [AskedCall], known: &'a [Option<Known>]) -> Follow<'a> {
     Follow {
         host,
         asked,
@@ -148,7 +151,7 @@ fn what_stays_the_same_keeps_its_time_and_what_changes_runs_at_once() {
     );
     assert_eq!(roster.len(), 2);
     let run = roster.take(now, ROOM, || 0.0).unwrap();
-    assert_eq!(run.target.probe.name.as_ref(), "db");
+    assert_eq!(run.target.timeout, Duration::from_secs(1), "it is db");
     assert!(roster.take(now, ROOM, || 0.0).is_none());
     // Elsewhere, both are asked.
     roster.ended(run.id, Health::Passing);

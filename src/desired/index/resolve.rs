@@ -108,13 +108,27 @@ impl Index {
             };
             return Some(DesiredNode { node, check });
         }
-        let address = facts.and_then(|facts| facts.internal_ip.clone());
-        let address = address.or_else(|| self.host_ip_on(name))?;
+        let address = self.address_of(name, facts)?.clone();
         let meta = self.node_meta(Some((&kubernetes, facts)));
         Some(DesiredNode {
             node: Node { address, meta },
             check,
         })
+    }
+
+    /// Whether a synthetic node can be made: it has an address.
+    #[must_use]
+    pub fn has_address(&self, name: &NodeName) -> bool {
+        let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {
+            return true;
+        };
+        let facts = self.nodes.get(&(Text::from(""), kubernetes.into()));
+        self.address_of(name, facts).is_some()
+    }
+
+    fn address_of<'a>(&'a self, name: &NodeName, facts: Option<&'a NodeFacts>) -> Option<&'a Text> {
+        let address = facts.and_then(|facts| facts.internal_ip.as_ref());
+        address.or_else(|| self.host_ip_on(name))
     }
 
     /// `held` is what Consul holds there of ours.
@@ -442,14 +456,14 @@ impl Index {
     }
 
     /// The host IP of the first pod that claims something on the node.
-    fn host_ip_on(&self, node: &NodeName) -> Option<Text> {
+    fn host_ip_on(&self, node: &NodeName) -> Option<&Text> {
         self.claims_on(node)
             .flat_map(|(_, claimants)| claimants)
             .find_map(|claimant| {
                 let Target::Pod(pod) = &claimant.target else {
                     return None;
                 };
-                self.pod(&claimant.owner.namespace, pod)?.host_ip.clone()
+                self.pod(&claimant.owner.namespace, pod)?.host_ip.as_ref()
             })
     }
 

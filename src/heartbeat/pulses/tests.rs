@@ -311,6 +311,102 @@ fn sessions_that_nothing_follows_are_told() {
     assert_eq!(bench.list(), bench.sessions);
 }
 
+/// One that only makes sessions itself, and has heard of these that nothing follows.
+fn relying_on(strays: &[Found]) -> Bench {
+    let mut bench = Bench::new();
+    bench.sessions.extend_from_slice(strays);
+    let strays = bench.list();
+    bench.pulses.rely_on(&strays, bench.now);
+    bench
+}
+
+#[test]
+fn for_what_is_followed_later_no_list_is_read_again() {
+    let mut bench = relying_on(&[]);
+    for number in 0..100 {
+        let place = place(&number.to_string());
+        assert_eq!(bench.pulses.is_alive(&place), Some(false));
+        bench
+            .pulses
+            .follow(&place, (TTL, Want::Alive), Some(Passing), bench.now);
+        bench.work(true);
+        bench.pass(1, true);
+        assert!(!bench.pulses.wants_list(), "after {number}");
+    }
+    assert_eq!((bench.made, bench.ended), (100, 0));
+    assert!(bench.renewed > 300, "{}", bench.renewed);
+}
+
+#[test]
+fn what_may_have_sessions_that_were_not_followed_wants_a_list() {
+    let mut bench = relying_on(&[found("x", "other".into())]);
+    assert_eq!(bench.pulses.is_alive(&place("x")), None);
+    bench.follow(Want::Alive, Some(Passing));
+    assert!(bench.pulses.wants_list());
+    bench.pass(60, true);
+    assert_eq!(bench.made, 0);
+
+    // Its node was somebody else's for a while.
+    let mut bench = relying_on(&[]);
+    bench.follow(Want::Alive, Some(Passing));
+    bench.work(true);
+    bench.pulses.leave(&place("x"));
+    assert_eq!(bench.pulses.is_alive(&place("x")), None);
+    bench.follow(Want::Alive, Some(Passing));
+    assert!(bench.pulses.wants_list());
+    // With its node they would have gone.
+    bench.list();
+    bench.pulses.drop(&place("x"));
+    assert_eq!(bench.pulses.is_alive(&place("x")), Some(false));
+
+    // One was made, or may have been, for what is followed no more.
+    for outcome in [Outcome::Created("new".into()), Outcome::Lost] {
+        let mut bench = relying_on(&[]);
+        bench.follow(Want::Alive, Some(Passing));
+        let act = bench.pulses.next(Some(bench.now), bench.now).unwrap();
+        bench.pulses.drop(&place("x"));
+        bench.pulses.done(&act, outcome, bench.now, || 0.5);
+        assert_eq!(bench.pulses.is_alive(&place("x")), None);
+    }
+}
+
+#[test]
+fn what_was_doubted_is_listed_before_anything_is_made() {
+    let mut bench = relying_on(&[]);
+    let asked = bench.now;
+    bench.now += Duration::from_secs(1);
+    bench.pulses.doubt(bench.now);
+    // That list is older than the doubt.
+    bench.pulses.rely_on(&[], asked);
+    assert_eq!(bench.pulses.is_alive(&place("x")), None);
+    bench.follow(Want::Alive, Some(Passing));
+    assert!(bench.pulses.wants_list());
+    bench.work(true);
+    assert_eq!(bench.made, 0);
+}
+
+#[test]
+fn a_list_counts_for_what_is_renewed_meanwhile() {
+    for answered in [true, false] {
+        let mut bench = Bench::new();
+        bench.add();
+        bench.follow(Want::Alive, Some(Passing));
+        bench.list();
+        bench.pulses.doubt(bench.now);
+        let asked = bench.now + TTL / 2;
+        let act = bench.pulses.next(Some(asked), asked).unwrap();
+        assert!(matches!(act, Act::Renew(..)), "{act:?}");
+        bench.now = asked + Duration::from_secs(1);
+        if answered {
+            let outcome = Outcome::Renewed;
+            bench.pulses.done(&act, outcome, bench.now, || 0.5);
+        }
+        let sessions = bench.sessions.clone();
+        bench.pulses.listed(sessions, asked, bench.now, || 0.5);
+        assert!(!bench.pulses.wants_list());
+    }
+}
+
 #[test]
 fn renewals_of_a_thousand_are_spread() {
     let mut pulses = Pulses::default();

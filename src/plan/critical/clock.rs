@@ -133,6 +133,11 @@ impl Criticals {
         self.after
     }
 
+    /// From now on `--sweep-critical-after` is this.
+    pub fn set_after(&mut self, after: Option<Duration>) {
+        self.after = after;
+    }
+
     /// How an instance is was found out; `None` for one that may not be deregistered, or that nothing
     /// claims.
     pub fn observe(&mut self, key: &InstanceKey, watched: Option<&Watched>, now: Instant) {

@@ -29,6 +29,8 @@ const CEILING: Duration = Duration::from_secs(30);
 pub struct Look {
     /// Which one.
     pub id: u64,
+    /// The instance that would go.
+    pub instance: InstanceKey,
     /// The pod to look at.
     pub pod: Owner,
 }
@@ -134,12 +136,19 @@ impl Looks {
             row.state = State::Asked(self.last, now);
             let look = Look {
                 id: self.last,
+                instance: key.clone(),
                 pod: row.pod.clone(),
             };
             self.asked.insert(self.last, key);
             return Some(look);
         }
         None
+    }
+
+    /// The instance that a look which is under way is for.
+    #[must_use]
+    pub fn asked_for(&self, id: u64) -> Option<&InstanceKey> {
+        self.asked.get(&id)
     }
 
     /// A look was answered; `agrees` if the pod is as it is known. Returns the instance that may go by it.

@@ -110,7 +110,8 @@ pub(super) fn watched(key: &InstanceKey, claim: &Claim, scope: &Scope<'_>) -> Op
     })
 }
 
-fn pod_of(service: &Service) -> Option<Owner> {
+/// The pod that an entry of ours is of, if it is one's.
+pub(super) fn pod_of(service: &Service) -> Option<Owner> {
     let meta = |key: &str| service.meta.get(key);
     let is_pod = meta(marks::K8S_REF_KIND).is_some_and(|kind| **kind == *OwnerKind::Pod.as_str());
     let (namespace, name) = (meta(marks::K8S_NAMESPACE)?, meta(marks::K8S_REF_NAME)?);
@@ -152,6 +153,10 @@ fn is_doubtful(key: &InstanceKey, scope: &Scope<'_>) -> bool {
 }
 
 /// Whether Kubernetes is out of reach, for what an instance depends on.
+///
+/// Leases are no part of it: where those of a namespace cannot be watched nothing is known of the heartbeats
+/// that look at them, so that they make no instance critical, and those of other namespaces go on. A watch of
+/// theirs that is only silent is found out by a list, before an instance goes.
 #[must_use]
 pub fn is_lost(watches: &Watches) -> bool {
     let broken = |kind: &Kind| matches!(watches.state(*kind), Watch::Broken(_));

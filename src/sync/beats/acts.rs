@@ -5,10 +5,12 @@ use tokio::time::Instant;
 use super::{TELL_PAUSE, instance_of};
 use crate::consul::{ConsulError, ErrorClass};
 use crate::heartbeat::pulses::{Act, Outcome, Place};
+use crate::k8s::EventReason;
 use crate::model::entry::ALIVE_CHECK_ID;
 use crate::model::key::{Key, Place as KeyPlace};
+use crate::model::names::NodeName;
 use crate::observed::entry::ObservedCheck;
-use crate::status::board::{Reason, Trouble};
+use crate::status::board::{Reason, Trouble, beside};
 use crate::sync::dirty::{Cause, Due};
 use crate::sync::engine::Engine;
 use crate::sync::sessions::{Acted, Checked};
@@ -51,12 +53,20 @@ impl Engine {
         if changed {
             self.count_sessions();
         }
+        let is_own = *place.check == *ALIVE_CHECK_ID;
         if error.is_none() {
             self.beats.refused.remove(&place);
+            if is_own {
+                self.beats.denied.remove(&place.node);
+            }
         }
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
-            if let Some(error) = error {
-                self.tell_failed(&place, &error, at);
+            match error {
+                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {
+                    self.deny_own(&place.node, &error);
+                }
+                Some(error) => self.tell_failed(&place, &error, at),
+                None => {}
             }
             return;
         };
@@ -77,6 +87,29 @@ impl Engine {
             }
             Some(error) => self.tell_failed(&place, &error, at),
         }
+    }
+
+    /// Consul does not allow the session of Lictor's own check. No object stands for it: it is told once for
+    /// all nodes, on Lictor's own pod.
+    fn deny_own(&mut self, node: &NodeName, error: &ConsulError) {
+        let began = self.beats.denied.is_empty();
+        let why = error.to_string();
+        self.beats.denied.insert(node.clone(), why);
+        if let Some(note) = self.own_denied().filter(|_| began) {
+            tracing::warn!(reason = "ConsulRefused", "{note}");
+            self.report.own_event(EventReason::ConsulRefused, note);
+        }
+    }
+
+    /// That Consul does not allow the sessions of Lictor's own checks, if it does not.
+    pub(in crate::sync) fn own_denied(&self) -> Option<String> {
+        let denied = &self.beats.denied;
+        let (node, why) = denied.first_key_value()?;
+        let message = format!(
+            "--dead-after: Consul does not allow the session of {ALIVE_CHECK_ID} on the node {node}, which \
+             stays passing if Lictor dies: give the token session:write there: {why}"
+        );
+        Some(beside(&message, denied.len() - 1))
     }
 
     /// One line for all that fail together.

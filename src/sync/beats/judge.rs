@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::Beating;
+use super::{Beating, LISTED_LATELY};
 use crate::desired::probe::Asked;
 use crate::heartbeat::leases::{Beat, News};
 use crate::heartbeat::pulses::{Place, Want};
@@ -159,6 +159,31 @@ impl Engine {
         }
         let trouble = self.trouble_of_beat(place, &beating);
         self.tell_beat(place, &beating.key, trouble, now);
+    }
+
+    /// Whether the Leases that make an instance critical, if any do, were listed a moment ago; else they are
+    /// from now on. A watch that is silent looks like workers that are.
+    pub(in crate::sync) fn lapses_are_read(&mut self, key: &InstanceKey, now: Instant) -> bool {
+        let found = &self.rules.heartbeats;
+        let is_lapsed = |beating: &&Beating| {
+            let found = found.get(key, &beating.name);
+            found.is_some_and(|found| found.status == Health::Critical)
+        };
+        let of = &self.beats.of;
+        let places = self.beats.of_instance.get(key).into_iter().flatten();
+        let beating = places.filter_map(|place| Some(&of.get(place)?.beating));
+        let Some(lapsed) = beating.clone().find(is_lapsed) else {
+            return true;
+        };
+        // All that an instance looks at are of one namespace.
+        let namespace = lapsed.namespace.clone();
+        let since = now.checked_sub(LISTED_LATELY).unwrap_or(now);
+        if self.beats.leases.was_listed_since(&namespace, since) {
+            return true;
+        }
+        self.beats.look_again(&namespace);
+        self.beats.look_at(now);
+        false
     }
 
     /// What a Lease says counts also for an instance that Consul has not.

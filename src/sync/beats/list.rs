@@ -88,7 +88,9 @@ impl Engine {
                 .pulses
                 .listed(ours, read.asked, now, rand::random::<f64>);
         }
-        if !self.beats.leads {
+        if self.beats.leads {
+            self.beats.pulses.rely_on(&strays, read.asked);
+        } else {
             self.drop_ended();
         }
         self.count_sessions();

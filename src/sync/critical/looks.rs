@@ -10,7 +10,9 @@ use crate::sync::engine::Engine;
 impl Engine {
     /// Asks for the pods of instances that are to go.
     pub(in crate::sync) fn look_at_pods(&mut self, now: Instant) {
-        while let Some(Look { id, pod }) = self.rules.criticals.next_look(now) {
+        while let Some(Look { id, instance, pod }) = self.rules.criticals.next_look(now) {
+            // Both at once, so that the second look finds it done, at the latest.
+            self.lapses_are_read(&instance, now);
             let question = Question {
                 id,
                 namespace: pod.namespace,
@@ -54,6 +56,8 @@ impl Engine {
                 false
             }
         };
+        let instance = self.rules.criticals.looks.asked_for(question.id).cloned();
+        let agrees = agrees && instance.is_none_or(|instance| self.lapses_are_read(&instance, now));
         let looks = &mut self.rules.criticals.looks;
         if let Some(key) = looks.answered(question.id, agrees, now, rand::random()) {
             self.touch_instances([key], now);

@@ -107,7 +107,7 @@ async fn read(client: Client, cluster: ClusterName, table: Table, ticket: TableT
 
 impl Engine {
     pub(super) fn table(&mut self, table: Table) -> &mut TableState {
-        let interval = self.drift_interval;
+        let interval = self.settings.values().drift_interval;
         let state = || TableState::new(table, interval);
         self.tables.entry(table).or_insert_with(state)
     }

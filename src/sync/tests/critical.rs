@@ -4,14 +4,21 @@ use super::state::{instance, n1, ready};
 use super::*;
 use crate::consul::wire::KvPair;
 use crate::consul::{Consistency, Quality, TxnOutcome, TxnResult};
+use crate::desired::index::Touched;
+use crate::desired::registration::Registration;
+use crate::k8s::{Answer, Question, Seen};
 use crate::model::critical;
+use crate::model::entry::Health;
 use crate::model::key::Key;
+use crate::model::owner::Owner;
 use crate::plan::batch::BatchedStep;
+use crate::plan::critical::{OwnHealth, Watched};
 use crate::plan::{self, Step};
 use crate::sync::apply::{Done, ReadError};
 use crate::sync::claim::{Before, Claimed};
 use crate::sync::critical::CriticalRead;
 use crate::sync::dirty::{Cause, Due};
+use crate::sync::sessions::Read;
 
 fn read(engine: &mut Engine, epoch: u64, pairs: Result<Vec<KvPair>, ReadError>) {
     engine.absorb(Done::ReadCritical(CriticalRead { epoch, pairs }));
@@ -153,4 +160,87 @@ async fn what_is_registered_again_is_not_missing_any_more() {
         let gone = engine.rules.guard.judge(20, now).len();
         assert_eq!(gone, if registered { 10 } else { 0 });
     }
+}
+
+/// An engine of which the pod's instance has no heartbeat, as far as the Leases listed at this moment show.
+fn without_heartbeat(listed: Instant) -> Engine {
+    let mut engine = ready();
+    let check = json!({"name": "progress", "ttl": {"lease": "beat", "ttl": "30s"}});
+    let spec = json!({"selector": {}, "health": {"checks": [check]}});
+    let registration = Registration::of(&object("web", spec));
+    engine
+        .index
+        .apply_registration(registration, &mut Touched::default());
+    let key = instance("p");
+    let whole = Key::Instance(key.clone());
+    let finding = plan::decide(&whole, &engine.index, &engine.mirror, &engine.rules);
+    engine.follow_beats(&key, &finding, listed);
+    engine.beat(listed);
+    let asked = Instant::now();
+    let (sessions, version) = (Ok(Vec::new()), None);
+    engine.absorb_sessions(Read {
+        asked,
+        sessions,
+        version,
+    });
+    list_leases(&mut engine, listed);
+    let found = engine.rules.heartbeats.get(&key, "progress");
+    assert_eq!(found.map(|found| found.status), Some(Health::Critical));
+    engine
+}
+
+fn list_leases(engine: &mut Engine, at: Instant) {
+    let listed = WatchEvent::Listed {
+        resource_version: "1".into(),
+    };
+    for event in [WatchEvent::Listing, listed] {
+        engine.hear_leases(&"shop".into(), event, at);
+    }
+}
+
+/// The instance was critical for long, and the API server shows its pod as it is known.
+fn looked_at(engine: &mut Engine) -> bool {
+    let (key, now) = (instance("p"), Instant::now());
+    let pod = Owner::pod(&"shop".into(), &"p".into());
+    let watched = Watched {
+        instance: key.clone(),
+        uid: "uid-p".into(),
+        after: Duration::from_secs(30),
+        health: OwnHealth::Critical,
+        there: true,
+        pod: Some(pod.clone()),
+    };
+    let criticals = &mut engine.rules.criticals;
+    criticals.observe(&key, Some(&watched), now);
+    while let Some(wake) = criticals.wake_at() {
+        criticals.ripen(|_| true, wake, 1_000_000);
+    }
+    criticals.looks.want(&key, &pod, now);
+    let look = criticals.next_look(now).unwrap();
+    assert_eq!(look.instance, key);
+    let question = Question {
+        id: look.id,
+        namespace: "shop".into(),
+        name: "p".into(),
+    };
+    let seen = Ok(Seen {
+        pod: Some(web("p", "n1")),
+        node: Some(node("n1")),
+    });
+    engine.absorb_look(Answer { question, seen });
+    engine.rules.criticals.looks.shows(&key)
+}
+
+#[tokio::test]
+async fn leases_are_listed_before_an_instance_goes_for_want_of_a_heartbeat() {
+    let now = Instant::now();
+    assert!(looked_at(&mut without_heartbeat(now)));
+
+    let mut engine = without_heartbeat(now - Duration::from_mins(1));
+    let lists = |engine: &Engine| engine.lease_namespaces().borrow().get("shop").copied();
+    assert_eq!(lists(&engine), Some(0));
+    assert!(!looked_at(&mut engine), "the watch may be silent");
+    assert_eq!(lists(&engine), Some(1));
+    list_leases(&mut engine, Instant::now());
+    assert!(engine.lapses_are_read(&instance("p"), Instant::now()));
 }

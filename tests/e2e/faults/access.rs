@@ -207,15 +207,14 @@ async fn without_rights_on_the_epoch_nothing_is_written_and_that_is_said() -> Re
     let token = scene.consul.create_token(&with("deny")).await?;
     let (_, arg) = token_file(&scene, &token.secret)?;
     let mut lictor = scene.spawn_lictor(&[&arg], &[]).await?;
-    // At the start: it may not be read, then not be written.
-    for keys in ["deny", "read"] {
+    // At the start: nothing there may be read, then the epoch not be written.
+    for (keys, what, lacks) in [
+        ("deny", "/config/: ", "key:read"),
+        ("read", "cannot take the epoch", "key:write"),
+    ] {
         scene.consul.change_rules(&token, &with(keys)).await?;
-        let lacks = format!(
-            "lacks permission 'key:{}'",
-            if keys == "deny" { "read" } else { "write" }
-        );
-        not_ready(&lictor, "cannot take the epoch").await?;
-        not_ready(&lictor, &lacks).await?;
+        not_ready(&lictor, what).await?;
+        not_ready(&lictor, &format!("lacks permission '{lacks}'")).await?;
         assert_eq!(scene.dump().await?, serde_json::json!([]));
     }
     scene.consul.change_rules(&token, &with("write")).await?;

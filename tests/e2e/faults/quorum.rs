@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lictor_testbed::wait;
+use lictor_testbed::{CONSUL_MANAGEMENT_TOKEN, wait};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -129,7 +129,9 @@ async fn without_a_quorum_all_is_kept_and_said() -> Result<()> {
 async fn wiped_amid_changes_it_is_filled_again_under_a_new_epoch() -> Result<()> {
     let (_guard, installed) = three().await?;
     let scene = Scene::on(installed).await?;
-    let lictor = scene.lictor().await?;
+    // All other tokens go with the rest.
+    let token = format!("--consul-http-token={CONSUL_MANAGEMENT_TOKEN}");
+    let lictor = scene.lictor_with(&[&token]).await?;
     settle(&scene, &STAY).await?;
     let mut churn = Churn::beside(&scene, &STAY);
     // More than the guard lets go at once, were they taken for absences.

@@ -77,9 +77,7 @@ async fn an_api_server_that_says_nothing_lets_no_heartbeat_lapse() -> Result<()>
 async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()> {
     let scene = Scene::new().await?;
     let first = scene.lictor_with(&[OFF]).await?;
-    let _worker = beating(&scene).await?;
-    first.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (_worker, before) = settled(&scene, &first).await?;
     let oracle = watched(&scene).await?;
     let second = scene.lictor_with(&[OFF]).await?;
     first.not_ready("replaced").await?;
@@ -103,9 +101,7 @@ async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()>
 async fn a_start_without_the_api_server_keeps_what_is_alive() -> Result<()> {
     let scene = Scene::new().await?;
     let lictor = scene.lictor().await?;
-    let worker = beating(&scene).await?;
-    lictor.idle().await?;
-    let before = session_count(&scene, 1).await?;
+    let (worker, before) = settled(&scene, &lictor).await?;
     let oracle = watched(&scene).await?;
     lictor.stop().await?;
     let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
@@ -165,4 +161,92 @@ async fn a_check_that_another_hand_turned_is_turned_back() -> Result<()> {
     }
     session_count(&scene, 0).await?;
     Ok(())
+}
+
+/// A kubeconfig with the rights of the chart but for those on Leases.
+async fn without_leases(scene: &Scene) -> Result<String> {
+    let role = ["get", "clusterrole/lictor", "-o", "json"];
+    let role: Value = serde_json::from_str(&scene.bed.kubectl(&role).await?)?;
+    let is_of_leases = |rule: &&Value| rule["resources"].to_string().contains("leases");
+    let rules = role["rules"].as_array().context("no rules")?.iter();
+    let fewer: Vec<&Value> = rules.clone().filter(|rule| !is_of_leases(rule)).collect();
+    ensure!(fewer.len() < rules.len(), "{role:#}");
+    let (namespace, name) = (&scene.namespace, format!("{}-few", scene.namespace));
+    let kind = |kind: &str| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind});
+    let with = |mut object: Value, more: Value| {
+        object["metadata"] = json!({"name": name});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            object[key] = value.clone();
+        }
+        object.to_string()
+    };
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+                         "metadata": {"name": "few", "namespace": namespace}});
+    let role = with(kind("ClusterRole"), json!({"rules": fewer}));
+    let binding = json!({
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": "few", "namespace": namespace}],
+    });
+    let binding = with(kind("ClusterRoleBinding"), binding);
+    for object in [account.to_string(), role, binding] {
+        scene.bed.kubectl_apply(&object).await?;
+    }
+    let kubeconfig = scene.bed.service_account_kubeconfig(namespace, "few");
+    Ok(format!("--kubeconfig={}", kubeconfig.await?.display()))
+}
+
+/// What may not be seen is told, and held against nobody.
+#[tokio::test]
+async fn without_the_right_to_watch_leases_what_passes_goes_on_passing() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let (worker, before) = settled(&scene, &lictor).await?;
+    let oracle = watched(&scene).await?;
+    lictor.stop().await?;
+    let fewer = without_leases(&scene).await?;
+    // Nor may it have a Lease to lead by.
+    let mut lictor = scene.lictor_with(&[&fewer, OFF]).await?;
+    lictor.bears_refusals();
+    let denied = |status: &Value| condition(status, "Ready").1 == "AccessDenied";
+    let status = scene.registration("web", denied).await?;
+    let (_, _, message) = condition(&status, "Ready");
+    let words = format!("Leases of namespace {}", scene.namespace);
+    ensure!(
+        message.contains(&words) && message.contains("forbidden"),
+        "{message}"
+    );
+    assert_eq!(status["instances"]["passing"], 1);
+    worker.stop();
+    renewed_for_long(&lictor).await?;
+    oracle.verdict().await?;
+    assert_eq!(session_count(&scene, 1).await?, before);
+
+    // With the right, it is as ever.
+    lictor.stop().await?;
+    let _lictor = scene.lictor().await?;
+    is(&scene, "critical").await?;
+    let ready = |status: &Value| condition(status, "Ready").0 == "True";
+    scene.registration("web", ready).await?;
+    session_count(&scene, 0).await?;
+    Ok(())
+}
+
+/// Consul's servers see to it that nobody hears of one that stands still.
+#[tokio::test]
+async fn a_process_that_stood_still_for_long_makes_one_session_anew() -> Result<()> {
+    let scene = Scene::new().await?;
+    let lictor = scene.lictor().await?;
+    let (_worker, before) = settled(&scene, &lictor).await?;
+    lictor.pause()?;
+    is(&scene, "critical").await?;
+    session_count(&scene, 0).await?;
+    lictor.resume()?;
+    is(&scene, "passing").await?;
+    let after = session_count(&scene, 1).await?;
+    ensure!(after[0]["ID"] != before[0]["ID"], "{after:?}");
+    // What it believed to be alive is heard of no more, and the new one stays.
+    renewed_for_long(&lictor).await?;
+    is(&scene, "passing").await?;
+    assert_eq!(session_count(&scene, 1).await?, after);
+    lictor.shows("lictor_sessions", 1.0).await
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 /// One instance as `/v1/health/service` has it.
@@ -96,15 +95,4 @@ pub fn condition<'a>(status: &'a Value, kind: &str) -> (&'a str, &'a str, &'a st
             .unwrap_or_default()
     };
     (field("status"), field("reason"), field("message"))
-}
-
-/// The rights that the docs say Lictor needs in Consul, for this cluster.
-pub fn rights_of_the_docs(cluster: &str) -> Result<String> {
-    let docs = include_str!("../../../docs/operations.md");
-    let (_, section) = docs
-        .split_once("## Rights in Consul")
-        .context("no section")?;
-    let (_, block) = section.split_once("```hcl\n").context("no rights")?;
-    let (rights, _) = block.split_once("```").context("no end")?;
-    Ok(rights.replace("NAME", cluster))
 }

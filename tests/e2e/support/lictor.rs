@@ -28,6 +28,8 @@ pub struct Lictor {
     http: reqwest::Client,
     port: u16,
     refusals: bool,
+    /// Whether it has just the rights that `lictor acl-policy` prints.
+    policy: bool,
 }
 
 impl Lictor {
@@ -54,6 +56,7 @@ impl Lictor {
                 .build()?,
             port: 0,
             refusals: false,
+            policy: env.iter().any(|(name, _)| name == "CONSUL_HTTP_TOKEN"),
         };
         this.port = until("lictor to say where it listens", async || {
             if let Some(status) = this.child.try_wait()? {
@@ -220,6 +223,14 @@ impl Drop for Lictor {
         {
             panic!("the chart's rights do not suffice: {line}");
         }
+        let denied = log.lines().find(|line| line.contains("lacks permission"));
+        if let Some(line) = denied
+            && self.policy
+            && !self.refusals
+            && !std::thread::panicking()
+        {
+            panic!("the rights of lictor acl-policy do not suffice: {line}");
+        }
     }
 }
 
@@ -266,6 +277,13 @@ fn port_of(line: &str) -> Option<u16> {
     let (_, rest) = line.split_once("127.0.0.1:")?;
     let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
     digits.parse().ok().filter(|port| *port > 0)
+}
+
+/// What `lictor acl-policy` says that it needs in Consul for this cluster.
+pub async fn acl_policy(cluster: &str) -> Result<String> {
+    let (code, rules, error) = run(&["acl-policy", "--cluster", cluster]).await?;
+    ensure!(code == Some(0), "no policy for {cluster}: {error}");
+    Ok(rules)
 }
 
 /// The lines of a JSON log; fails if any is none.

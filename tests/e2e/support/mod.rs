@@ -16,10 +16,11 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 use lictor_testbed::{Bed, BedOptions, CONSUL_MANAGEMENT_TOKEN, kubelet::TestPod, wait};
+use serde_json::json;
 use tokio::sync::OnceCell;
 
-pub use consul::{Instance, condition, rights_of_the_docs, user_meta};
-pub use lictor::{Lictor, json_lines, run, run_within};
+pub use consul::{Instance, condition, user_meta};
+pub use lictor::{Lictor, acl_policy, json_lines, run, run_within};
 pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;
 pub use scene::Scene;
@@ -112,7 +113,22 @@ impl Installed {
 /// The bed that tests share which leave its servers alone.
 pub async fn shared() -> Result<&'static Installed> {
     static SHARED: OnceCell<Installed> = OnceCell::const_new();
-    SHARED.get_or_try_init(Installed::start).await
+    // Each `lictor` there has just the rights that `lictor acl-policy` prints.
+    let start = async || {
+        let installed = Installed::with(BedOptions {
+            consul_acls: true,
+            consul_config: json!({"default_intention_policy": "allow"}),
+            ..BedOptions::default()
+        });
+        let installed = installed.await?;
+        // As its DNS has it, and whoever else only looks.
+        let read = r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }
+            query_prefix "" { policy = "read" }"#;
+        let consul = installed.bed.consul()?;
+        consul.allow_anonymous(Some(read)).await?;
+        Ok(installed)
+    };
+    SHARED.get_or_try_init(start).await
 }
 
 /// Waits until `probe` is content; an error says what was seen instead.

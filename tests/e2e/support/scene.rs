@@ -1,5 +1,6 @@
 //! The place where a test plays.
 
+use std::collections::BTreeMap;
 use std::sync::{
     Mutex,
     atomic::{AtomicUsize, Ordering},
@@ -22,7 +23,7 @@ use lictor_testbed::{
 };
 use serde_json::{Value, json};
 
-use super::{Annotated as _, Installed, Instance, Lictor, RELEASE, shared, until};
+use super::{Annotated as _, Installed, Instance, Lictor, RELEASE, acl_policy, shared, until};
 
 /// A namespace, a node and a cluster name that no other test uses.
 pub struct Scene {
@@ -37,7 +38,10 @@ pub struct Scene {
     pub node: String,
     code: String,
     kubeconfig: String,
-    token: Option<&'static str>,
+    /// Tokens by `--cluster`.
+    tokens: tokio::sync::Mutex<BTreeMap<String, String>>,
+    /// Whether Consul has ACLs.
+    acls: bool,
     count: AtomicUsize,
     /// Of its pods.
     names: Mutex<Vec<String>>,
@@ -62,7 +66,8 @@ impl Scene {
             cluster: format!("c-{code}"),
             node: format!("n-{code}"),
             kubeconfig: installed.kubeconfig.display().to_string(),
-            token: installed.token,
+            tokens: tokio::sync::Mutex::default(),
+            acls: installed.token.is_some(),
             code,
             count: AtomicUsize::new(0),
             names: Mutex::default(),
@@ -196,8 +201,13 @@ impl Scene {
         let given = args
             .iter()
             .any(|arg| arg.starts_with("--consul-http-token"));
-        if let Some(token) = self.token.filter(|_| !given) {
-            env.push(("CONSUL_HTTP_TOKEN".to_owned(), token.to_owned()));
+        let method = args
+            .iter()
+            .any(|arg| arg.starts_with("--consul-auth-method"));
+        let cluster = args.iter().find_map(|arg| arg.strip_prefix("--cluster="));
+        if let Some(cluster) = cluster.filter(|_| self.acls && !given && !method) {
+            let token = self.token_for(cluster).await?;
+            env.push(("CONSUL_HTTP_TOKEN".to_owned(), token));
         }
         let number = self.count.fetch_add(1, Ordering::Relaxed);
         let log = self
@@ -205,6 +215,18 @@ impl Scene {
             .dir()
             .join(format!("lictor-{}-{number}.log", self.code));
         Lictor::start(&log, args, &env).await
+    }
+
+    /// A token with just the rights that `lictor acl-policy` prints for this cluster.
+    pub async fn token_for(&self, cluster: &str) -> Result<String> {
+        let mut tokens = self.tokens.lock().await;
+        if let Some(token) = tokens.get(cluster) {
+            return Ok(token.clone());
+        }
+        let rules = acl_policy(cluster).await?;
+        let token = self.consul.create_token(&rules).await?.secret;
+        tokens.insert(cluster.to_owned(), token.clone());
+        Ok(token)
     }
 
     /// Waits until the running `lictor` has worked off what Kubernetes told it until now: pods come
