@@ -286,7 +286,7 @@ async fn clocks_that_jump_change_nothing_about_who_leads() -> Result<()> {
     assert_eq!(epoch(&scene).await?, taken);
     // Nor does it matter to the one that follows.
     clocks[1].set(-3600)?;
-    both.remove(0).terminate()?;
+    both.remove(0).stop().await?;
     follows(&scene, "second", AFTER_STOP).await?;
     churn.turns(5).await?;
     churn.exact().await?;
