@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
+use super::wire::null_is_default;
 use super::{Client, ConsulError, ErrorClass, Request};
 use crate::model::text::Text;
 
@@ -35,27 +36,35 @@ struct SelfBody {
     config: SelfConfig,
 }
 
+/// As lenient as all of the catalog is read: anybody may register a service of this name.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Server {
+    #[serde(deserialize_with = "null_is_default")]
     node: ServerNode,
+    #[serde(deserialize_with = "null_is_default")]
     service: ServerService,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct ServerNode {
+    #[serde(deserialize_with = "null_is_default")]
     address: Text,
+    #[serde(deserialize_with = "null_is_default")]
     datacenter: Text,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct ServerService {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", deserialize_with = "null_is_default")]
     id: Text,
+    #[serde(deserialize_with = "null_is_default")]
     address: Text,
-    port: u16,
+    #[serde(deserialize_with = "null_is_default")]
+    port: i64,
+    #[serde(deserialize_with = "null_is_default")]
     meta: ServerMeta,
 }
 
@@ -151,7 +160,8 @@ impl Client {
         let servers = self.read_servers(false).await?;
         let addresses = servers.iter().flat_map(|Server { node, service }| {
             let told = [&node.address, &service.address];
-            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, service.port)))
+            let port = u16::try_from(service.port).ok();
+            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, port?)))
         });
         Ok(addresses.flatten().collect())
     }
