@@ -12,7 +12,7 @@ use super::forbidden::Forbidden;
 
 /// How often their names are looked up again.
 const LOOK_UP: Duration = Duration::from_mins(1);
-/// How soon, while one of them has no address.
+/// How soon, while one of them has no address, or Consul's servers are not known.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is read where Consul's servers are, once it was.
 const READ_SERVERS: Duration = Duration::from_mins(10);
@@ -29,8 +29,8 @@ pub type Api = (String, u16);
 /// Keeps it known what is forbidden, until nobody asks any more. It is told for the first time once all of
 /// them were found, or after [`PATIENCE`].
 ///
-/// `read` tells where Consul's servers are, as Consul knows it, or nothing where that cannot be read: then
-/// what was read last holds.
+/// `read` tells where Consul's servers are, as Consul knows it, or nothing where that cannot be read, and none
+/// where it may not be: then what was read last holds.
 pub async fn follow<F, R>(
     apis: Vec<Api>,
     read: F,
@@ -77,7 +77,16 @@ pub async fn follow<F, R>(
         } else if forbidden.is_closed() {
             return;
         }
-        sleep(if complete { LOOK_UP } else { LOOK_UP_AGAIN }).await;
+        sleep(pause_after(complete, allows_local || servers.are_known())).await;
+    }
+}
+
+/// How long until the next look-up, after one that found all that have a name, or not, and Consul's servers.
+fn pause_after(complete: bool, knows_servers: bool) -> Duration {
+    if complete && knows_servers {
+        LOOK_UP
+    } else {
+        LOOK_UP_AGAIN
     }
 }
 
@@ -89,6 +98,10 @@ struct Servers {
 }
 
 impl Servers {
+    fn are_known(&self) -> bool {
+        self.read_at.is_some()
+    }
+
     /// Reads where they are, unless that was done lately.
     async fn read<R>(&mut self, read: &impl Fn() -> R, now: Instant)
     where
@@ -98,12 +111,13 @@ impl Servers {
             return;
         }
         match timeout(DEADLINE, read()).await {
-            Ok(Some(mut found)) => {
+            // Consul has one at least. Whoever may not read them, as before a login, is shown none.
+            Ok(Some(mut found)) if !found.is_empty() => {
                 found.truncate(MOST_ADDRESSES);
                 self.at = found;
                 self.read_at = Some(now);
             }
-            Ok(None) | Err(_) => {
+            Ok(_) | Err(_) => {
                 tracing::debug!("where Consul's servers are cannot be read: checks may ask them");
             }
         }
@@ -171,23 +185,43 @@ mod tests {
     #[tokio::test]
     async fn they_are_read_rarely_and_stay_while_they_cannot_be() {
         let (one, other) = (vec![at("10.0.0.7:8300")], vec![at("10.0.0.8:8300")]);
-        let answers = [Some(one.clone()), None, Some(other.clone())];
+        let answers = [
+            Some(one.clone()),
+            None,
+            Some(Vec::new()),
+            Some(other.clone()),
+        ];
         let answers = Mutex::new(VecDeque::from(answers));
         let read = || std::future::ready(answers.lock().unwrap().pop_front().unwrap());
         let (mut servers, start) = (Servers::default(), Instant::now());
         for (minute, at, left) in [
-            (0, &one, 2),
-            (1, &one, 2),
-            (9, &one, 2),
-            (10, &one, 1),
-            (11, &other, 0),
-            (20, &other, 0),
+            (0, &one, 3),
+            (1, &one, 3),
+            (9, &one, 3),
+            (10, &one, 2),
+            (11, &one, 1),
+            (12, &other, 0),
+            (21, &other, 0),
         ] {
             let now = start + Duration::from_mins(minute);
             servers.read(&read, now).await;
             let asked = answers.lock().unwrap().len();
             assert_eq!((&servers.at, asked), (at, left), "minute {minute}");
         }
+    }
+
+    #[tokio::test]
+    async fn they_are_looked_for_again_soon_until_they_are_known() {
+        // Consul is away, then nobody is logged in yet.
+        let answers = [None, Some(Vec::new()), Some(vec![at("10.0.0.7:8300")])];
+        let answers = Mutex::new(VecDeque::from(answers));
+        let read = || std::future::ready(answers.lock().unwrap().pop_front().unwrap());
+        let (mut servers, now) = (Servers::default(), Instant::now());
+        for pause in [LOOK_UP_AGAIN, LOOK_UP_AGAIN, LOOK_UP] {
+            servers.read(&read, now).await;
+            assert_eq!(pause_after(true, servers.are_known()), pause);
+        }
+        assert_eq!(pause_after(false, true), LOOK_UP_AGAIN);
     }
 
     #[tokio::test]

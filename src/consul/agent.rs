@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::wire::null_is_default;
-use super::{Client, ConsulError, ErrorClass, Request};
+use super::{Client, ConsulError, ErrorClass, Observed, Quality, Request};
 use crate::model::text::Text;
 
 /// Who answers.
@@ -133,7 +133,7 @@ impl Client {
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
     /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let servers = self.read_servers(true).await?.into_iter();
+        let servers = self.read_servers(true).await?.value.into_iter();
         let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
@@ -149,16 +149,19 @@ impl Client {
         if let Ok(agent) = self.agent().await {
             return Ok(Some(Text::from(&*agent.datacenter)));
         }
-        let servers = self.read_servers(false).await?.into_iter();
+        let servers = self.read_servers(false).await?.value.into_iter();
         let mut told = servers.map(|server| server.node.datacenter);
         Ok(told.find(|name| !name.is_empty()))
     }
 
-    /// Where the servers of this datacenter are, as the catalog tells it; none where it may not be read. Needs
-    /// `service:read` on `consul`, and `node:read` on the servers' nodes.
+    /// Where the servers of this datacenter are, as the catalog tells it; none where it does not, or not of all.
+    /// Needs `service:read` on `consul`, and `node:read` on the servers' nodes.
     pub async fn servers(&self) -> Result<Vec<SocketAddr>, ConsulError> {
         let servers = self.read_servers(false).await?;
-        let addresses = servers.iter().flat_map(|Server { node, service }| {
+        if let Quality::Filtered | Quality::Unidentified = servers.quality {
+            return Ok(Vec::new());
+        }
+        let addresses = servers.value.iter().flat_map(|Server { node, service }| {
             let told = [&node.address, &service.address];
             let port = u16::try_from(service.port).ok();
             told.map(|address| Some(SocketAddr::new(address.parse().ok()?, port?)))
@@ -167,14 +170,16 @@ impl Client {
     }
 
     /// The servers as the catalog has them, or only those that are well.
-    async fn read_servers(&self, well: bool) -> Result<Vec<Server>, ConsulError> {
-        let mut request = Request::get("health/service").segment("consul");
+    async fn read_servers(&self, well: bool) -> Result<Observed<Vec<Server>>, ConsulError> {
+        let mut request = Request::get("health/service")
+            .segment("consul")
+            .of_servers();
         if well {
             request = request.query("passing", "");
         }
-        let mut found: Vec<Server> = self.send(&request).await?.json()?.value;
+        let mut found: Observed<Vec<Server>> = self.send(&request).await?.json()?;
         // Anybody may register a service of that name, but only servers have this id.
-        found.retain(|server| *server.service.id == *"consul");
+        found.value.retain(|server| *server.service.id == *"consul");
         Ok(found)
     }
 

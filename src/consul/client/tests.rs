@@ -278,6 +278,20 @@ async fn an_odd_entry_of_their_name_hides_no_server() {
 }
 
 #[tokio::test]
+async fn what_may_be_only_some_of_the_servers_are_none() {
+    let body = format!("[{ONE_SERVER}]");
+    let whole = servers(&body);
+    let filtered = whole
+        .clone()
+        .insert_header("X-Consul-Results-Filtered-By-ACLs", "true");
+    let unidentified = ResponseTemplate::new(200).set_body_string(body);
+    for (answer, count) in [(whole, 1), (filtered, 0), (unidentified, 0)] {
+        let (_server, client) = server(answer).await;
+        assert_eq!(client.servers().await.unwrap().len(), count);
+    }
+}
+
+#[tokio::test]
 async fn the_next_address_is_tried_and_kept() {
     let (first, second) = (nobody().await, MockServer::start().await);
     let answer = ResponseTemplate::new(200).set_body_string("[]");
