@@ -26,13 +26,25 @@ const MOST_ADDRESSES: usize = 64;
 /// A host, which is an address or a name, and a port.
 pub type Api = (String, u16);
 
+/// The APIs, as Lictor itself reaches them.
+#[derive(Clone, Debug, Default)]
+pub struct Apis {
+    /// The API server.
+    pub kubernetes: Option<Api>,
+    /// Consul, which may be known by several addresses.
+    pub consul: Vec<Api>,
+}
+
 /// Keeps it known what is forbidden, until nobody asks any more. It is told for the first time once all of
 /// them were found, or after [`PATIENCE`].
+///
+/// Behind an address of Consul may be others, which listen where that does: its servers are kept away from at
+/// the ports of all of them.
 ///
 /// `read` tells where Consul's servers are, as Consul knows it, or nothing where that cannot be read, and none
 /// where it may not be: then what was read last holds.
 pub async fn follow<F, R>(
-    apis: Vec<Api>,
+    apis: Apis,
     read: F,
     allows_local: bool,
     forbidden: watch::Sender<Option<Arc<Forbidden>>>,
@@ -42,8 +54,10 @@ pub async fn follow<F, R>(
 {
     let began = Instant::now();
     let mut servers = Servers::default();
-    let names = apis.clone();
-    let known = apis.into_iter().map(|api| (api, Vec::new()));
+    let Apis { kubernetes, consul } = apis;
+    let ports: Vec<u16> = consul.iter().map(|(_, port)| *port).collect();
+    let names: Vec<Api> = kubernetes.into_iter().chain(consul).collect();
+    let known = names.iter().map(|api| (api.clone(), Vec::new()));
     let mut known: Vec<(Api, Vec<SocketAddr>)> = known.collect();
     loop {
         let mut complete = true;
@@ -68,9 +82,9 @@ pub async fn follow<F, R>(
         }
         let is_told = forbidden.borrow().is_some();
         if complete || is_told || allows_local || began.elapsed() >= PATIENCE {
-            let all = known.iter().flat_map(|(_, addresses)| addresses);
-            let all = all.chain(&servers.at);
-            let now = Forbidden::new(allows_local, all.copied()).with_names(&names);
+            let all = known.iter().flat_map(|(_, addresses)| addresses).copied();
+            let all = all.chain(servers.listening_at(&ports));
+            let now = Forbidden::new(allows_local, all).with_names(&names);
             if forbidden.send(Some(Arc::new(now))).is_err() {
                 return;
             }
@@ -98,6 +112,16 @@ struct Servers {
 }
 
 impl Servers {
+    /// Where they listen, as the catalog says, and at these ports too.
+    fn listening_at(&self, ports: &[u16]) -> impl Iterator<Item = SocketAddr> {
+        let of = move |at: &SocketAddr| {
+            let (ip, own) = (at.ip(), at.port());
+            let ports = [own].into_iter().chain(ports.iter().copied());
+            ports.map(move |port| SocketAddr::new(ip, port))
+        };
+        self.at.iter().flat_map(of)
+    }
+
     fn are_known(&self) -> bool {
         self.read_at.is_some()
     }
@@ -145,9 +169,13 @@ mod tests {
     /// Whether something is told soon of these, one of which has no address.
     async fn is_told_soon(allows_local: bool) -> bool {
         let (sender, mut forbidden) = watch::channel(None);
-        let apis = ["10.0.0.1", "nowhere.invalid"].map(|host| (host.to_owned(), 8500));
+        let consul = ["10.0.0.1", "nowhere.invalid"].map(|host| (host.to_owned(), 8500));
+        let apis = Apis {
+            consul: consul.to_vec(),
+            ..Apis::default()
+        };
         let read = async || None;
-        let follows = tokio::spawn(follow(apis.to_vec(), read, allows_local, sender));
+        let follows = tokio::spawn(follow(apis, read, allows_local, sender));
         let told = forbidden.wait_for(Option::is_some);
         let is_told = timeout(Duration::from_secs(1), told).await.is_ok();
         follows.abort();
@@ -170,15 +198,27 @@ mod tests {
     #[tokio::test]
     async fn the_servers_of_consul_are_kept_away_from() {
         let (sender, mut forbidden) = watch::channel(None);
-        let apis = vec![("10.0.0.1".to_owned(), 18501)];
+        let apis = Apis {
+            kubernetes: Some(("10.0.0.2".to_owned(), 16443)),
+            consul: vec![("10.0.0.1".to_owned(), 18501)],
+        };
         let read = || std::future::ready(Some(vec![at("10.0.0.7:8300")]));
         let follows = tokio::spawn(follow(apis, read, false, sender));
         let told = forbidden.wait_for(Option::is_some).await.unwrap().clone();
         let told = told.unwrap();
-        for address in ["10.0.0.1:18501", "10.0.0.7:8300", "10.0.0.7:8501"] {
+        for address in [
+            "10.0.0.1:18501",
+            "10.0.0.2:16443",
+            "10.0.0.7:8300",
+            "10.0.0.7:8501",
+            // 10.0.0.1 may be what is before it.
+            "10.0.0.7:18501",
+        ] {
             assert!(told.why(at(address)).is_some(), "{address}");
         }
-        assert_eq!(told.why(at("10.0.0.7:8080")), None);
+        for address in ["10.0.0.7:8080", "10.0.0.7:16443"] {
+            assert_eq!(told.why(at(address)), None, "{address}");
+        }
         follows.abort();
     }
 
@@ -228,7 +268,7 @@ mod tests {
     async fn where_all_may_be_asked_no_server_is_looked_for() {
         let (sender, mut forbidden) = watch::channel(None);
         let read = || -> std::future::Ready<_> { panic!("it is asked for") };
-        let follows = tokio::spawn(follow(Vec::new(), read, true, sender));
+        let follows = tokio::spawn(follow(Apis::default(), read, true, sender));
         forbidden.wait_for(Option::is_some).await.unwrap();
         follows.abort();
     }
