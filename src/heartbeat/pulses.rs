@@ -203,6 +203,12 @@ impl Pulses {
         !self.unsure.is_empty()
     }
 
+    /// Whether a check is followed.
+    #[must_use]
+    pub fn follows(&self, place: &Place) -> bool {
+        self.rows.contains_key(place)
+    }
+
     /// The checks that are followed.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         self.rows.keys()

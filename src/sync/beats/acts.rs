@@ -43,6 +43,8 @@ impl Engine {
             (Act::End(..), Outcome::Gone) => self.own.removed(at),
             _ => {}
         }
+        // Where the epoch kept it back Consul was not asked, and said nothing.
+        let took = !matches!(outcome, Outcome::Failed | Outcome::Lost);
         let place = act.place().clone();
         if let Outcome::Created(_) | Outcome::Gone = outcome {
             self.see_check(&place, check);
@@ -54,7 +56,7 @@ impl Engine {
             self.count_sessions();
         }
         let is_own = *place.check == *ALIVE_CHECK_ID;
-        if error.is_none() {
+        if took {
             self.beats.refused.remove(&place);
             if is_own {
                 self.beats.denied.remove(&place.node);
@@ -63,7 +65,10 @@ impl Engine {
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             match error {
                 Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {
-                    self.deny_own(&place.node, &error);
+                    // Its node may have gone meanwhile, or another process writes: nobody would take it back.
+                    if self.beats.leads && self.beats.pulses.follows(&place) {
+                        self.deny_own(&place.node, &error);
+                    }
                 }
                 Some(error) => self.tell_failed(&place, &error, at),
                 None => {}

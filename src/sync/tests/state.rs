@@ -48,7 +48,12 @@ fn due() -> Due {
 
 /// An engine that may write, with the pod `p` on the node `n1`, which Consul has and which is empty.
 pub(super) fn ready() -> Engine {
-    let mut engine = engine(client("127.0.0.1:1".to_owned()));
+    ready_with(client("127.0.0.1:1".to_owned()))
+}
+
+/// The same, with this client.
+pub(super) fn ready_with(client: Client) -> Engine {
+    let mut engine = engine(client);
     let mut touched = Touched::default();
     for kind in Kind::ALL {
         engine.index.begin_list(kind);
