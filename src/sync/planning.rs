@@ -168,9 +168,9 @@ impl Engine {
             | Step::Lingering => {
                 if let Key::Node(_) = &key {
                     self.go_on(&key.place());
-                } else if let Some(waiting) = self.waiting.get_mut(&key.place()) {
+                } else {
                     // Such as one whose pod went while its node had no address.
-                    waiting.remove(&key);
+                    self.wait_no_more(&key);
                 }
                 return false;
             }
@@ -307,6 +307,16 @@ impl Engine {
             .entry(key)
             .and_modify(|known| *known = due.merged(Some(*known)))
             .or_insert(due);
+    }
+
+    fn wait_no_more(&mut self, key: &Key) {
+        let place = key.place();
+        if let Some(waiting) = self.waiting.get_mut(&place) {
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.waiting.remove(&place);
+            }
+        }
     }
 
     fn too_large(&mut self, key: &Key, due: Due) {
