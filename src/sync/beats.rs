@@ -289,7 +289,7 @@ impl Engine {
         while self.beats.under_way < AT_ONCE {
             // Renewals change nothing, and are held up by nothing.
             let changes = leads.then(|| self.pace.begins_at().unwrap_or(now));
-            let Some(act) = self.beats.pulses.next(changes, now) else {
+            let Some(begun) = self.beats.pulses.next(changes, now) else {
                 break;
             };
             self.beats.under_way += 1;
@@ -298,7 +298,7 @@ impl Engine {
                 .index()
                 .map(|index| (self.fence_key.clone(), index));
             // A renewal changes nothing that anybody could see.
-            let changes = !matches!(act, Act::Renew(..));
+            let changes = !matches!(begun.act, Act::Renew(..));
             let id = changes.then(|| self.own.start());
             if changes {
                 self.beats.changing += 1;
@@ -306,7 +306,7 @@ impl Engine {
             }
             let client = self.consul.clone();
             self.jobs.spawn(async move {
-                Done::Acted(Box::new(sessions::act(client, id, fence, act).await))
+                Done::Acted(Box::new(sessions::act(client, id, fence, begun).await))
             });
         }
         self.beats.look_at(now);
@@ -345,7 +345,7 @@ impl Engine {
                     .follow(&place, (after, Want::Alive), check, now);
             }
             _ if self.mirror.node(name).is_none() => self.beats.pulses.drop(&place),
-            _ if node.is_none() => self.beats.pulses.leave(&place),
+            _ if node.is_none() => self.beats.pulses.leave(&place, now),
             _ => self.beats.pulses.forget(&place, check, now),
         }
     }

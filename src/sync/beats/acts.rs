@@ -21,7 +21,7 @@ impl Engine {
     pub(in crate::sync) fn absorb_act(&mut self, acted: Acted) {
         let Acted {
             id,
-            act,
+            begun,
             outcome,
             error,
             index,
@@ -34,7 +34,7 @@ impl Engine {
         }
         self.beats.under_way -= 1;
         let changed = !matches!(outcome, Outcome::Renewed | Outcome::Failed);
-        match (&act, &outcome) {
+        match (&begun.act, &outcome) {
             (Act::Create(..), Outcome::Created(_)) => {
                 if let Some(index) = index {
                     self.own.wrote(index);
@@ -45,13 +45,13 @@ impl Engine {
         }
         // Where the epoch kept it back Consul was not asked, and said nothing.
         let took = !matches!(outcome, Outcome::Failed | Outcome::Lost);
-        let place = act.place().clone();
+        let place = begun.act.place().clone();
         if let Outcome::Created(_) | Outcome::Gone = outcome {
             self.see_check(&place, check);
         }
         self.beats
             .pulses
-            .done(&act, outcome, at, rand::random::<f64>);
+            .done(&begun, outcome, at, rand::random::<f64>);
         if changed {
             self.count_sessions();
         }
