@@ -110,6 +110,8 @@ pub struct Pulses {
     relies: bool,
     /// The number of the row that came last.
     last: u64,
+    /// How many rows have sessions.
+    alive: usize,
     /// When all that was known was doubted last.
     doubted: Option<Instant>,
 }
@@ -195,6 +197,7 @@ impl Pulses {
         if let Some(at) = row.due {
             self.due.remove(&(at, place.clone()));
         }
+        self.alive -= usize::from(!row.sessions.is_empty());
         if row.doing == Some(Doing::Changes) {
             let stray = Stray::UnderWay(row.number);
             self.strays.insert(place.clone(), stray);
@@ -283,10 +286,16 @@ impl Pulses {
     /// How many sessions are known to live.
     #[must_use]
     pub fn alive(&self) -> usize {
-        self.rows
-            .values()
-            .filter(|row| !row.sessions.is_empty())
-            .count()
+        self.alive
+    }
+
+    /// A row has other sessions than before.
+    fn count(alive: &mut usize, row: &Row, had_some: bool) {
+        match (had_some, !row.sessions.is_empty()) {
+            (false, true) => *alive += 1,
+            (true, false) => *alive -= 1,
+            _ => {}
+        }
     }
 
     /// These are all sessions that there were when it was `asked`. `chance` gives numbers from 0 to 1, by
@@ -318,7 +327,9 @@ impl Pulses {
             let found: Vec<Text> = found.into_iter().map(|found| found.id).collect();
             if !row.sure || row.sessions != found {
                 row.sure = true;
+                let had_some = !row.sessions.is_empty();
                 row.sessions = found;
+                Self::count(&mut self.alive, row, had_some);
                 row.found_ttl = ttl;
                 // A session keeps the time that it was created with.
                 row.remake |= ttl.is_some_and(|ttl| ttl != row.ttl) && row.want == Want::Alive;
@@ -385,6 +396,7 @@ impl Pulses {
             return;
         };
         row.doing = None;
+        let had_some = !row.sessions.is_empty();
         if outcome != Outcome::Renewed {
             row.changed = Some(now);
         }
@@ -392,6 +404,7 @@ impl Pulses {
         match outcome {
             Outcome::Created(id) => {
                 row.sessions = vec![id];
+                Self::count(&mut self.alive, row, had_some);
                 row.found_ttl = None;
                 row.failures = 0;
                 // What the check is now is not known before it is read.
@@ -408,6 +421,7 @@ impl Pulses {
                 if let Act::Renew(_, gone) | Act::End(_, gone) = act {
                     row.sessions.retain(|id| id != gone);
                 }
+                Self::count(&mut self.alive, row, had_some);
                 if let Act::Renew(..) = act {
                     // Somebody ended it, and may have made another.
                     self.doubt_one(place, now);

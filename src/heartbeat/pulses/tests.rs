@@ -87,6 +87,14 @@ impl Bench {
         }
     }
 
+    /// How many are counted, which are as many as there are.
+    fn alive(&self) -> usize {
+        let rows = self.pulses.rows.values();
+        let alive = rows.filter(|row| !row.sessions.is_empty()).count();
+        assert_eq!(self.pulses.alive(), alive);
+        alive
+    }
+
     fn pass(&mut self, seconds: u64, leads: bool) {
         for _ in 0..seconds {
             self.now += Duration::from_secs(1);
@@ -470,6 +478,36 @@ fn a_list_counts_for_what_is_renewed_meanwhile() {
         bench.pulses.listed(sessions, asked, bench.now, || 0.5);
         assert!(!bench.pulses.wants_list());
     }
+}
+
+#[test]
+fn those_that_live_are_counted() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.add();
+    bench.follow(Want::Kept, Some(Passing));
+    assert_eq!(bench.alive(), 0, "none is known of");
+    bench.list();
+    assert_eq!(bench.alive(), 1, "two of one check count once");
+    bench.follow(Want::Ended, Some(Passing));
+    let begun = bench.pulses.next(Some(bench.now), bench.now).unwrap();
+    bench.pulses.done(&begun, Outcome::Gone, bench.now, || 0.5);
+    assert_eq!(bench.alive(), 1);
+    bench.work(true);
+    assert_eq!(bench.alive(), 0);
+    bench.follow(Want::Alive, Some(Critical));
+    bench.work(true);
+    bench.follow(Want::Alive, Some(Passing));
+    assert_eq!(bench.alive(), 1);
+    bench.sessions.clear();
+    bench.pulses.doubt(bench.now);
+    bench.now += Duration::from_secs(1);
+    bench.list();
+    assert_eq!(bench.alive(), 0, "somebody ended it");
+    bench.work(true);
+    assert_eq!(bench.alive(), 1);
+    bench.pulses.drop(&place("x"));
+    assert_eq!(bench.alive(), 0);
 }
 
 #[test]
