@@ -62,6 +62,22 @@ async fn beat(engine: &mut Engine, now: Instant) {
     }
 }
 
+/// Whoever wrote before may have stood still between its look at the epoch and the creation of a session.
+#[tokio::test]
+async fn sessions_are_listed_once_more_a_while_after_this_process_began_to_write() {
+    let (consul, now) = (MockServer::start().await, Instant::now());
+    answer(&consul, EPOCH, denied()).await;
+    let mut engine = engine_with_own_check(&consul, now).await;
+    for (seconds, count) in [(1, 1), (29, 1), (30, 2), (40, 2), (600, 2)] {
+        beat(&mut engine, now + Duration::from_secs(seconds)).await;
+        let asked = consul.received_requests().await.unwrap();
+        let lists = asked
+            .iter()
+            .filter(|it| it.url.path() == "/v1/session/list");
+        assert_eq!(lists.count(), count, "after {seconds} s");
+    }
+}
+
 #[tokio::test]
 async fn a_session_that_is_denied_is_told_of_until_consul_takes_it() {
     let (consul, now) = (MockServer::start().await, Instant::now());
