@@ -1,5 +1,7 @@
 //! What the engine plans, and what it starts to write.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::apply;
@@ -11,11 +13,13 @@ use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
 use crate::plan::gate::Hold;
-use crate::plan::{self, Finding, Mode, Step};
+use crate::plan::{self, Finding, Mode, Removal, Step};
 use crate::status::board::{Reason, Trouble};
 
 /// Room for an instance and for the proxy beside it, in operations: more than they commonly need.
 const ROOM_FOR_TWO: usize = 44;
+/// How long what goes for want of a heartbeat waits for the list of the Leases.
+const LEASES_ARE_LISTED: Duration = Duration::from_secs(1);
 /// Keys planned in a row before events are looked at again.
 const PLANNED_IN_A_ROW: usize = 512;
 
@@ -147,7 +151,7 @@ impl Engine {
     }
 
     /// Adds what a finding asks for to the batch. Returns whether the batch is full.
-    fn add(
+    pub(super) fn add(
         &mut self,
         batch: &mut Batch<Due>,
         key: Key,
@@ -164,9 +168,9 @@ impl Engine {
             | Step::Lingering => {
                 if let Key::Node(_) = &key {
                     self.go_on(&key.place());
-                } else if let Some(waiting) = self.waiting.get_mut(&key.place()) {
+                } else {
                     // Such as one whose pod went while its node had no address.
-                    waiting.remove(&key);
+                    self.wait_no_more(&key);
                 }
                 return false;
             }
@@ -187,6 +191,14 @@ impl Engine {
             return false;
         }
         if self.leaves_drift(&key, due) {
+            return false;
+        }
+        if let (Step::Remove(Removal { why, .. }), Some(watched)) = (&step, &finding.critical)
+            && why.is_critical()
+            && !self.lapses_are_read(&watched.instance, now)
+        {
+            // What the list shows may keep it, and then it is planned at once.
+            self.dirty.park(&key, due, now + LEASES_ARE_LISTED);
             return false;
         }
         if due.cause == Cause::Audit {
@@ -295,6 +307,16 @@ impl Engine {
             .entry(key)
             .and_modify(|known| *known = due.merged(Some(*known)))
             .or_insert(due);
+    }
+
+    fn wait_no_more(&mut self, key: &Key) {
+        let place = key.place();
+        if let Some(waiting) = self.waiting.get_mut(&place) {
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.waiting.remove(&place);
+            }
+        }
     }
 
     fn too_large(&mut self, key: &Key, due: Due) {

@@ -9,7 +9,7 @@ use super::apply::ReadError;
 use super::carry::{self, Carried};
 use crate::consul::wire::HealthCheck;
 use crate::consul::{Client, Consistency, ConsulError, Fence, Quality, Session};
-use crate::heartbeat::pulses::{Act, Outcome, Place};
+use crate::heartbeat::pulses::{Act, Begun, Outcome, Place};
 use crate::model::text::Text;
 
 /// What became of an act.
@@ -18,7 +18,7 @@ pub struct Acted {
     /// Its number among our writes; a renewal is none.
     pub id: Option<u64>,
     /// What was to be done.
-    pub act: Act,
+    pub begun: Begun,
     /// What became of it.
     pub outcome: Outcome,
     /// Why it failed, if it did.
@@ -54,8 +54,14 @@ pub struct Read {
 }
 
 /// Carries out an act behind the epoch with this index; a renewal needs none.
-pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, act: Act) -> Acted {
-    let done = carried_out(&client, fence, &act).await;
+pub async fn act(
+    client: Client,
+    id: Option<u64>,
+    fence: Option<(Text, u64)>,
+    begun: Begun,
+) -> Acted {
+    let act = &begun.act;
+    let done = carried_out(&client, fence, act).await;
     let check = match &done {
         Ok((Outcome::Created(_) | Outcome::Gone, _)) => checked(&client, act.place()).await,
         _ => Checked::Unread,
@@ -70,7 +76,7 @@ pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, ac
     };
     Acted {
         id,
-        act,
+        begun,
         outcome,
         error,
         index,
