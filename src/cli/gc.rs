@@ -19,7 +19,7 @@ use crate::k8s::{self, home::kube_system_uid};
 use crate::model::epoch::{self, EpochKind};
 use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
-use crate::sync::claim::Claimant;
+use crate::sync::claim::{Claimant, Mandate};
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Args, Debug)]
@@ -197,7 +197,8 @@ async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> a
         epoch: app::epoch_of(uid, EpochKind::Gc),
         take_over: None,
     };
-    Ok(claimant.claim(consul, None).await?.index)
+    let mandate = Mandate::unopposed();
+    Ok(claimant.claim(consul, None, &mandate).await?.index)
 }
 
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {

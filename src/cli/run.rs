@@ -16,6 +16,7 @@ use super::kubernetes::KubernetesFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
 use crate::desired::esm::Runner;
+use crate::leader::Election;
 use crate::model::names::{ClusterName, InvalidName};
 use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
@@ -176,6 +177,18 @@ pub(super) struct Run {
     /// all their instances; needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
+    /// How several processes with the same cluster name agree on which of them writes: by a Lease in
+    /// Kubernetes, by a lock in Consul, or not at all, where only one runs
+    #[arg(
+        long,
+        env = "LICTOR_LEADER_ELECTION",
+        default_value = "lease",
+        value_name = "HOW"
+    )]
+    leader_election: Election,
+    /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
+    #[arg(long, env = "LICTOR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
     /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
     /// cluster name
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
@@ -198,6 +211,8 @@ impl Run {
             checks: self.checks,
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
+            election: self.leader_election,
+            lease_namespace: self.lease_namespace,
             engine: Options {
                 settings: Values {
                     log_level: self.log_level,

@@ -301,10 +301,7 @@ impl Engine {
                 break;
             };
             self.beats.under_way += 1;
-            let fence = self
-                .fence
-                .index()
-                .map(|index| (self.fence_key.clone(), index));
+            let pass = self.pass();
             // A renewal changes nothing that anybody could see.
             let changes = !matches!(begun.act, Act::Renew(..));
             let id = changes.then(|| self.own.start());
@@ -314,7 +311,7 @@ impl Engine {
             }
             let client = self.consul.clone();
             self.jobs.spawn(async move {
-                Done::Acted(Box::new(sessions::act(client, id, fence, begun).await))
+                Done::Acted(Box::new(sessions::act(client, id, pass, begun).await))
             });
         }
         self.beats.look_at(now);

@@ -25,7 +25,7 @@ const PLANNED_IN_A_ROW: usize = 512;
 
 impl Engine {
     pub(super) fn start_writes(&mut self, now: Instant) {
-        let Some(epoch) = self.fence.index() else {
+        let Some(pass) = self.pass() else {
             return;
         };
         let mut planned = 0;
@@ -63,13 +63,12 @@ impl Engine {
             }
             self.pace.begun(steps.len(), now);
             let id = self.own.start();
-            let fence = (self.fence_key.clone(), epoch);
             let cluster = self.index.cluster().clone();
             self.jobs.spawn(apply::write(
                 self.consul.clone(),
                 cluster,
                 id,
-                fence,
+                pass.clone(),
                 (txn, steps),
             ));
         }
@@ -271,16 +270,15 @@ impl Engine {
 
     /// Starts a write that cannot be in a transaction. Returns whether there is no room for it now.
     fn register(&mut self, key: Key, step: Step, due: Due, now: Instant) -> bool {
-        let Some(epoch) = self.fence.index().filter(|_| self.may_write(now)) else {
+        let Some(pass) = self.pass().filter(|_| self.may_write(now)) else {
             self.dirty.put_back(key, due);
             return true;
         };
         self.dirty.start(key.clone());
         self.pace.begun(1, now);
         let id = self.own.start();
-        let fence = (self.fence_key.clone(), epoch);
         let cluster = self.index.cluster().clone();
-        let job = register::write(self.consul.clone(), cluster, id, fence, (key, step, due));
+        let job = register::write(self.consul.clone(), cluster, id, pass, (key, step, due));
         self.jobs.spawn(job);
         false
     }

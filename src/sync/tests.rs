@@ -214,8 +214,8 @@ fn engine(client: Client) -> Engine {
         client,
         index,
         report,
-        crate::checks::channel().0,
-        questions,
+        (crate::checks::channel().0, questions),
+        crate::leader::off::candidate(),
         options,
     )
     .0

@@ -27,6 +27,7 @@ mod guard;
 mod heartbeats;
 mod intentions;
 mod invalid;
+mod leader;
 mod login;
 mod mesh;
 mod modes;

@@ -150,14 +150,23 @@ fn helm_template(root: &Path, tools: &Tools) -> Result<String> {
     helm.arg(format!("--namespace={NAMESPACE}"));
     helm.arg(format!("--set=cluster={CLUSTER},crds.install=false"));
     let rendered = output(&mut helm)?;
-    let (valid, unset) = (
-        format!("value: \"{CLUSTER}\""),
-        format!("value: \"{UNSET_CLUSTER}\""),
-    );
-    if rendered.matches(&valid).count() != 1 {
-        bail!("the chart does not give the cluster's name in one place, as {valid}");
+    let places = |name: &str| {
+        [
+            format!("value: \"{name}\""),
+            format!("resourceNames: [\"lictor-{name}\"]"),
+        ]
+    };
+    let mut plain = rendered;
+    for (valid, unset) in places(CLUSTER).iter().zip(places(UNSET_CLUSTER)) {
+        if plain.matches(valid).count() != 1 {
+            bail!("the chart does not give the cluster's name in one place as {valid}");
+        }
+        plain = plain.replace(valid, &unset);
     }
-    Ok(rendered.replace(&valid, &unset))
+    if plain.contains(CLUSTER) {
+        bail!("the chart gives the cluster's name in another place too");
+    }
+    Ok(plain)
 }
 
 fn output(command: &mut Command) -> Result<String> {
@@ -256,11 +265,11 @@ fn install_header() -> String {
     format!(
         "# {MARK}
 #
-# Lictor without Helm. Before you apply it, set two values of the Deployment's environment:
+# Lictor without Helm. Before you apply it, set two values:
 #
-#   LICTOR_CLUSTER     the name of this Kubernetes cluster in Consul, a DNS label of at most 32
-#                      characters without \"--\", in place of {UNSET_CLUSTER}. No two clusters that
-#                      write to one Consul may have the same.
+#   {UNSET_CLUSTER}             in its two places (LICTOR_CLUSTER, and the name of the Lease): the name of this
+#                      Kubernetes cluster in Consul, a DNS label of at most 32 characters without
+#                      \"--\". No two clusters that write to one Consul may have the same.
 #   CONSUL_HTTP_ADDR   where Consul is, if it is not HashiCorp's chart installed as \"consul\" in
 #                      the namespace \"consul\", without TLS.
 #

@@ -478,6 +478,18 @@ impl Index {
         self.problems.get(owner).map_or(&[], Vec::as_slice)
     }
 
+    /// The objects that have [`Self::problems`].
+    pub fn all_problems(&self) -> impl Iterator<Item = &Owner> {
+        self.problems.keys()
+    }
+
+    /// All objects of our kinds.
+    pub fn all_objects(&self) -> impl Iterator<Item = Owner> {
+        let registrations = self.registrations.values();
+        let registrations = registrations.map(|row| row.registration.owner());
+        registrations.chain(self.objects_of_entries())
+    }
+
     /// How many objects have [`Self::problems`].
     #[must_use]
     pub fn problem_count(&self) -> usize {
@@ -493,6 +505,11 @@ impl Index {
     /// A key has nothing under it any more: how its claim went need not be remembered.
     pub fn forget_absence(&mut self, key: &InstanceKey) {
         self.withdrawn.remove(key);
+    }
+
+    /// The same for all keys that have nothing under them any more.
+    pub fn forget_absences(&mut self, is_gone: impl Fn(&InstanceKey) -> bool) {
+        self.withdrawn.retain(|key| !is_gone(key));
     }
 }
 

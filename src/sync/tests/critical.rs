@@ -88,7 +88,11 @@ async fn what_a_consul_keeps_that_went_back_is_read_after_all_else_and_not_belie
     let mut engine = reading();
     read(&mut engine, 5, Ok(Vec::new()));
     let (index, before) = (9, Before::Lost);
-    engine.absorb(Done::Claimed(Ok(Claimed { index, before })));
+    engine.absorb(Done::Claimed(Ok(Claimed {
+        index,
+        before,
+        retaken: false,
+    })));
     let under_way = engine.jobs.len();
     engine.keep_critical_times(Instant::now());
     assert_eq!(engine.jobs.len(), under_way, "Consul is not known");

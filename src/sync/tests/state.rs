@@ -179,7 +179,11 @@ async fn an_epoch_that_was_taken_casts_doubt_and_one_that_was_lost_ends_all_know
         let mut engine = ready();
         engine.drifted.insert(Key::Instance(instance("p")));
         let index = 9;
-        engine.absorb(Done::Claimed(Ok(Claimed { index, before })));
+        engine.absorb(Done::Claimed(Ok(Claimed {
+            index,
+            before,
+            retaken: false,
+        })));
         assert_eq!(engine.fence.index(), Some(9));
         assert_eq!(engine.drifted.is_empty(), lost);
         assert_eq!(engine.mirror.node(&n1()).is_none(), lost);
