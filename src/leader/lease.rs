@@ -132,13 +132,15 @@ impl LeaseElector {
 }
 
 impl Elector for LeaseElector {
-    async fn step(&mut self) -> Result<Leadership, IdentityTaken> {
+    async fn step(&mut self, mut tell: impl FnMut(Leadership) + Send) -> Result<(), IdentityTaken> {
         self.take_news()?;
         loop {
             let now = Instant::now();
             let access = self.access.clone();
-            match self.rules.next(now, Timestamp::now()) {
-                Act::Wait(_) => return Ok(self.rules.leadership(now)),
+            let act = self.rules.next(now, Timestamp::now());
+            tell(self.rules.leadership(now));
+            match act {
+                Act::Wait(_) => return Ok(()),
                 Act::Read => self.read().await?,
                 Act::Create(lease) => self.write(access.create(*lease, CALL)).await?,
                 Act::Replace(lease) => self.write(access.replace(&lease, CALL)).await?,

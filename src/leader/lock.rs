@@ -270,7 +270,7 @@ fn seen(pair: Option<&KvPair>) -> Seen {
 }
 
 impl Elector for LockElector {
-    async fn step(&mut self) -> Result<Leadership, IdentityTaken> {
+    async fn step(&mut self, mut tell: impl FnMut(Leadership) + Send) -> Result<(), IdentityTaken> {
         match self.news.take() {
             Some(Ok(seen)) => self.rules.see(seen, Instant::now())?,
             Some(Err(error)) => tracing::debug!("cannot watch {}: {error}", self.key),
@@ -278,8 +278,10 @@ impl Elector for LockElector {
         }
         loop {
             let now = Instant::now();
-            match self.rules.next(now) {
-                Act::Wait(_) => return Ok(self.rules.leadership(now)),
+            let act = self.rules.next(now);
+            tell(self.rules.leadership(now));
+            match act {
+                Act::Wait(_) => return Ok(()),
                 act => {
                     if let Err(error) = self.act(act).await? {
                         self.failed(&error);

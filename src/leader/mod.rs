@@ -109,8 +109,12 @@ pub struct IdentityTaken {
 
 /// Campaigns for the leadership, and keeps it.
 pub trait Elector: Send {
-    /// Does what is due, and tells how it stands then. Each call in it has a deadline.
-    fn step(&mut self) -> impl Future<Output = Result<Leadership, IdentityTaken>> + Send;
+    /// Does all that is due, and tells how it stands before each call, which has a deadline, and at the
+    /// end: what was renewed is not to seem lapsed while another call is waited for.
+    fn step(
+        &mut self,
+        tell: impl FnMut(Leadership) + Send,
+    ) -> impl Future<Output = Result<(), IdentityTaken>> + Send;
 
     /// Waits until something is due again. Nothing is lost where it is dropped.
     fn rest(&mut self) -> impl Future<Output = ()> + Send;
@@ -325,7 +329,7 @@ pub async fn run(
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            leadership = elector.step() => publish(leadership?),
+            stepped = elector.step(publish) => stepped?,
         }
         tokio::select! {
             biased;
@@ -352,12 +356,16 @@ mod tests {
     struct Sure(mpsc::UnboundedSender<&'static str>, u64);
 
     impl Elector for Sure {
-        async fn step(&mut self) -> Result<Leadership, IdentityTaken> {
+        async fn step(
+            &mut self,
+            mut tell: impl FnMut(Leadership) + Send,
+        ) -> Result<(), IdentityTaken> {
             let until = Some(Instant::now() + TENURE);
-            Ok(Leadership::Leads {
+            tell(Leadership::Leads {
                 term: self.1,
                 until,
-            })
+            });
+            Ok(())
         }
 
         async fn rest(&mut self) {
@@ -409,6 +417,41 @@ mod tests {
         running.await.unwrap().unwrap();
         assert_eq!(told.recv().await, Some("release"));
         assert!(candidate.tenure(Instant::now()).is_none());
+    }
+
+    /// One that renews, and whose next call gets no answer.
+    struct Slow;
+
+    impl Elector for Slow {
+        async fn step(
+            &mut self,
+            mut tell: impl FnMut(Leadership) + Send,
+        ) -> Result<(), IdentityTaken> {
+            let until = Some(Instant::now() + TENURE);
+            tell(Leadership::Leads { term: 1, until });
+            std::future::pending().await
+        }
+
+        async fn rest(&mut self) {}
+
+        async fn verify(&mut self) -> Result<bool, IdentityTaken> {
+            Ok(true)
+        }
+
+        async fn release(&mut self) {}
+    }
+
+    #[tokio::test]
+    async fn what_was_renewed_is_known_while_another_call_is_waited_for() {
+        let (seat, mut candidate) = channel(Election::Lease);
+        candidate.campaign(true);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(Slow, seat, stop.clone()));
+        let tenure = won(&mut candidate).await;
+        assert!(tenure.holds(Instant::now()));
+        stop.cancel();
+        running.await.unwrap().unwrap();
+        assert!(!tenure.holds(Instant::now()));
     }
 
     #[test]

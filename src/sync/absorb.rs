@@ -79,7 +79,7 @@ impl Engine {
                 self.lead.caught_up();
                 match before {
                     Before::Lost => self.start_over(),
-                    Before::Taken => self.look_again(),
+                    Before::Taken | Before::Lapsed => self.look_again(),
                     Before::None | Before::Kept if follows => self.look_again(),
                     Before::None | Before::Kept => {}
                 }
@@ -114,10 +114,10 @@ impl Engine {
         self.no_epoch = Some(why);
     }
 
-    /// Someone else had the epoch meanwhile and may have written with it: everything is read before
-    /// it is planned again. What is known of entries' pasts still holds.
+    /// Someone else had the epoch meanwhile and may have written with it, or this process did not lead:
+    /// everything is read before it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
-        tracing::info!("the epoch was another's meanwhile: what Consul holds is read again");
+        tracing::info!("this process did not lead meanwhile: what Consul holds is read again");
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));

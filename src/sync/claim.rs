@@ -63,6 +63,8 @@ pub enum Before {
     None,
     /// It is the same.
     Kept,
+    /// Nobody else had it, and the leadership that it was had under is over.
+    Lapsed,
     /// Someone took it meanwhile, in a Consul that kept what it holds.
     Taken,
     /// Consul lost it, or went back to an earlier one: so it may have with everything.
@@ -167,11 +169,7 @@ impl Claimant {
                 retaken,
             }),
             Claim::Write(next) => {
-                let before = match last {
-                    None => Before::None,
-                    Some(last) if index > last.index => Before::Taken,
-                    Some(_) => Before::Lost,
-                };
+                let before = before(last, there.as_ref(), &epoch.holder);
                 let index = write(client, &key, &next, index).await?;
                 Ok(Claimed {
                     index,
@@ -180,6 +178,22 @@ impl Claimant {
                 })
             }
         }
+    }
+}
+
+/// What became of the epoch that this process had, by what is there now.
+fn before(last: Option<Last>, there: Option<&Standing>, holder: &str) -> Before {
+    let Some(last) = last else {
+        return Before::None;
+    };
+    match there {
+        Some(there) if there.index > last.index => Before::Taken,
+        Some(there)
+            if there.index == last.index && there.epoch.holder == holder && !last.failed =>
+        {
+            Before::Lapsed
+        }
+        _ => Before::Lost,
     }
 }
 
@@ -235,5 +249,45 @@ pub async fn write(
             _ => Err(ClaimError::Raced),
         },
         TxnOutcome::Fenced { what, .. } => Err(ClaimError::RefusedByConsul(what.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::epoch::EpochKind;
+
+    #[test]
+    fn a_leadership_that_lapsed_is_no_consul_that_lost_what_it_held() {
+        let last = |failed| {
+            Some(Last {
+                index: 9,
+                failed,
+                over: true,
+            })
+        };
+        let there = |index, holder: &str| Standing {
+            epoch: Epoch {
+                holder: holder.to_owned(),
+                uid: "uid".to_owned(),
+                scope: Vec::new(),
+                kind: EpochKind::Run,
+                term: 4,
+                other: serde_json::Map::new(),
+            },
+            index,
+        };
+        let ours = there(9, "we");
+        assert_eq!(before(None, Some(&ours), "we"), Before::None);
+        assert_eq!(before(last(false), Some(&ours), "we"), Before::Lapsed);
+        // A restored snapshot may have what failed as it was, or another's under the very same index.
+        assert_eq!(before(last(true), Some(&ours), "we"), Before::Lost);
+        let theirs = there(9, "they");
+        assert_eq!(before(last(false), Some(&theirs), "we"), Before::Lost);
+        for (index, expected) in [(8, Before::Lost), (10, Before::Taken)] {
+            let there = there(index, "they");
+            assert_eq!(before(last(false), Some(&there), "we"), expected);
+        }
+        assert_eq!(before(last(false), None, "we"), Before::Lost);
     }
 }

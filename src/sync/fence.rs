@@ -106,7 +106,7 @@ pub fn decide(
 ) -> Result<Claim, Refusal> {
     if let (Some(there), Some(last)) = (there, last) {
         let is_ours = there.epoch.holder == ours.holder;
-        if is_ours && there.index == last.index && !last.failed {
+        if is_ours && there.index == last.index && !last.failed && !last.over {
             return Ok(Claim::Keep);
         }
         let newer = there.index > last.index;
@@ -211,7 +211,7 @@ impl Fence {
             Self::Held(index) => {
                 let last = Some(Last {
                     index: *index,
-                    failed: true,
+                    failed: false,
                     over: true,
                 });
                 *self = Self::Wanted { after: None, last };
@@ -258,7 +258,7 @@ impl Fence {
             Self::Claiming { void: true, .. } => {
                 let last = Some(Last {
                     index,
-                    failed: true,
+                    failed: false,
                     over: true,
                 });
                 *self = Self::Wanted { after: None, last };
@@ -381,7 +381,7 @@ mod tests {
         let now = Instant::now();
         let over = |index| Last {
             over: true,
-            ..had(index, true)
+            ..had(index, false)
         };
         let mut fence = Fence::Held(9);
         fence.lapse();
@@ -397,7 +397,14 @@ mod tests {
         // Also one that failed before the leadership did.
         fence.failed(13, TxnFailure::Missing);
         fence.lapse();
-        assert_eq!(fence.begin(now), Some(Some(over(13))));
+        let failed = Last {
+            failed: true,
+            ..over(13)
+        };
+        assert_eq!(fence.begin(now), Some(Some(failed)));
+        // Nor where nobody else had it meanwhile.
+        let again = decided("we", EpochKind::Run, 9, Some(over(9)));
+        assert!(matches!(again, Ok(Claim::Write(_))), "{again:?}");
     }
 
     #[test]
