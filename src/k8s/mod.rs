@@ -10,6 +10,7 @@ pub mod kinds;
 mod leases;
 mod look;
 mod machine;
+pub mod rights;
 pub mod status;
 pub mod trim;
 mod watch;

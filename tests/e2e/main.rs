@@ -33,6 +33,7 @@ mod modes;
 mod nodes;
 mod ownership;
 mod pods;
+mod preflight;
 mod process;
 mod queries;
 mod registrations;
