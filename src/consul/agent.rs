@@ -108,6 +108,19 @@ impl Client {
     /// Without the right to ask the agent: where there are ACLs, any datacenter but the primary one
     /// copies tokens from that, and says so to everybody.
     pub async fn locate_entries(&self) -> Result<(), ConsulError> {
+        let primary = self.primary_datacenter().await?.unwrap_or_default();
+        if !primary.is_empty() {
+            tracing::info!(
+                primary = &*primary,
+                "config entries are read in the primary datacenter, which has them"
+            );
+        }
+        self.read_entries_from(&primary);
+        Ok(())
+    }
+
+    /// The datacenter that has the config entries, if it is another one than that which answers.
+    pub async fn primary_datacenter(&self) -> Result<Option<Text>, ConsulError> {
         let primary = match self.agent().await {
             Ok(agent) if agent.primary_datacenter == agent.datacenter => Box::default(),
             Ok(agent) => agent.primary_datacenter,
@@ -120,14 +133,7 @@ impl Client {
             }
             Err(error) => return Err(error),
         };
-        if !primary.is_empty() {
-            tracing::info!(
-                primary = &*primary,
-                "config entries are read in the primary datacenter, which has them"
-            );
-        }
-        self.read_entries_from(&primary);
-        Ok(())
+        Ok(Some(Text::from(primary)).filter(|primary| !primary.is_empty()))
     }
 
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do

@@ -12,8 +12,9 @@ use crate::desired::watches::Watch;
 use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
+use crate::plan::critical::Watched;
 use crate::plan::gate::Hold;
-use crate::plan::{self, Finding, Mode, Removal, Step};
+use crate::plan::{self, Finding, Mode, Step};
 use crate::status::board::{Reason, Trouble};
 
 /// Room for an instance and for the proxy beside it, in operations: more than they commonly need.
@@ -192,12 +193,7 @@ impl Engine {
         if self.leaves_drift(&key, due) {
             return false;
         }
-        if let (Step::Remove(Removal { why, .. }), Some(watched)) = (&step, &finding.critical)
-            && why.is_critical()
-            && !self.lapses_are_read(&watched.instance, now)
-        {
-            // What the list shows may keep it, and then it is planned at once.
-            self.dirty.park(&key, due, now + LEASES_ARE_LISTED);
+        if self.awaits_leases((&key, due), &step, finding.critical.as_ref(), now) {
             return false;
         }
         if due.cause == Cause::Audit {
@@ -266,6 +262,27 @@ impl Engine {
             }
         }
         true
+    }
+
+    /// Whether an instance would go for want of a heartbeat, and the Leases are to be listed before it does.
+    fn awaits_leases(
+        &mut self,
+        (key, due): (&Key, Due),
+        step: &Step,
+        critical: Option<&Watched>,
+        now: Instant,
+    ) -> bool {
+        let awaits = match (step, critical) {
+            (Step::Remove(removal), Some(watched)) if removal.why.is_critical() => {
+                !self.lapses_are_read(&watched.instance, now)
+            }
+            _ => false,
+        };
+        if awaits {
+            // What the list shows may keep it, and then it is planned at once.
+            self.dirty.park(key, due, now + LEASES_ARE_LISTED);
+        }
+        awaits
     }
 
     /// Starts a write that cannot be in a transaction. Returns whether there is no room for it now.

@@ -64,12 +64,16 @@ impl Engine {
         }
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             match error {
-                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {
-                    // Its node may have gone meanwhile, or another process writes: nobody would take it back.
-                    if self.beats.leads && self.beats.pulses.follows(&place) {
-                        self.deny_own(&place.node, &error);
-                    }
+                // Its node may have gone meanwhile, or another process writes: nobody would take it back.
+                Some(error)
+                    if is_own
+                        && error.class() == ErrorClass::AccessDenied
+                        && self.beats.leads
+                        && self.beats.pulses.follows(&place) =>
+                {
+                    self.deny_own(&place.node, &error);
                 }
+                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {}
                 Some(error) => self.tell_failed(&place, &error, at),
                 None => {}
             }

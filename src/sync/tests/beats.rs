@@ -95,6 +95,9 @@ async fn a_session_that_is_denied_is_told_of_until_consul_takes_it() {
     assert_eq!(engine.own_denied(), None);
 }
 
+/// What happens while a call is under way.
+type Event<'a> = &'a dyn Fn(&mut Engine, Instant);
+
 #[tokio::test]
 async fn a_session_that_is_denied_too_late_is_not_told_of() {
     let its_node_goes = |engine: &mut Engine, now| {
@@ -106,7 +109,7 @@ async fn a_session_that_is_denied_too_late_is_not_told_of() {
         engine.beat(now);
     };
     let nothing = |_: &mut Engine, _| {};
-    let meanwhile: [(&dyn Fn(&mut Engine, Instant), bool); 3] = [
+    let meanwhile: [(Event<'_>, bool); 3] = [
         (&nothing, true),
         (&its_node_goes, false),
         (&another_one_leads, false),
