@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::election::{Ballot, Running};
 use crate::access::{Access, AuthMethod};
 use crate::checks;
-use crate::checks::apis::{self, Api};
+use crate::checks::apis::{self, Apis};
 use crate::checks::forbidden::Forbidden;
 use crate::consul::{self, Consistency, ConsulConfig};
 use crate::desired::esm::Runner;
@@ -99,7 +99,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (kube, api_server) = k8s::client::client_and_address(&kubernetes)
         .await
         .context("cannot set up Kubernetes access")?;
-    let apis = api_server.into_iter().chain(consul.hosts()).collect();
+    let apis = Apis {
+        kubernetes: api_server,
+        consul: consul.hosts().collect(),
+    };
     let consul = consul::Client::with_observer(consul, Arc::new(metrics.clone()))
         .context("cannot set up Consul access")?;
     let listener = TcpListener::bind(listen)
@@ -290,7 +293,7 @@ impl Whole {
 /// Keeps it known where no check may connect to.
 fn look_up(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
-    apis: Vec<Api>,
+    apis: Apis,
     consul: consul::Client,
     allows_local: bool,
 ) -> watch::Receiver<Option<Arc<Forbidden>>> {

@@ -44,6 +44,7 @@ pub mod metrics;
 pub mod model;
 pub mod observed;
 pub mod plan;
+pub mod preflight;
 pub mod server;
 pub mod settings;
 pub mod status;

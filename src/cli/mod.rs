@@ -1,6 +1,7 @@
 //! The command line: flags into validated settings, one file a subcommand.
 
 mod acl_policy;
+mod check;
 mod consul;
 mod crds;
 mod gc;
@@ -30,6 +31,9 @@ enum Command {
     /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
     /// it
     Gc(Box<gc::Gc>),
+    /// Looks whether `lictor run` could work: reaches Kubernetes and Consul, reads only, and names every right
+    /// that is missing
+    Check(Box<check::Check>),
     /// Prints the ACL policy that Lictor needs in Consul, and no more, ready for
     /// `consul acl policy create -rules -`
     AclPolicy(acl_policy::AclPolicy),
@@ -51,11 +55,13 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(run) => run.execute(),
         Command::Gc(gc) => gc.execute(),
+        Command::Check(check) => check.execute(),
         Command::AclPolicy(policy) => policy.execute(),
         Command::Crds => crds::execute(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Told) => ExitCode::FAILURE,
         Err(Failure::Usage(message)) => {
             complain(&message);
             ExitCode::from(USAGE)
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
 enum Failure {
     /// A flag has a value that cannot be used.
     Usage(String),
+    /// What is wrong is in the output already.
+    Told,
     /// Anything else.
     Other(anyhow::Error),
 }

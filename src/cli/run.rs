@@ -272,7 +272,7 @@ pub(super) fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
 
 /// What the time to live of a session may be, but for less than a minute, which would be an outage whenever
 /// Lictor is started anew.
-fn dead_after(text: &str) -> Result<Duration, String> {
+pub(super) fn dead_after(text: &str) -> Result<Duration, String> {
     let after = duration(text)?;
     if after < Duration::from_mins(1) {
         return Err("must be at least 1m".to_owned());

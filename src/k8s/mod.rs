@@ -11,6 +11,7 @@ mod lease;
 mod leases;
 mod look;
 mod machine;
+pub mod rights;
 pub mod status;
 pub mod trim;
 mod watch;

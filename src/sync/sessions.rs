@@ -10,7 +10,7 @@ use super::carry::{self, Carried};
 use super::pass::Pass;
 use crate::consul::wire::HealthCheck;
 use crate::consul::{Client, Consistency, ConsulError, Quality, Session};
-use crate::heartbeat::pulses::{Act, Outcome, Place};
+use crate::heartbeat::pulses::{Act, Begun, Outcome, Place};
 use crate::model::text::Text;
 
 /// What became of an act.
@@ -19,7 +19,7 @@ pub struct Acted {
     /// Its number among our writes; a renewal is none.
     pub id: Option<u64>,
     /// What was to be done.
-    pub act: Act,
+    pub begun: Begun,
     /// What became of it.
     pub outcome: Outcome,
     /// Why it failed, if it did.
@@ -55,8 +55,9 @@ pub struct Read {
 }
 
 /// Carries out an act behind the epoch; a renewal needs none, and no leadership.
-pub async fn act(client: Client, id: Option<u64>, pass: Option<Pass>, act: Act) -> Acted {
-    let done = carried_out(&client, pass, &act).await;
+pub async fn act(client: Client, id: Option<u64>, pass: Option<Pass>, begun: Begun) -> Acted {
+    let act = &begun.act;
+    let done = carried_out(&client, pass, act).await;
     let check = match &done {
         Ok((Outcome::Created(_) | Outcome::Gone, _)) => checked(&client, act.place()).await,
         _ => Checked::Unread,
@@ -71,7 +72,7 @@ pub async fn act(client: Client, id: Option<u64>, pass: Option<Pass>, act: Act) 
     };
     Acted {
         id,
-        act,
+        begun,
         outcome,
         error,
         index,

@@ -1,6 +1,7 @@
 //! The engine against a Consul that is a few lines long and fails as it is told to.
 
 mod asking;
+mod beats;
 mod critical;
 mod hand_over;
 mod settings;

@@ -34,6 +34,7 @@ mod modes;
 mod nodes;
 mod ownership;
 mod pods;
+mod preflight;
 mod process;
 mod queries;
 mod registrations;

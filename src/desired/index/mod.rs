@@ -211,6 +211,9 @@ impl Index {
         }
         let known = self.pods.get(&name).map(|row| &row.facts);
         self.addresses.moved(&name, known, Some(&facts), touched);
+        if known.and_then(|known| known.host_ip.as_ref()) != facts.host_ip.as_ref() {
+            self.touch_by_address(facts.node.as_ref(), touched);
+        }
         let owner = Owner::pod(&name.0, &name.1);
         let annotations = Annotations::of(&facts);
         let problems = self.remarks(&facts, &annotations);
@@ -338,6 +341,19 @@ impl Index {
             touched.keys.insert(Key::Node(key));
         }
         known
+    }
+
+    /// A pod tells the address of its node anew: where the node itself has none that counts for all that is
+    /// on it, whatever becomes of the pod.
+    fn touch_by_address(&self, node: Option<&Text>, touched: &mut Touched) {
+        let Some(name) = node else {
+            return;
+        };
+        let facts = self.nodes.get(&(Text::from(""), name.clone()));
+        if facts.is_none_or(|facts| facts.internal_ip.is_none()) {
+            let key = NodeName::for_kubernetes(&self.cluster, name);
+            touched.keys.insert(Key::Node(key));
+        }
     }
 
     // === questions ===

@@ -21,7 +21,7 @@ impl Engine {
     pub(in crate::sync) fn absorb_act(&mut self, acted: Acted) {
         let Acted {
             id,
-            act,
+            begun,
             outcome,
             error,
             index,
@@ -34,7 +34,7 @@ impl Engine {
         }
         self.beats.under_way -= 1;
         let changed = !matches!(outcome, Outcome::Renewed | Outcome::Failed);
-        match (&act, &outcome) {
+        match (&begun.act, &outcome) {
             (Act::Create(..), Outcome::Created(_)) => {
                 if let Some(index) = index {
                     self.own.wrote(index);
@@ -43,18 +43,20 @@ impl Engine {
             (Act::End(..), Outcome::Gone) => self.own.removed(at),
             _ => {}
         }
-        let place = act.place().clone();
+        // Where the epoch kept it back Consul was not asked, and said nothing.
+        let took = !matches!(outcome, Outcome::Failed | Outcome::Lost);
+        let place = begun.act.place().clone();
         if let Outcome::Created(_) | Outcome::Gone = outcome {
             self.see_check(&place, check);
         }
         self.beats
             .pulses
-            .done(&act, outcome, at, rand::random::<f64>);
+            .done(&begun, outcome, at, rand::random::<f64>);
         if changed {
             self.count_sessions();
         }
         let is_own = *place.check == *ALIVE_CHECK_ID;
-        if error.is_none() {
+        if took {
             self.beats.refused.remove(&place);
             if is_own {
                 self.beats.denied.remove(&place.node);
@@ -62,9 +64,16 @@ impl Engine {
         }
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             match error {
-                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {
+                // Its node may have gone meanwhile, or another process writes: nobody would take it back.
+                Some(error)
+                    if is_own
+                        && error.class() == ErrorClass::AccessDenied
+                        && self.beats.leads
+                        && self.beats.pulses.follows(&place) =>
+                {
                     self.deny_own(&place.node, &error);
                 }
+                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {}
                 Some(error) => self.tell_failed(&place, &error, at),
                 None => {}
             }
