@@ -242,10 +242,12 @@ impl Fence {
         // The right to read it may be missing, which says nothing about the epoch; and a transaction
         // of an earlier epoch of ours says nothing about this one.
         if self.index() == Some(index) && reason != TxnFailure::PermissionDenied {
+            // Where the leadership was over nothing was sent.
+            let over = reason == TxnFailure::Lapsed;
             let last = Some(Last {
                 index,
-                failed: true,
-                over: false,
+                failed: !over,
+                over,
             });
             *self = Self::Wanted { after: None, last };
         }
@@ -402,6 +404,9 @@ mod tests {
             ..over(13)
         };
         assert_eq!(fence.begin(now), Some(Some(failed)));
+        let mut fence = Fence::Held(9);
+        fence.failed(9, TxnFailure::Lapsed);
+        assert_eq!(fence.begin(now), Some(Some(over(9))));
         // Nor where nobody else had it meanwhile.
         let again = decided("we", EpochKind::Run, 9, Some(over(9)));
         assert!(matches!(again, Ok(Claim::Write(_))), "{again:?}");
