@@ -19,7 +19,9 @@ use super::facts::{Consul, ConsulNode, Crd, Facts, Held, Kubernetes, Rest, Seen,
 use super::{Settings, consul as judged};
 use crate::access::Access;
 use crate::api;
-use crate::consul::{Client, Consistency, ConsulError, Observed, Quality, Request, TokenStanding};
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Request, TokenStanding,
+};
 use crate::k8s::client::{CallError, ClientOptions, client, within};
 use crate::k8s::home::kube_system_uid;
 use crate::k8s::rights::{Right, needed};
@@ -31,6 +33,9 @@ use crate::sync::apply::{ReadError, node_filter};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How often all is asked again where a server does not know the token yet, and after which pause.
+const TOKEN_SPREADS: usize = 5;
+const TOKEN_SPREADS_AFTER: Duration = Duration::from_secs(1);
 /// Questions about rights under way at once.
 const AT_ONCE: usize = 8;
 /// The API group of consul-k8s' kinds.
@@ -227,7 +232,8 @@ async fn ask_consul(
     };
     let rest = match token.as_ref().map(|token| &token.standing) {
         Ok(TokenStanding::AclsOff | TokenStanding::Token { .. }) => {
-            Ok(Box::new(rest(settings, client, token.as_ref().ok()).await))
+            let token = token.as_ref().ok();
+            Ok(Box::new(rest_once_known(settings, client, token).await))
         }
         Ok(TokenStanding::Anonymous | TokenStanding::Unknown) => {
             Err("there is no token that Consul knows".to_owned())
@@ -256,7 +262,27 @@ async fn token(client: &Client, access: &mut Access) -> Seen<Token> {
     Ok(Token { standing, own })
 }
 
-async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> Rest {
+/// Asks again where a server does not know the token that another one knows: a new one takes a moment to
+/// reach them all.
+async fn rest_once_known(settings: &Settings, client: &Client, token: Option<&Token>) -> Rest {
+    for _ in 0..TOKEN_SPREADS {
+        if let Ok(rest) = rest(settings, client, token).await {
+            return rest;
+        }
+        tokio::time::sleep(TOKEN_SPREADS_AFTER).await;
+        // Nothing is read with a token that was refused, before it is known again.
+        let _ = client.check_token().await;
+    }
+    let last = rest(settings, client, token).await;
+    last.unwrap_or_else(|rest| *rest)
+}
+
+/// An error where the servers do not agree about the token.
+async fn rest(
+    settings: &Settings,
+    client: &Client,
+    token: Option<&Token>,
+) -> Result<Rest, Box<Rest>> {
     let acls = token.is_some_and(|token| token.standing != TokenStanding::AclsOff);
     let rights = async {
         if !acls {
@@ -280,7 +306,9 @@ async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> Re
         services(client, &settings.cluster),
     );
     let text = |error: ConsulError| error.to_string();
-    Rest {
+    let is_unknown = |error: &ConsulError| error.class() == ErrorClass::TokenUnknown;
+    let disagree = rights.as_ref().is_err_and(is_unknown);
+    let rest = Rest {
         version: version.map_err(text),
         datacenter: datacenter.map_err(text),
         primary: primary.map_err(text),
@@ -288,6 +316,11 @@ async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> Re
         epoch: epoch.map_err(|error| error.to_string()),
         nodes: nodes.map_err(|error| error.to_string()),
         services: services.map_err(|error| error.to_string()),
+    };
+    if disagree {
+        Err(Box::new(rest))
+    } else {
+        Ok(rest)
     }
 }
 

@@ -462,3 +462,14 @@ fn what_others_say_stays_in_its_line_and_colours_are_asked_for() {
     );
     assert!(text.contains("\n         see CONSUL_HTTP_ADDR"), "{text}");
 }
+
+#[test]
+fn rights_that_consul_does_not_tell_are_no_yes() {
+    let facts = with_rest(|rest| rest.rights = Err("403: ACL not found".to_owned()));
+    let errors = bad(&settings(), &facts);
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(
+        errors[0].starts_with("error") && errors[0].contains("ACL not found"),
+        "{errors:#?}"
+    );
+}
