@@ -45,6 +45,7 @@ pub mod model;
 pub mod observed;
 pub mod plan;
 pub mod preflight;
+pub mod preview;
 pub mod server;
 pub mod settings;
 pub mod status;

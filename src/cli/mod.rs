@@ -6,6 +6,7 @@ mod consul;
 mod crds;
 mod gc;
 mod kubernetes;
+mod plan;
 mod run;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Watches Kubernetes and keeps Consul equal to it, until stopped
     Run(Box<run::Run>),
+    /// Shows what `run` would change in Consul, from the cluster or from manifests, and changes nothing
+    Plan(Box<plan::Plan>),
     /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
     /// it
     Gc(Box<gc::Gc>),
@@ -52,15 +55,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    let succeeded = |()| ExitCode::SUCCESS;
     let done = match cli.command {
-        Command::Run(run) => run.execute(),
-        Command::Gc(gc) => gc.execute(),
-        Command::Check(check) => check.execute(),
-        Command::AclPolicy(policy) => policy.execute(),
-        Command::Crds => crds::execute(),
+        Command::Run(run) => run.execute().map(succeeded),
+        Command::Plan(plan) => plan.execute(),
+        Command::Gc(gc) => gc.execute().map(succeeded),
+        Command::Check(check) => check.execute().map(succeeded),
+        Command::AclPolicy(policy) => policy.execute().map(succeeded),
+        Command::Crds => crds::execute().map(succeeded),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::Told) => ExitCode::FAILURE,
         Err(Failure::Usage(message)) => {
             complain(&message);

@@ -47,7 +47,11 @@ pub async fn verify_token(client: &Client) -> anyhow::Result<()> {
 
 /// Reads all nodes of a cluster with all that is on them, and all that is on none; only what is known
 /// for sure.
-async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirror> {
+///
+/// # Errors
+///
+/// What cannot be read, or only in part.
+pub async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirror> {
     let mut mirror = Mirror::new(cluster.clone());
     for name in nodes(client, cluster).await? {
         let ticket = mirror.start_read();

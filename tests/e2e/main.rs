@@ -33,6 +33,7 @@ mod mesh;
 mod modes;
 mod nodes;
 mod ownership;
+mod plan;
 mod pods;
 mod preflight;
 mod process;

@@ -1,5 +1,5 @@
 //! Files of the repository that are made from others: the CRDs from the types in `src/api`, their
-//! copies in the chart, and the plain manifests from the chart.
+//! copies in the chart, the plain manifests from the chart, and the schema of a plan.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,8 @@ const NAMESPACE: &str = "lictor-system";
 /// The generated files, by their path in the repository.
 type Files = BTreeMap<PathBuf, String>;
 
-/// Write the generated files anew: crds/, the chart's copies of them, deploy/install.yaml.
+/// Write the generated files anew: crds/, the chart's copies of them, deploy/install.yaml,
+/// docs/plan.schema.json.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Write nothing; fail if a file is not current, and say which.
@@ -67,7 +68,7 @@ impl Args {
 fn generate(root: &Path, tools: &Tools) -> Result<Files> {
     let mut files = Files::new();
     let mut crds = String::new();
-    for crd in split(&lictor_crds(root)?) {
+    for crd in split(&lictor(root, &["crds"])?) {
         let name = file_name(&crd)?;
         files.insert(
             format!("charts/lictor/templates/crds/{name}").into(),
@@ -77,6 +78,10 @@ fn generate(root: &Path, tools: &Tools) -> Result<Files> {
         crds.push_str(&crd);
         files.insert(format!("crds/{name}").into(), format!("# {MARK}\n{crd}"));
     }
+    files.insert(
+        "docs/plan.schema.json".into(),
+        lictor(root, &["plan", "--json-schema"])?,
+    );
     let chart = plain(&helm_template(root, tools)?);
     files.insert(
         "deploy/install.yaml".into(),
@@ -124,16 +129,15 @@ fn write(root: &Path, path: &Path, content: Option<&String>) -> io::Result<()> {
     fs::write(path, content)
 }
 
-/// What `lictor crds` prints. By the program, not the library: the other commands of xtask then
-/// build without it.
-fn lictor_crds(root: &Path) -> Result<String> {
-    output(cargo::command().current_dir(root).args([
-        "run",
-        "--quiet",
-        "--package=lictor",
-        "--",
-        "crds",
-    ]))
+/// What `lictor` prints. By the program, not the library: the other commands of xtask then build
+/// without it.
+fn lictor(root: &Path, args: &[&str]) -> Result<String> {
+    let run = ["run", "--quiet", "--package=lictor", "--"];
+    output(
+        cargo::command()
+            .current_dir(root)
+            .args(run.iter().chain(args)),
+    )
 }
 
 /// The chart without its CRDs, rendered as the plain manifests need it.
