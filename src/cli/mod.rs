@@ -7,11 +7,14 @@ mod crds;
 mod gc;
 mod kubernetes;
 mod plan;
+mod planning;
 mod run;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime::Runtime;
 
 /// Exit code for a command line that is not understood (`EX_USAGE` of BSD's sysexits).
 const USAGE: u8 = 64;
@@ -76,6 +79,23 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// How a command shows what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Lines for people, in colours on a terminal
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// What a command that does one thing and ends runs on.
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 /// Why a command failed.

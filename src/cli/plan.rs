@@ -1,49 +1,40 @@
 //! `lictor plan`.
 
 use std::collections::BTreeSet;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::fs::File;
+use std::io::{IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use globset::GlobSet;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::Failure;
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
-use super::run::{cluster, dead_after, globs};
-use crate::access::Access;
-use crate::consul::{Client, Consistency};
+use super::planning::PlanningFlags;
+use super::run::{cluster, globs};
+use super::{Failure, Output};
+use crate::consul::Client;
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
-use crate::gc::{offline, read_all, verify_token};
+use crate::gc::{offline, read_all};
 use crate::k8s::{self, client::ClientOptions};
 use crate::model::names::ClusterName;
-use crate::observed::mirror::Mirror;
-use crate::plan::guard::Limits;
-use crate::plan::{DriftMode, Mode, Rules};
+use crate::plan::{DriftMode, Rules};
 use crate::preview::show::Text;
 use crate::preview::{Outcome, Preview, Scope, manifests, preview};
-use crate::settings::{self, Reading, Settings, Values, critical_time};
+use crate::settings::{self, Reading, Settings, Values};
+use crate::sync::live;
 use crate::telemetry::{self, LogFormat};
 
 /// Exit code where something would change (`--detailed-exitcode`).
 const CHANGES: u8 = 2;
 /// The largest file that is read.
 const LARGEST: u64 = 64 << 20;
-
-/// How a plan is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people.
-    Text,
-    /// For programs: docs/plan.schema.json.
-    Json,
-}
 
 #[derive(Args, Debug)]
 pub(super) struct Plan {
@@ -78,50 +69,8 @@ pub(super) struct Plan {
         value_name = "GLOB"
     )]
     exclude_namespace: Vec<String>,
-    /// What `lictor run` may write; what Consul's KV says of it counts, as it does there
-    #[arg(
-        long,
-        env = "LICTOR_POLICY",
-        default_value = "sync",
-        value_name = "POLICY"
-    )]
-    policy: Mode,
-    /// As of `lictor run`
-    #[arg(
-        long,
-        env = "LICTOR_MAX_DELETE_PERCENT",
-        default_value_t = Limits::default().percent,
-        value_parser = clap::value_parser!(u8).range(0..=100),
-        value_name = "PERCENT"
-    )]
-    max_delete_percent: u8,
-    /// As of `lictor run`
-    #[arg(
-        long,
-        env = "LICTOR_MAX_DELETE_FLOOR",
-        default_value_t = Limits::default().floor,
-        value_name = "COUNT"
-    )]
-    max_delete_floor: usize,
-    /// As of `lictor run`
-    #[arg(long, env = "LICTOR_DEAD_AFTER", value_parser = dead_after, value_name = "DURATION")]
-    dead_after: Option<Duration>,
-    /// As of `lictor run`
-    #[arg(
-        long,
-        env = "LICTOR_SWEEP_CRITICAL_AFTER",
-        value_parser = critical_time,
-        value_name = "DURATION"
-    )]
-    sweep_critical_after: Option<Duration>,
-    /// As of `lictor run`
-    #[arg(
-        long,
-        env = "LICTOR_CHECKS",
-        default_value = "lictor",
-        value_name = "WHO"
-    )]
-    checks: Runner,
+    #[command(flatten)]
+    planning: PlanningFlags,
     #[command(flatten)]
     kubernetes: KubernetesFlags,
     #[command(flatten)]
@@ -140,40 +89,23 @@ impl Plan {
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let flags = Values {
             log_level: "warn".to_owned(),
-            policy: self.policy,
+            policy: self.planning.policy,
             drift: DriftMode::default(),
             drift_interval: Duration::from_secs(10),
-            limits: Limits {
-                percent: self.max_delete_percent,
-                floor: self.max_delete_floor,
-                ..Limits::default()
-            },
-            sweep_critical_after: self.sweep_critical_after,
+            limits: self.planning.limits(),
+            sweep_critical_after: self.planning.sweep_critical_after,
             consul_write_rate: None,
         };
         let work = Work {
             excluded: globs(&self.exclude_namespace)?,
             cluster,
             files: self.filename,
-            checks: self.checks,
-            dead_after: self.dead_after,
+            checks: self.planning.checks,
+            dead_after: self.planning.dead_after,
             flags,
             kubernetes: self.kubernetes.options(),
         };
-        let method = self.consul.auth_method()?;
-        let consul = Client::new(self.consul.config()?).context("cannot set up Consul access")?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let mut access = Access::new(consul.clone(), method);
-        let done = runtime.block_on(async {
-            access.log_in().await?;
-            verify_token(&consul).await?;
-            work.plan(&consul).await
-        });
-        runtime.block_on(access.log_out());
-        let preview = done?;
+        let preview = self.consul.once(async |consul| work.plan(consul).await)?;
         print(&preview, self.output).context("cannot print the plan")?;
         Ok(match preview.outcome() {
             Outcome::Settled => ExitCode::SUCCESS,
@@ -227,41 +159,16 @@ impl Work {
             let now = Instant::now();
             return Ok(preview(&index, &mirror, &mut rules, Scope::All, now));
         }
-        of_manifests(&objects, index, &mirror, rules)
+        manifests::preview_of(&objects, index, &mirror, rules, Instant::now())
     }
-}
-
-fn of_manifests(
-    objects: &[Value],
-    mut index: Index,
-    mirror: &Mirror,
-    mut rules: Rules,
-) -> anyhow::Result<Preview> {
-    let manifests = manifests::claim(objects, &mut index, mirror)?;
-    let scope = Scope::Of(&manifests.owners);
-    let mut preview = preview(&index, mirror, &mut rules, scope, Instant::now());
-    preview.add(manifests.rejected);
-    preview.notes.extend(manifests.notes);
-    Ok(preview)
 }
 
 /// The settings that hold: those in Consul's KV before the flags, as `lictor run` has them.
 async fn in_force(consul: &Client, cluster: &ClusterName, flags: Values) -> anyhow::Result<Values> {
     let folder = settings::folder(cluster);
-    let answer = consul.kv_list(&folder, Consistency::Consistent).await;
-    let answer = answer.with_context(|| format!("cannot read {folder} in Consul"))?;
-    let pairs = answer.authoritative();
-    let pairs = pairs.with_context(|| {
-        format!("Consul leaves out some of {folder}: give the token key_prefix \"lictor/v1/\" read")
-    })?;
-    let keys = pairs.into_iter().filter_map(|pair| {
-        let name = pair.key.strip_prefix(&*folder)?;
-        Some((name.into(), pair.value))
-    });
-    let reading = Reading {
-        keys: keys.collect(),
-        lost: false,
-    };
+    let keys = live::read(consul, &folder).await;
+    let keys = keys.with_context(|| format!("cannot read {folder} in Consul"))?;
+    let reading = Reading { keys, lost: false };
     let mut settings = Settings::new(cluster, flags);
     settings.read(&reading);
     Ok(settings.values().clone())
@@ -276,31 +183,29 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
             if stdin.is_terminal() {
                 super::complain("reading manifests from standard input");
             }
-            let mut text = String::new();
-            stdin
-                .take(LARGEST)
-                .read_to_string(&mut text)
-                .context("cannot read standard input")?;
-            objects.extend(manifests::parse(&text, "standard input")?);
+            objects.extend(read_one(stdin, "standard input")?);
             continue;
         }
         for file in found(path)? {
-            let name = file.display();
-            let size = std::fs::metadata(&file)
-                .with_context(|| format!("cannot read {name}"))?
-                .len();
-            if size > LARGEST {
-                bail!(
-                    "{name} is larger than {} MiB: name the files that hold manifests",
-                    LARGEST >> 20
-                );
-            }
-            let text =
-                std::fs::read_to_string(&file).with_context(|| format!("cannot read {name}"))?;
-            objects.extend(manifests::parse(&text, &name.to_string())?);
+            let name = file.display().to_string();
+            let opened = File::open(&file).with_context(|| format!("cannot read {name}"))?;
+            objects.extend(read_one(opened, &name)?);
         }
     }
     Ok(objects)
+}
+
+/// All objects of one file. A part of one would be taken for all that there is.
+fn read_one(file: impl Read, name: &str) -> anyhow::Result<Vec<Value>> {
+    let mut text = String::new();
+    file.take(LARGEST + 1)
+        .read_to_string(&mut text)
+        .with_context(|| format!("cannot read {name}"))?;
+    if text.len() as u64 > LARGEST {
+        let most = LARGEST >> 20;
+        bail!("{name} is larger than {most} MiB: name the files that hold manifests");
+    }
+    manifests::parse(&text, name)
 }
 
 /// A file itself; of a folder all that may be manifests, in the order of their names.

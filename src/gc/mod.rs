@@ -12,13 +12,13 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, bail};
 
 use crate::audit::{self, Removed};
-use crate::consul::{Client, Consistency, ConsulError, Observed, TokenStanding};
+use crate::consul::{Client, Consistency, TokenStanding};
 use crate::model::key::{InstanceKey, Table};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::owner::Owner;
 use crate::observed::mirror::Mirror;
 use crate::observed::table::Knowledge;
-use crate::sync::apply::{self, Done, ReadError};
+use crate::sync::apply::{self, Done, sure};
 use crate::sync::carry::{self, Rows};
 
 /// An instance that is to be removed.
@@ -115,15 +115,6 @@ async fn nodes(client: &Client, cluster: &ClusterName) -> anyhow::Result<BTreeSe
     Ok(names
         .filter_map(|node| NodeName::parse(cluster, &node.name))
         .collect())
-}
-
-/// The value of an answer that leaves nothing out.
-fn sure<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
-    let answer = answer?;
-    let quality = answer.quality;
-    answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))
 }
 
 /// The line of the audit log for a removal.

@@ -29,7 +29,7 @@ use crate::model::epoch::{self, Epoch};
 use crate::model::marks;
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Text;
-use crate::sync::apply::{ReadError, node_filter};
+use crate::sync::apply::{ReadError, node_filter, sure};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -265,24 +265,21 @@ async fn token(client: &Client, access: &mut Access) -> Seen<Token> {
 /// Asks again where a server does not know the token that another one knows: a new one takes a moment to
 /// reach them all.
 async fn rest_once_known(settings: &Settings, client: &Client, token: Option<&Token>) -> Rest {
-    for _ in 0..TOKEN_SPREADS {
-        if let Ok(rest) = rest(settings, client, token).await {
+    let mut again = TOKEN_SPREADS;
+    loop {
+        let (rest, agreed) = rest(settings, client, token).await;
+        if agreed || again == 0 {
             return rest;
         }
+        again -= 1;
         tokio::time::sleep(TOKEN_SPREADS_AFTER).await;
         // Nothing is read with a token that was refused, before it is known again.
         let _ = client.check_token().await;
     }
-    let last = rest(settings, client, token).await;
-    last.unwrap_or_else(|rest| *rest)
 }
 
-/// An error where the servers do not agree about the token.
-async fn rest(
-    settings: &Settings,
-    client: &Client,
-    token: Option<&Token>,
-) -> Result<Rest, Box<Rest>> {
+/// What there is, and whether the servers agree about the token.
+async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> (Rest, bool) {
     let acls = token.is_some_and(|token| token.standing != TokenStanding::AclsOff);
     let rights = async {
         if !acls {
@@ -307,7 +304,7 @@ async fn rest(
     );
     let text = |error: ConsulError| error.to_string();
     let is_unknown = |error: &ConsulError| error.class() == ErrorClass::TokenUnknown;
-    let disagree = rights.as_ref().is_err_and(is_unknown);
+    let agreed = !rights.as_ref().is_err_and(is_unknown);
     let rest = Rest {
         version: version.map_err(text),
         datacenter: datacenter.map_err(text),
@@ -317,20 +314,7 @@ async fn rest(
         nodes: nodes.map_err(|error| error.to_string()),
         services: services.map_err(|error| error.to_string()),
     };
-    if disagree {
-        Err(Box::new(rest))
-    } else {
-        Ok(rest)
-    }
-}
-
-/// What was read, if it leaves nothing out.
-fn whole<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
-    let answer = answer?;
-    let quality = answer.quality;
-    answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))
+    (rest, agreed)
 }
 
 /// What was read, even where more may be hidden from us.
@@ -344,7 +328,7 @@ fn shown<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
 
 async fn held(client: &Client, cluster: &ClusterName) -> Result<Held, ReadError> {
     let key = epoch::key(cluster);
-    let pair = whole(client.kv_get(&key, Consistency::Consistent).await)?;
+    let pair = sure(client.kv_get(&key, Consistency::Consistent).await)?;
     Ok(match pair {
         None => Held::Free,
         Some(pair) => match serde_json::from_slice::<Epoch>(&pair.value) {

@@ -40,22 +40,33 @@ pub fn preview(
     scope: Scope<'_>,
     now: Instant,
 ) -> Preview {
-    let keys = keys(desired, observed, scope);
-    judge(&keys, desired, observed, rules, now);
+    let mut items = Vec::new();
+    let (mut missing, mut again) = (Vec::new(), Vec::new());
     let view = View {
         desired,
         observed,
         rules,
         scope,
     };
-    let mut items = Vec::new();
-    for key in &keys {
-        match key {
-            Key::Node(_) | Key::Instance(_) => view.on_node(key, &mut items),
-            Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {
-                view.entry(key, &mut items);
-            }
+    for key in keys(desired, observed, scope) {
+        let decided = view.decide(&key);
+        let guarded = decided.guarded(&key);
+        if guarded.is_empty() {
+            view.tell(&key, &decided, &mut items);
+        } else {
+            missing.extend(guarded);
+            again.push(key);
         }
+    }
+    judge(&missing, observed, rules, now);
+    let view = View {
+        desired,
+        observed,
+        rules,
+        scope,
+    };
+    for key in again {
+        view.tell(&key, &view.decide(&key), &mut items);
     }
     for owner in desired.all_problems().filter(|owner| scope.has(owner)) {
         let problems = desired.problems(owner).join("; ");
@@ -99,7 +110,7 @@ fn keys(desired: &Index, observed: &Mirror, scope: Scope<'_>) -> BTreeSet<Key> {
 }
 
 /// Whether what Consul has under a key stands for a pod.
-fn stands_for_pod(key: &Key, observed: &Mirror) -> bool {
+pub(super) fn stands_for_pod(key: &Key, observed: &Mirror) -> bool {
     let Key::Instance(key) = key else {
         return false;
     };
@@ -107,35 +118,37 @@ fn stands_for_pod(key: &Key, observed: &Mirror) -> bool {
 }
 
 /// Lets the guard say what of all that is missing may go.
-fn judge(
-    keys: &BTreeSet<Key>,
-    desired: &Index,
-    observed: &Mirror,
-    rules: &mut Rules,
-    now: Instant,
-) {
-    for key in keys {
-        let held: Vec<Key> = match key {
-            Key::Node(_) | Key::Instance(_) => {
-                let finding = plan::decide(key, desired, observed, rules);
-                let guarded = finding.held().is_some_and(Hold::is_guards);
-                guarded.then(|| key.clone()).into_iter().collect()
-            }
-            _ => {
-                let finding = entries::decide(key, desired, observed, rules);
-                let held = finding.held().filter(|(_, hold)| hold.is_guards());
-                held.map(|(key, _)| key.clone()).collect()
-            }
-        };
-        for key in held {
-            rules.guard.found(&key);
-        }
+fn judge(missing: &[Key], observed: &Mirror, rules: &mut Rules, now: Instant) {
+    for key in missing {
+        rules.guard.found(key);
     }
     let owned = observed.owned_instances() + observed.owned_entries();
     rules.guard.judge(owned, now);
     if rules.guard.held().is_none() {
         // So it is once the lists agree.
         rules.guard.release();
+    }
+}
+
+/// What is found under a key.
+enum Decided {
+    OnNode(Box<Finding>),
+    Entry(EntryFinding),
+}
+
+impl Decided {
+    /// What of it is missing, so that the guard is to judge it.
+    fn guarded(&self, key: &Key) -> Vec<Key> {
+        match self {
+            Self::OnNode(finding) => {
+                let guarded = finding.held().is_some_and(Hold::is_guards);
+                guarded.then(|| key.clone()).into_iter().collect()
+            }
+            Self::Entry(finding) => {
+                let held = finding.held().filter(|(_, hold)| hold.is_guards());
+                held.map(|(key, _)| key.clone()).collect()
+            }
+        }
     }
 }
 
@@ -147,13 +160,32 @@ struct View<'a> {
 }
 
 impl View<'_> {
+    fn decide(&self, key: &Key) -> Decided {
+        let (desired, observed, rules) = (self.desired, self.observed, self.rules);
+        match key {
+            Key::Node(_) | Key::Instance(_) => {
+                Decided::OnNode(Box::new(plan::decide(key, desired, observed, rules)))
+            }
+            Key::Defaults(_) | Key::Intentions(_) | Key::Source(_) | Key::Query(_) => {
+                Decided::Entry(entries::decide(key, desired, observed, rules))
+            }
+        }
+    }
+
+    fn tell(&self, key: &Key, decided: &Decided, items: &mut Vec<Item>) {
+        match decided {
+            Decided::OnNode(finding) => self.on_node(key, finding, items),
+            Decided::Entry(finding) => self.entry(key, finding, items),
+        }
+    }
+
     /// Whose a key is, where that is an object which is not among the manifests: whether it still asks
     /// for it only the cluster knows.
     fn held_by_unknown(&self, owner: Option<Owner>) -> Option<Owner> {
         owner.filter(|owner| !self.scope.has(owner))
     }
 
-    fn on_node(&self, key: &Key, items: &mut Vec<Item>) {
+    fn on_node(&self, key: &Key, finding: &Finding, items: &mut Vec<Item>) {
         if let Key::Instance(instance) = key
             && let held = plan::held_under(instance, self.observed)
             && let Some(holder) = self.held_by_unknown(held.map(|held| held.owner))
@@ -161,7 +193,6 @@ impl View<'_> {
             self.is_unknowns(key, &holder, items);
             return;
         }
-        let finding = plan::decide(key, self.desired, self.observed, self.rules);
         let owners: Vec<&Owner> = match (&finding.owner, &finding.step) {
             (Some(owner), _) => vec![owner],
             (None, Step::Remove(removal)) => vec![&removal.owner],
@@ -214,7 +245,7 @@ impl View<'_> {
         {
             tell(Action::Held, Vec::new(), Some(hold.to_string()));
         }
-        self.about(key, &finding, items);
+        self.about(key, finding, items);
     }
 
     /// What is to be told of the objects that have to do with a key.
@@ -326,8 +357,7 @@ impl View<'_> {
         ));
     }
 
-    fn entry(&self, key: &Key, items: &mut Vec<Item>) {
-        let finding = entries::decide(key, self.desired, self.observed, self.rules);
+    fn entry(&self, key: &Key, finding: &EntryFinding, items: &mut Vec<Item>) {
         for part in &finding.parts {
             let holder = entries::owner_of(&part.key, self.observed);
             if let Some(holder) = self.held_by_unknown(holder)
@@ -351,7 +381,7 @@ impl View<'_> {
             owners.dedup();
             items.push(item(action, key, &owners, fields, message));
         }
-        states(&finding, items);
+        states(finding, items);
     }
 
     fn change(&self, key: &Key, change: &Change) -> (Action, Vec<Field>, Option<String>) {

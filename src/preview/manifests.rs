@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
-use super::{Action, Item};
+use super::compute::stands_for_pod;
+use super::{Action, Item, Preview, Scope, preview};
 use crate::api::GROUP;
 use crate::desired::claim::Freeze;
 use crate::desired::index::{Index, Touched};
@@ -13,9 +15,11 @@ use crate::desired::intention::Intention;
 use crate::desired::query::PreparedQuery;
 use crate::desired::registration::Registration;
 use crate::k8s::trim::{self, Texts, Trim};
-use crate::model::key::Key;
+use crate::model::facts::PodFacts;
+use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::marks;
+use crate::model::names::NodeName;
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
 use crate::observed::mirror::Mirror;
@@ -26,6 +30,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// The uid of an object that the API server has not seen.
 const NOT_YET: &str = "known-when-applied";
 /// Where the pods of templates are thought to run, to judge what they ask for.
+const NODE: &str = "a-node";
 const NOWHERE: &str = "192.0.2.1";
 
 /// The documents of a file, those in a `List` one by one. `source` is named in errors.
@@ -75,24 +80,41 @@ fn take(document: Value, source: &str, objects: &mut Vec<Value>) -> anyhow::Resu
     Ok(())
 }
 
-/// Objects that claim something, and what is to be said of the others.
-#[derive(Debug, Default)]
-pub struct Manifests {
-    /// The objects of our kinds.
-    pub owners: BTreeSet<Owner>,
-    /// What is wrong with pods and the templates of workloads.
-    pub rejected: Vec<Item>,
-    /// What is not judged.
-    pub notes: Vec<String>,
-}
-
-/// Puts objects into an empty index, as if a cluster held these alone. Kinds that ask for nothing in
-/// Consul are left out. `observed` knows the uids of those that were applied before.
+/// Shows what would be done if a cluster held these objects; of Consul nothing is looked at but what they
+/// claim, and what it shows as theirs.
 ///
 /// # Errors
 ///
 /// An object that cannot be understood at all.
-pub fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow::Result<Manifests> {
+pub fn preview_of(
+    objects: &[Value],
+    mut index: Index,
+    observed: &Mirror,
+    mut rules: Rules,
+    now: Instant,
+) -> anyhow::Result<Preview> {
+    let manifests = claim(objects, &mut index, observed)?;
+    let scope = Scope::Of(&manifests.owners);
+    let mut preview = preview(&index, observed, &mut rules, scope, now);
+    preview.add(manifests.rejected);
+    preview.notes = manifests.notes;
+    Ok(preview)
+}
+
+/// Objects that claim something, and what is to be said of the others.
+#[derive(Debug, Default)]
+struct Manifests {
+    /// The objects of our kinds.
+    owners: BTreeSet<Owner>,
+    /// What is wrong with pods and the templates of workloads.
+    rejected: Vec<Item>,
+    /// What is not judged.
+    notes: Vec<String>,
+}
+
+/// Puts objects into an empty index, as if a cluster held these alone. Kinds that ask for nothing in
+/// Consul are left out. `observed` knows the uids of those that were applied before.
+fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow::Result<Manifests> {
     let mut manifests = Manifests::default();
     let mut touched = Touched::default();
     for kind in Kind::ALL {
@@ -131,7 +153,8 @@ pub fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow:
     }
     for object in objects {
         if let Some(pod) = pod_of(object) {
-            judge_pod(object, &pod, objects, index, &mut manifests)?;
+            let problems = problems_of(object, trimmed(&pod)?, index);
+            manifests.rejected.extend(rejected(object, &problems));
         }
     }
     note_pods(&mut manifests, observed);
@@ -216,7 +239,7 @@ fn pod_of(object: &Value) -> Option<Value> {
     metadata.insert("name".to_owned(), json!(name));
     metadata.insert("uid".to_owned(), json!(NOT_YET));
     let mut spec = template["spec"].as_object().cloned().unwrap_or_default();
-    spec.insert("nodeName".to_owned(), json!("a-node"));
+    spec.insert("nodeName".to_owned(), json!(NODE));
     Some(json!({
         "metadata": metadata,
         "spec": spec,
@@ -225,71 +248,54 @@ fn pod_of(object: &Value) -> Option<Value> {
     }))
 }
 
-/// Judges what a pod asks for, beside the registrations that may select it.
-fn judge_pod(
-    object: &Value,
-    pod: &Value,
-    objects: &[Value],
-    index: &Index,
-    manifests: &mut Manifests,
-) -> anyhow::Result<()> {
+/// What is wrong with what a pod asks for, beside the registrations that may select it. The index is
+/// afterwards as it was.
+fn problems_of(object: &Value, pod: PodFacts, index: &mut Index) -> BTreeSet<String> {
     let (namespace, name) = name_of(object);
-    if index.is_excluded(namespace) {
-        return Ok(());
-    }
-    let mut alone = Index::new(index.cluster().clone(), globset::GlobSet::empty());
+    let (namespace, name) = (Text::from(namespace), Text::from(name));
     let mut touched = Touched::default();
+    index.apply_pod(pod, &mut touched);
+    let owner = Owner::pod(&namespace, &name);
+    let mut problems: BTreeSet<String> = index.problems(&owner).iter().cloned().collect();
     let mut nothing = Mirror::new(index.cluster().clone());
     nothing.complete();
-    for object in objects {
-        if of_ours(object) == Some(OwnerKind::ServiceRegistration) && name_of(object).0 == namespace
-        {
-            let owner = Owner {
-                kind: OwnerKind::ServiceRegistration,
-                namespace: namespace.into(),
-                name: name_of(object).1.into(),
-            };
-            let object = as_applied(object, &owner, &nothing);
-            alone.apply_registration(Registration::of(&trimmed(&object)?), &mut touched);
-        }
-    }
-    alone.apply_pod(trimmed(pod)?, &mut touched);
-    let owner = Owner::pod(&namespace.into(), &name.into());
-    let mut problems: Vec<String> = alone.problems(&owner).to_vec();
-    for key in alone.claimed_keys() {
-        let finding = plan::decide(&key, &alone, &nothing, &Rules::default());
+    let node = NodeName::for_kubernetes(index.cluster(), NODE);
+    let keys: Vec<InstanceKey> = index.claimed_on(&node).cloned().collect();
+    for key in keys.iter().cloned().map(Key::Instance) {
+        let finding = plan::decide(&key, index, &nothing, &Rules::default());
         if let Some(Freeze::Invalid(of)) = finding.freeze {
             problems.extend(of);
         }
     }
-    problems.sort_unstable();
-    problems.dedup();
-    if problems.is_empty() {
-        return Ok(());
+    index.remove_pod(&namespace, &name, &mut touched);
+    for key in &keys {
+        index.forget_absence(key);
     }
+    problems
+}
+
+fn rejected(object: &Value, problems: &BTreeSet<String>) -> Option<Item> {
+    let problems: Vec<&str> = problems.iter().map(String::as_str).collect();
+    let (namespace, name) = name_of(object);
     let kind = object["kind"].as_str().unwrap_or_default();
     let key = format!("{kind}/{namespace}/{name}");
-    manifests.rejected.push(Item {
+    (!problems.is_empty()).then(|| Item {
         action: Action::Rejected,
         kind: "object",
         key: key.clone(),
         owners: vec![key],
         fields: Vec::new(),
         message: Some(problems.join("; ")),
-    });
-    Ok(())
+    })
 }
 
 fn note_pods(manifests: &mut Manifests, observed: &Mirror) {
     for owner in &manifests.owners {
         let held = observed.held_by(owner, None);
-        let stands_for_pod = |key: &&Key| {
-            let Key::Instance(key) = key else {
-                return false;
-            };
-            plan::held_under(key, observed).is_some_and(|held| held.pod.is_some())
-        };
-        let pods = held.iter().filter(stands_for_pod).count();
+        let pods = held
+            .iter()
+            .filter(|key| stands_for_pod(key, observed))
+            .count();
         if pods > 0 {
             manifests.notes.push(format!(
                 "{owner} has {pods} instances of pods: they are not judged, since manifests do not say \

@@ -123,12 +123,5 @@ fn short(value: &Value) -> String {
 
 /// Text without what a terminal would take for commands: some of it comes from other hands.
 fn plain(text: &str) -> String {
-    let shown = |letter: char| {
-        if letter.is_control() {
-            char::REPLACEMENT_CHARACTER
-        } else {
-            letter
-        }
-    };
-    text.chars().map(shown).collect()
+    text.replace(char::is_control, "\u{fffd}")
 }

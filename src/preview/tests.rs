@@ -1,22 +1,22 @@
 use serde_json::json;
 
 use super::show::Text;
-use super::{Action, Field, Item, Outcome, Preview, Scope, manifests, preview};
+use super::{Action, Field, Item, Outcome, Preview, manifests};
 use crate::desired::index::Index;
 use crate::observed::mirror::Mirror;
 use crate::plan::Rules;
 
-fn of_manifests(text: &str) -> Preview {
-    let mut index = Index::new("prod".parse().unwrap(), globset::GlobSet::empty());
+fn try_manifests(text: &str) -> anyhow::Result<Preview> {
+    let index = Index::new("prod".parse().unwrap(), globset::GlobSet::empty());
     let mut mirror = Mirror::new("prod".parse().unwrap());
     mirror.complete();
-    let objects = manifests::parse(text, "a file").unwrap();
-    let claimed = manifests::claim(&objects, &mut index, &mirror).unwrap();
-    let scope = Scope::Of(&claimed.owners);
+    let objects = manifests::parse(text, "a file")?;
     let now = tokio::time::Instant::now();
-    let mut preview = preview(&index, &mirror, &mut Rules::default(), scope, now);
-    preview.add(claimed.rejected);
-    preview
+    manifests::preview_of(&objects, index, &mirror, Rules::default(), now)
+}
+
+fn of_manifests(text: &str) -> Preview {
+    try_manifests(text).unwrap()
 }
 
 fn shown(preview: &Preview) -> Vec<(Action, &str)> {
@@ -90,13 +90,31 @@ fn a_pod_may_have_settings_of_a_service_that_a_registration_gives_it() {
 }
 
 #[test]
+fn what_is_wrong_with_a_registration_is_no_fault_of_the_pods_beside_it() {
+    let registration = r#"{"apiVersion": "lictor.io/v1alpha1", "kind": "ServiceRegistration",
+        "metadata": {"name": "db", "namespace": "shop"},
+        "spec": {"endpoints": [{"name": "one", "address": "10.0.0.1", "port": 1, "tags": ["BAD"]}]}}"#;
+    let registration = registration.replace("BAD", &"x".repeat(300));
+    let both = format!(
+        "{registration}\n---\n{}",
+        workload("Deployment", "apps/v1", "http")
+    );
+    let preview = of_manifests(&both);
+    assert_eq!(preview.count(Action::Rejected), 1, "{:#?}", preview.items);
+    let owners = &preview.items.last().unwrap().owners;
+    assert_eq!(
+        owners,
+        &["ServiceRegistration/shop/db"],
+        "{:#?}",
+        preview.items
+    );
+}
+
+#[test]
 fn an_object_that_is_there_twice_is_an_error() {
     let query = r#"{"apiVersion": "lictor.io/v1alpha1", "kind": "PreparedQuery",
         "metadata": {"name": "web", "namespace": "shop"}, "spec": {"service": {"service": "web"}}}"#;
-    let objects = manifests::parse(&format!("{query}\n---\n{query}"), "a file").unwrap();
-    let mut index = Index::new("prod".parse().unwrap(), globset::GlobSet::empty());
-    let mirror = Mirror::new("prod".parse().unwrap());
-    let error = manifests::claim(&objects, &mut index, &mirror).unwrap_err();
+    let error = try_manifests(&format!("{query}\n---\n{query}")).unwrap_err();
     assert!(
         error
             .to_string()

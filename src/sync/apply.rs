@@ -106,6 +106,19 @@ impl ReadError {
     }
 }
 
+/// The value of an answer that leaves nothing out.
+///
+/// # Errors
+///
+/// The call failed, or what is missing in its answer may be there all the same.
+pub fn sure<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
+    let answer = answer?;
+    let quality = answer.quality;
+    answer
+        .authoritative()
+        .ok_or(ReadError::NotAuthoritative(quality))
+}
+
 fn quality(quality: Quality) -> &'static str {
     match quality {
         Quality::Authoritative => "the answer is authoritative",
@@ -296,11 +309,7 @@ async fn list_nodes(
         client.check_token().await?;
     }
     let filter = node_filter(cluster);
-    let answer = client.nodes(Some(&filter), Consistency::Consistent).await?;
-    let quality = answer.quality;
-    let nodes = answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))?;
+    let nodes = sure(client.nodes(Some(&filter), Consistency::Consistent).await)?;
     let ours = |name: &str| NodeName::parse(cluster, name);
     let nodes = nodes.iter().filter_map(|node| ours(&node.name)).collect();
     // Nothing depends on it; the nodes tell it too, once there are some.

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::apply::ReadError;
+use super::apply::{ReadError, sure};
 use super::fence::{self, Claim, Last, Refusal, Standing};
 use crate::consul::{
     Client, Consistency, ConsulError, Txn, TxnFailure, TxnOp, TxnOutcome, TxnResult,
@@ -198,11 +198,7 @@ fn before(last: Option<Last>, there: Option<&Standing>, holder: &str) -> Before 
 }
 
 async fn read(client: &Client, key: &str) -> Result<Option<Standing>, ClaimError> {
-    let answer = client.kv_get(key, Consistency::Consistent).await?;
-    let quality = answer.quality;
-    let there = answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))?;
+    let there = sure(client.kv_get(key, Consistency::Consistent).await)?;
     let Some(pair) = there else { return Ok(None) };
     match serde_json::from_slice(&pair.value) {
         Ok(epoch) => Ok(Some(Standing {

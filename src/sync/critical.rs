@@ -10,7 +10,7 @@ use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::apply::{Done, ReadError};
+use super::apply::{Done, ReadError, sure};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::pass::Pass;
@@ -81,14 +81,7 @@ pub struct CriticalWritten {
 
 async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
     let prefix = critical::prefix(&cluster);
-    let pairs = match client.kv_list(&prefix, Consistency::Consistent).await {
-        Ok(answer) => {
-            let quality = answer.quality;
-            let pairs = answer.authoritative();
-            pairs.ok_or(ReadError::NotAuthoritative(quality))
-        }
-        Err(error) => Err(error.into()),
-    };
+    let pairs = sure(client.kv_list(&prefix, Consistency::Consistent).await);
     Done::ReadCritical(CriticalRead { epoch, pairs })
 }
 

@@ -19,7 +19,7 @@ pub mod gates;
 mod gc;
 mod heed;
 mod lead;
-mod live;
+pub mod live;
 mod nodes;
 pub mod outage;
 pub mod own;

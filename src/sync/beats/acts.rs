@@ -8,7 +8,6 @@ use crate::heartbeat::pulses::{Act, Outcome, Place};
 use crate::k8s::EventReason;
 use crate::model::entry::ALIVE_CHECK_ID;
 use crate::model::key::{Key, Place as KeyPlace};
-use crate::model::names::NodeName;
 use crate::observed::entry::ObservedCheck;
 use crate::status::board::{Reason, Trouble, beside};
 use crate::sync::dirty::{Cause, Due};
@@ -64,16 +63,9 @@ impl Engine {
         }
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             match error {
-                // Its node may have gone meanwhile, or another process writes: nobody would take it back.
-                Some(error)
-                    if is_own
-                        && error.class() == ErrorClass::AccessDenied
-                        && self.beats.leads
-                        && self.beats.pulses.follows(&place) =>
-                {
-                    self.deny_own(&place.node, &error);
+                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {
+                    self.deny_own(&place, &error);
                 }
-                Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {}
                 Some(error) => self.tell_failed(&place, &error, at),
                 None => {}
             }
@@ -100,10 +92,14 @@ impl Engine {
 
     /// Consul does not allow the session of Lictor's own check. No object stands for it: it is told once for
     /// all nodes, on Lictor's own pod.
-    fn deny_own(&mut self, node: &NodeName, error: &ConsulError) {
+    fn deny_own(&mut self, place: &Place, error: &ConsulError) {
+        // Its node may have gone meanwhile, or another process writes: nobody would take it back.
+        if !self.beats.leads || !self.beats.pulses.follows(place) {
+            return;
+        }
         let began = self.beats.denied.is_empty();
         let why = error.to_string();
-        self.beats.denied.insert(node.clone(), why);
+        self.beats.denied.insert(place.node.clone(), why);
         if let Some(note) = self.own_denied().filter(|_| began) {
             tracing::warn!(reason = "ConsulRefused", "{note}");
             self.report.own_event(EventReason::ConsulRefused, note);
