@@ -17,7 +17,7 @@ use super::planning::PlanningFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
 use crate::leader::Election;
-use crate::model::names::{ClusterName, InvalidName};
+use crate::model::names::{ClusterName, InvalidName, is_dns_label};
 use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
@@ -139,7 +139,12 @@ pub(super) struct Run {
     )]
     leader_election: Election,
     /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
-    #[arg(long, env = "LICTOR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(
+        long,
+        env = "LICTOR_LEASE_NAMESPACE",
+        value_parser = lease_namespace,
+        value_name = "NAMESPACE"
+    )]
     lease_namespace: Option<String>,
     /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
     /// cluster name
@@ -151,6 +156,14 @@ pub(super) struct Run {
     kubernetes: KubernetesFlags,
     #[command(flatten)]
     consul: ConsulFlags,
+}
+
+/// A variable that is set to nothing is not set.
+fn lease_namespace(given: &str) -> Result<String, String> {
+    if given.is_empty() || is_dns_label(given) {
+        return Ok(given.to_owned());
+    }
+    Err("no name of a namespace: lower-case letters, digits and \"-\", at most 63".to_owned())
 }
 
 impl Run {
@@ -166,7 +179,7 @@ impl Run {
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
             election: self.leader_election,
-            lease_namespace: self.lease_namespace,
+            lease_namespace: self.lease_namespace.filter(|given| !given.is_empty()),
             engine: Options {
                 settings: Values {
                     log_level: self.log_level,
