@@ -27,6 +27,7 @@ use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::plan::critical::looks;
+use crate::policy::Admission;
 use crate::server::{self, Shown};
 use crate::sync::engine::{Engine, Inputs, Options};
 use crate::sync::gates::Gates;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub allow_local_checks: bool,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
+    /// `--default-policy` and `--name-hold`.
+    pub admission: Admission,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -78,6 +81,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         checks: runner,
         allow_local_checks,
         readiness_gate,
+        admission,
         kubernetes,
         consul,
         auth_method,
@@ -102,7 +106,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut report = Report::new(events, statuses, metrics.clone());
     report.own_pod = own_pod();
     report.gates = Gates::new(readiness_gate);
-    let index = Index::new(cluster.clone(), excluded).with_runner(runner);
+    let index = Index::new(cluster.clone(), excluded)
+        .with_runner(runner)
+        .with_admission(admission);
     let (orders, prober, told) = checks::channel();
     let (questions, asked) = mpsc::channel(looks::AT_ONCE);
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);

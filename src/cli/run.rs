@@ -21,6 +21,7 @@ use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
 use crate::plan::{DriftMode, Mode, Rules};
+use crate::policy::{Admission, DefaultPolicy};
 use crate::settings::{Values, critical_time, duration};
 use crate::sync::engine::Options;
 use crate::telemetry::{self, LogFormat};
@@ -176,6 +177,25 @@ pub(super) struct Run {
     /// all their instances; needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
+    /// What objects may claim in namespaces that no `RegistrationPolicy` chooses: with exclusive a service
+    /// name belongs to the namespace that claimed it first, with shared everything is allowed, with deny
+    /// nothing
+    #[arg(
+        long,
+        env = "LICTOR_DEFAULT_POLICY",
+        default_value = "exclusive",
+        value_name = "POLICY"
+    )]
+    default_policy: DefaultPolicy,
+    /// With --default-policy exclusive: how long a service name belongs to a namespace after its last claim
+    #[arg(
+        long,
+        env = "LICTOR_NAME_HOLD",
+        default_value = "24h",
+        value_parser = duration,
+        value_name = "DURATION"
+    )]
+    name_hold: Duration,
     /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
     /// cluster name
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
@@ -198,6 +218,7 @@ impl Run {
             checks: self.checks,
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
+            admission: Admission::new(self.default_policy, self.name_hold),
             engine: Options {
                 settings: Values {
                     log_level: self.log_level,

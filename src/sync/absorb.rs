@@ -35,6 +35,8 @@ impl Engine {
             Done::ReadCritical(read) => self.absorb_critical_read(read),
             Done::WroteCritical(written) => self.absorb_critical_write(written),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
+            Done::ReadNames(read) => self.absorb_names_read(read),
+            Done::WroteNames(written) => self.absorb_names_write(written),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
             Done::Read {
@@ -89,6 +91,7 @@ impl Engine {
     /// it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
         tracing::warn!("the epoch was another's meanwhile: what Consul holds is read again");
+        self.names.was_anothers = true;
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));

@@ -19,6 +19,7 @@ pub mod gates;
 mod gc;
 mod heed;
 mod live;
+mod names;
 mod nodes;
 pub mod outage;
 pub mod own;

@@ -352,7 +352,11 @@ impl World {
                 }
             }
             // There are none in this world.
-            Kind::Intention | Kind::PreparedQuery | Kind::Lease => {}
+            Kind::Intention
+            | Kind::PreparedQuery
+            | Kind::Namespace
+            | Kind::Policy
+            | Kind::Lease => {}
         }
         self.touch(touched);
     }

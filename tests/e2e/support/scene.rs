@@ -184,6 +184,11 @@ impl Scene {
     }
 
     async fn start(&self, args: &[String], env: &[(&str, &str)]) -> Result<Lictor> {
+        let mut args = args.to_vec();
+        if !args.iter().any(|arg| arg.starts_with("--default-policy")) {
+            // What policies allow is a matter of tests of their own.
+            args.push("--default-policy=shared".to_owned());
+        }
         let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let mut env: Vec<_> = env.iter().map(own).collect();
         let given = args
@@ -202,7 +207,7 @@ impl Scene {
             .bed
             .dir()
             .join(format!("lictor-{}-{number}.log", self.code));
-        Lictor::start(&log, args, &env).await
+        Lictor::start(&log, &args, &env).await
     }
 
     /// A token with just the rights that `lictor acl-policy` prints for this cluster.

@@ -1,0 +1,492 @@
+//! What the engine reads and writes of whose names are, and when claims are judged by it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use super::apply::{Done, ReadError};
+use super::engine::Engine;
+use crate::consul::wire::KvPair;
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnFailure, TxnOp,
+    TxnOutcome, TxnResult,
+};
+use crate::desired::index::Touched;
+use crate::metrics::OperationLabels;
+use crate::model::backoff;
+use crate::model::key::{Key, Place, Table};
+use crate::model::marks::Standing;
+use crate::model::names::ClusterName;
+use crate::model::text::Text;
+use crate::observed::entries::ObservedQuery;
+use crate::plan::Mode;
+use crate::policy::ledger::{self, Entry, Ledger, Write};
+use crate::policy::names::Moment;
+use crate::policy::{Claim, Sort};
+
+/// How soon it is read again after it could not be read, or not be written.
+const AGAIN: Duration = Duration::from_secs(30);
+/// First ceiling of the pause after a read that failed and said nothing of the next one.
+const FIRST: Duration = Duration::from_secs(1);
+/// Highest ceiling of that pause.
+const CEILING: Duration = Duration::from_secs(10);
+/// How long nothing is written while it is tried to read it; then present claims go on without it.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What is read and written of whose names are.
+#[derive(Debug, Default)]
+pub(super) struct NamesState {
+    /// The epoch under which what is known was learnt; 0 where nothing is ever written.
+    epoch: Option<u64>,
+    /// What Consul keeps, once it is known.
+    ledger: Option<Ledger>,
+    reading: bool,
+    writing: bool,
+    again_at: Option<Instant>,
+    /// Since when it could not be read, and how often that was tried.
+    failing: Option<(Instant, u32)>,
+    /// Whether another process may have written since this one did.
+    pub(super) was_anothers: bool,
+    /// Tables of which all that is there stays, because the rule only begins.
+    kept: BTreeSet<Table>,
+    /// Why it cannot be read or written, as was told.
+    trouble: Option<String>,
+    /// Why nothing new is allowed, as was told.
+    told: Option<Text>,
+}
+
+/// It was read, or not.
+#[derive(Debug)]
+pub struct NamesRead {
+    epoch: u64,
+    pairs: Result<Vec<KvPair>, ReadError>,
+}
+
+/// Keys were written, or not.
+#[derive(Debug)]
+pub struct NamesWritten {
+    epoch: u64,
+    writes: Vec<Write>,
+    outcome: Result<TxnOutcome, ConsulError>,
+}
+
+async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
+    let prefix = ledger::prefix(&cluster);
+    let pairs = match client.kv_list(&prefix, Consistency::Consistent).await {
+        Ok(answer) => {
+            let quality = answer.quality;
+            let pairs = answer.authoritative();
+            pairs.ok_or(ReadError::NotAuthoritative(quality))
+        }
+        Err(error) => Err(error.into()),
+    };
+    Done::ReadNames(NamesRead { epoch, pairs })
+}
+
+async fn write(
+    client: Client,
+    (fence_key, epoch): (Text, u64),
+    txn: Txn,
+    writes: Vec<Write>,
+) -> Done {
+    let fence = Fence {
+        key: &fence_key,
+        index: epoch,
+    };
+    let outcome = client.apply_fenced(fence, &txn).await;
+    Done::WroteNames(NamesWritten {
+        epoch,
+        writes,
+        outcome,
+    })
+}
+
+fn key_of(cluster: &ClusterName, entry: &Entry) -> String {
+    match entry {
+        Entry::Name(name) => ledger::key(cluster, name),
+        Entry::Rule => ledger::rule_key(cluster),
+    }
+}
+
+fn transaction(cluster: &ClusterName, writes: &[Write]) -> Result<Txn, String> {
+    let mut txn = Txn::new();
+    for write in writes {
+        let key = key_of(cluster, &write.entry);
+        let (key, index) = (&*key, write.index);
+        let op = match &write.value {
+            Some(value) => TxnOp::KvCas { key, value, index },
+            None => TxnOp::KvDeleteCas { key, index },
+        };
+        txn.push(&op).map_err(|full| full.to_string())?;
+    }
+    Ok(txn)
+}
+
+/// Whether a further read would fail as well.
+fn is_final(error: &ReadError) -> bool {
+    match error {
+        ReadError::Failed(error) => matches!(
+            error.class(),
+            ErrorClass::AccessDenied | ErrorClass::Refused | ErrorClass::Malformed
+        ),
+        ReadError::NotAuthoritative(quality) => *quality == Quality::Filtered,
+    }
+}
+
+fn moment(now: Instant) -> Moment {
+    let wall = jiff::Timestamp::now().as_second();
+    Moment { now, wall }
+}
+
+impl NamesState {
+    /// When it is to be read again.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        self.again_at
+    }
+}
+
+impl Engine {
+    /// Judges claims once all that they are judged by is known, and keeps in Consul whose names are.
+    pub(super) fn keep_names(&mut self, now: Instant) {
+        if !self.index.admission.is_on() {
+            return;
+        }
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        let epoch = self.fence.index().or(rehearses.then_some(0));
+        if self.names.epoch != epoch {
+            self.names = NamesState {
+                epoch,
+                reading: self.names.reading,
+                was_anothers: self.names.was_anothers,
+                trouble: self.names.trouble.take(),
+                told: self.names.told.take(),
+                ..NamesState::default()
+            };
+            self.index.admission.unsettle();
+        }
+        let Some(epoch) = epoch.filter(|_| self.is_ready()) else {
+            return;
+        };
+        if !self.index.admission.needs_ledger() && !self.index.admission.is_settled() {
+            self.settle(Ok(&Ledger::default()), now);
+        }
+        let unread = self.names.ledger.is_none();
+        let due = self.names.again_at.map_or(unread, |at| at <= now);
+        if due && !self.names.reading && self.outage.limit(now, 1) > 0 {
+            self.names.again_at = None;
+            self.names.reading = true;
+            let cluster = self.index.cluster().clone();
+            self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
+        }
+        self.keep_what_is_there();
+        self.index.admission.tick(moment(now));
+        self.touch_judged(now);
+        self.write_names(now);
+        self.tell_freeze();
+    }
+
+    fn touch_judged(&mut self, now: Instant) {
+        if !self.index.admission.has_news() {
+            return;
+        }
+        let mut touched = Touched::default();
+        self.index.touch_judged(&mut touched);
+        self.touch(touched, now);
+    }
+
+    fn settle(&mut self, ledger: Result<&Ledger, &Text>, now: Instant) {
+        let registered = self.registered_services();
+        let trusts_memory = !std::mem::take(&mut self.names.was_anothers);
+        let moment = moment(now);
+        let index = &mut self.index;
+        index
+            .admission
+            .settle(ledger, registered, trusts_memory, moment, &index.watches);
+        self.touch_judged(now);
+    }
+
+    /// The services that namespaces have instances of in Consul.
+    fn registered_services(&self) -> BTreeSet<(Text, Text)> {
+        let of = |key: Key| {
+            let Key::Instance(key) = key else { return None };
+            let there = self.mirror.instance(&key)?;
+            match self.mirror.standing(&key, there) {
+                Standing::Ours(owner) => Some((there.service.name.clone(), owner.namespace)),
+                Standing::Foreign(_) => None,
+            }
+        };
+        self.mirror.keys().filter_map(of).collect()
+    }
+
+    /// Where the rule only begins, what is in Consul already stays, also what is on no node.
+    fn keep_what_is_there(&mut self) {
+        if !self.index.admission.begins() {
+            return;
+        }
+        for table in [Table::Intentions, Table::Queries] {
+            if self.mirror.is_unsure(&Place::Table(table)) || !self.names.kept.insert(table) {
+                continue;
+            }
+            for claim in self.there_in(table) {
+                self.index.admission.keep_there(&claim);
+            }
+        }
+        if self.names.kept.len() == 2 {
+            self.index.admission.begun();
+        }
+    }
+
+    /// What is claimed by what of ours is in a table.
+    fn there_in(&self, table: Table) -> Vec<Claim> {
+        match table {
+            Table::Defaults => Vec::new(),
+            Table::Intentions => {
+                let intentions = self.mirror.intentions.iter();
+                let claims = intentions.flat_map(|(destination, there)| {
+                    there.owners.values().map(|owner| Claim {
+                        sort: Sort::Destination,
+                        namespace: owner.namespace.clone(),
+                        name: destination.text().clone(),
+                    })
+                });
+                claims.collect()
+            }
+            Table::Queries => {
+                let queries = self.mirror.queries.iter();
+                let claims = queries.filter_map(|(name, there)| {
+                    let is_template = ObservedQuery::ours(there)?.template.is_some();
+                    Some(Claim {
+                        sort: if is_template {
+                            Sort::Template
+                        } else {
+                            Sort::Query
+                        },
+                        namespace: there.owner()?.namespace,
+                        name: name.text().clone(),
+                    })
+                });
+                claims.collect()
+            }
+        }
+    }
+
+    fn tell_freeze(&mut self) {
+        let freeze = self.index.admission.freeze().cloned();
+        if self.names.told != freeze {
+            if let Some(why) = &freeze {
+                tracing::warn!(
+                    "nothing new may be claimed, and nothing is withdrawn for a policy: {why}"
+                );
+            } else {
+                tracing::info!("policies are known, and claims are judged by them");
+            }
+            self.names.told = freeze;
+        }
+    }
+
+    // === what Consul keeps ===
+
+    pub(super) fn absorb_names_read(&mut self, read: NamesRead) {
+        let now = Instant::now();
+        self.names.reading = false;
+        let NamesRead { epoch, pairs } = read;
+        if self.names.epoch != Some(epoch) {
+            return;
+        }
+        let pairs = match pairs {
+            Ok(pairs) => pairs,
+            Err(error) => return self.cannot_read_names(&error, now),
+        };
+        self.answered();
+        self.names.failing = None;
+        self.names.trouble = None;
+        let (mut ledger, garbled) = Ledger::of(self.index.cluster(), &pairs);
+        for line in garbled {
+            tracing::warn!("{line}");
+        }
+        if self.index.admission.needs_ledger() {
+            // What was not written yet is looked at again.
+            let admission = &self.index.admission;
+            if admission.is_settled() && !admission.lacks_ledger() {
+                self.index.admission.doubt_records(ledger.names());
+            } else {
+                self.settle(Ok(&ledger), now);
+            }
+        } else {
+            let names: Vec<Text> = ledger.names().collect();
+            ledger.want(names);
+        }
+        self.names.ledger = Some(ledger);
+    }
+
+    fn cannot_read_names(&mut self, error: &ReadError, now: Instant) {
+        let (since, failures) = self.names.failing.unwrap_or((now, 0));
+        self.names.failing = Some((since, failures.saturating_add(1)));
+        let last = is_final(error) || now.saturating_duration_since(since) >= PATIENCE;
+        if !last {
+            let ceiling = backoff::ceiling(FIRST, failures, CEILING);
+            let chance = rand::rng().random::<f64>();
+            let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
+            self.names.again_at = Some(now + pause);
+            return;
+        }
+        self.cannot_keep_names(&error.to_string(), now);
+        if self.index.admission.needs_ledger() && !self.index.admission.is_settled() {
+            let prefix = ledger::prefix(self.index.cluster());
+            let why = format!("{prefix} in Consul's KV cannot be read: {error}").into();
+            self.settle(Err(&why), now);
+        }
+    }
+
+    fn cannot_keep_names(&mut self, why: &str, now: Instant) {
+        self.names.again_at = Some(now + AGAIN);
+        if self.names.trouble.as_deref() != Some(why) {
+            let prefix = ledger::prefix(self.index.cluster());
+            tracing::warn!("whose names are is not kept: {prefix} in Consul's KV: {why}");
+        }
+        self.names.trouble = Some(why.to_owned());
+    }
+
+    fn write_names(&mut self, now: Instant) {
+        let exclusive = self.index.admission.needs_ledger();
+        let Some(ledger) = &mut self.names.ledger else {
+            return;
+        };
+        ledger.want(self.index.admission.take_dirty());
+        if !exclusive || self.index.admission.rule_stands() {
+            ledger.want_rule(exclusive);
+        }
+        let again = self.names.again_at.is_some_and(|at| at > now);
+        if !ledger.is_dirty()
+            || self.names.writing
+            || again
+            || self.rules.mode == Mode::DryRun
+            || !self.strange.is_empty()
+            || !self.may_write(now)
+        {
+            return;
+        }
+        let (Some(epoch), Some(ledger)) = (self.fence.index(), &mut self.names.ledger) else {
+            return;
+        };
+        let wall = jiff::Timestamp::now().as_second();
+        let admission = &self.index.admission;
+        let writes = ledger.next_writes(wall, |name| admission.record(name));
+        if writes.is_empty() {
+            return;
+        }
+        let txn = match transaction(self.index.cluster(), &writes) {
+            Ok(txn) => txn,
+            Err(why) => return self.cannot_keep_names(&why, now),
+        };
+        self.names.writing = true;
+        self.entry_writes += 1;
+        self.pace.begun(writes.len(), now);
+        let fence = (self.fence_key.clone(), epoch);
+        self.jobs
+            .spawn(write(self.consul.clone(), fence, txn, writes));
+    }
+
+    pub(super) fn absorb_names_write(&mut self, written: NamesWritten) {
+        let now = Instant::now();
+        let NamesWritten {
+            epoch,
+            writes,
+            outcome,
+        } = written;
+        self.entry_writes -= 1;
+        let is_current = self.names.epoch == Some(epoch);
+        if is_current {
+            self.names.writing = false;
+        }
+        self.count_names(&writes, &outcome);
+        match outcome {
+            Ok(TxnOutcome::Applied(results)) => {
+                self.writable();
+                let cluster = self.index.cluster();
+                let index_of = |entry: &Entry| {
+                    let key = key_of(cluster, entry);
+                    results.iter().find_map(|result| match result {
+                        TxnResult::Kv(pair) if *pair.key == *key => Some(pair.modify_index),
+                        _ => None,
+                    })
+                };
+                if let Some(ledger) = self.names.ledger.as_mut().filter(|_| is_current) {
+                    for write in &writes {
+                        let index = index_of(&write.entry).unwrap_or_default();
+                        ledger.written(write, index);
+                    }
+                }
+            }
+            Ok(TxnOutcome::Fenced { what, reason }) => {
+                tracing::warn!(epoch, "the write was fenced off: {what}");
+                self.fence.failed(epoch, reason);
+                if reason == TxnFailure::PermissionDenied {
+                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
+                }
+                self.doubt_names(is_current, &writes);
+            }
+            Ok(TxnOutcome::RolledBack(errors)) => {
+                self.writable();
+                self.doubt_names(is_current, &writes);
+                let refused = errors.iter().find(|error| {
+                    matches!(
+                        error.reason,
+                        TxnFailure::PermissionDenied | TxnFailure::Refused
+                    )
+                });
+                if let Some(error) = refused.filter(|_| is_current) {
+                    self.cannot_keep_names(&error.what, now);
+                }
+            }
+            Err(error) => {
+                self.doubt_names(is_current, &writes);
+                match error.class() {
+                    ErrorClass::Refused | ErrorClass::AccessDenied if is_current => {
+                        self.cannot_keep_names(&error.to_string(), now);
+                    }
+                    class => {
+                        if class == ErrorClass::SlowDown {
+                            self.pace.slow_down(now);
+                        }
+                        self.write_failed_for(&format!("cannot write to Consul: {error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// It is not known what Consul keeps of these: all is read anew.
+    fn doubt_names(&mut self, is_current: bool, writes: &[Write]) {
+        let names = writes.iter().filter_map(|write| match &write.entry {
+            Entry::Name(name) => Some(name.clone()),
+            Entry::Rule => None,
+        });
+        self.index.admission.doubt_records(names);
+        if is_current {
+            self.names.ledger = None;
+        }
+    }
+
+    fn count_names(&self, writes: &[Write], outcome: &Result<TxnOutcome, ConsulError>) {
+        for write in writes {
+            let labels = OperationLabels {
+                kind: "name",
+                verb: match (&write.value, write.index) {
+                    (None, _) => "delete",
+                    (Some(_), 0) => "create",
+                    (Some(_), _) => "update",
+                },
+                outcome: match outcome {
+                    Ok(TxnOutcome::Applied(_)) => "ok",
+                    Ok(TxnOutcome::RolledBack(_)) => "conflict",
+                    Ok(TxnOutcome::Fenced { .. }) => "fenced",
+                    Err(error) => error.class().as_str(),
+                },
+            };
+            self.report.metrics.operations.get_or_create(&labels).inc();
+        }
+    }
+}
