@@ -33,6 +33,7 @@ mod modes;
 mod nodes;
 mod ownership;
 mod pods;
+mod policy;
 mod process;
 mod queries;
 mod registrations;
