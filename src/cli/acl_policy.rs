@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Failure;
 use super::run::cluster;
+use crate::consul::rights;
 use crate::model::names::ClusterName;
 
 #[derive(Args, Debug)]
@@ -24,26 +25,13 @@ impl AclPolicy {
 }
 
 /// The rules, in Consul's language.
-///
-/// Source: <https://developer.hashicorp.com/consul/docs/security/acl/acl-rules>. What is read is read whole:
-/// from a narrower answer nothing could be taken for missing. `intentions` do not follow from the right to
-/// write a service.
 fn rules(cluster: &ClusterName) -> String {
-    format!(
-        r#"node_prefix "lictor-{cluster}--" {{ policy = "write" }}
-node "lictor-{cluster}-external" {{ policy = "write" }}
-node_prefix "" {{ policy = "read" }}
-service_prefix "" {{
-  policy = "write"
-  intentions = "write"
-}}
-query_prefix "" {{ policy = "write" }}
-session_prefix "lictor-{cluster}--" {{ policy = "write" }}
-session "lictor-{cluster}-external" {{ policy = "write" }}
-key_prefix "lictor/v1/{cluster}/" {{ policy = "write" }}
-key_prefix "lictor/v1/" {{ policy = "read" }}
-"#
-    )
+    let mut rules: Vec<String> = rights::rules(cluster)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    rules.push(String::new());
+    rules.join("\n")
 }
 
 #[cfg(test)]

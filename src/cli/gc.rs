@@ -9,17 +9,16 @@ use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use super::run::{cluster, globs};
 use super::{Failure, complain};
-use crate::access::Access;
 use crate::app;
 use crate::consul::{Client, Fence};
 use crate::gc::entries::DoomedEntry;
 use crate::gc::remove::{Removed, Remover};
-use crate::gc::{Doomed, ask, dead, offline, verify_token};
+use crate::gc::{Doomed, ask, dead, offline};
 use crate::k8s::{self, home::kube_system_uid};
 use crate::model::epoch::{self, EpochKind};
 use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
-use crate::sync::claim::Claimant;
+use crate::sync::claim::{Claimant, Mandate};
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Args, Debug)]
@@ -60,18 +59,9 @@ impl Gc {
             return Err(Failure::Usage(message.to_owned()));
         }
         let excluded = globs(&self.exclude_namespace)?;
-        let method = self.consul.auth_method()?;
-        let consul = Client::new(self.consul.config()?).context("cannot set up Consul access")?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let mut access = Access::new(consul.clone(), method);
-        let work = async {
-            access.log_in().await?;
-            verify_token(&consul).await?;
+        self.consul.once(async |consul| {
             if let Some(dead) = &self.dead {
-                return bury(&consul, dead, self.yes).await;
+                return bury(consul, dead, self.yes).await;
             }
             let held = Held {
                 cluster: self.cluster,
@@ -79,11 +69,8 @@ impl Gc {
                 kubernetes: self.kubernetes.options(),
                 yes: self.yes,
             };
-            held.handle(&consul).await
-        };
-        let done = runtime.block_on(work);
-        runtime.block_on(access.log_out());
-        Ok(done?)
+            held.handle(consul).await
+        })
     }
 }
 
@@ -197,7 +184,8 @@ async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> a
         epoch: app::epoch_of(uid, EpochKind::Gc),
         take_over: None,
     };
-    Ok(claimant.claim(consul, None).await?.index)
+    let mandate = Mandate::unopposed();
+    Ok(claimant.claim(consul, None, &mandate).await?.index)
 }
 
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {

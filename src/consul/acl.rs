@@ -21,6 +21,17 @@ struct SelfToken {
     accessor: Box<str>,
 }
 
+/// What a token says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct OwnToken {
+    /// When it ends by itself; `None` if it does not.
+    #[serde(rename = "ExpirationTime")]
+    pub expires: Option<Timestamp>,
+    /// Whether it is good in its own datacenter alone.
+    pub local: bool,
+}
+
 /// A token that a login gave.
 #[derive(Clone, Debug)]
 pub struct Login {
@@ -79,6 +90,17 @@ impl Client {
         };
         self.remember_standing(generation, standing.clone());
         Ok(standing)
+    }
+
+    /// What our token says about itself.
+    pub async fn own_token(&self) -> Result<OwnToken, ConsulError> {
+        let answer = self
+            .send(&Request::get("acl/token/self"))
+            .await?
+            .success()?;
+        // The error of the decoder could quote the secret.
+        let unreadable = |_| answer.malformed("not a token");
+        serde_json::from_slice(&answer.body).map_err(unreadable)
     }
 
     /// Exchanges the token of a `ServiceAccount` for one of Consul. The client goes on with the

@@ -3,12 +3,13 @@
 //! Source: <https://developer.hashicorp.com/consul/api-docs/catalog>
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::wire::{HealthCheck, Node, NodeService, null_is_default, pairs};
 use super::{Client, Consistency, ConsulError, ErrorClass, Observed, Request, Response, Watch};
-use crate::model::text::Pairs;
+use crate::model::text::{Pairs, Text};
 
 /// The node of a [`Registration`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -107,6 +108,29 @@ impl Client {
             .consistency(consistency);
         let found: Observed<NodeServices> = self.send(&request).await?.json()?;
         Ok(found.map(|found| Some((found.node?, found.services))))
+    }
+
+    /// The names of the services that a filter selects, with the tags of all their instances.
+    pub async fn service_tags(
+        &self,
+        filter: &str,
+    ) -> Result<Observed<BTreeMap<String, Vec<String>>>, ConsulError> {
+        let request = Request::get("catalog/services")
+            .query("filter", filter.to_owned())
+            .consistency(Consistency::Consistent);
+        self.send(&request).await?.json()
+    }
+
+    /// The nodes of these that an agent of Consul runs: those with the check of its gossip, which the servers
+    /// write for every member.
+    pub async fn agents(&self, nodes: &str) -> Result<Vec<Text>, ConsulError> {
+        let request = Request::get("health/state")
+            .segment("any")
+            .query("filter", format!("CheckID == \"serfHealth\" and ({nodes})"))
+            .consistency(Consistency::Consistent);
+        let checks: Observed<Vec<HealthCheck>> = self.send(&request).await?.json()?;
+        let checks = checks.value.into_iter();
+        Ok(checks.map(|check| check.node).collect())
     }
 
     /// All checks of a node and of the services on it; none if the node is not there.

@@ -18,13 +18,14 @@ mod kv;
 mod query;
 mod request;
 mod response;
+pub mod rights;
 mod session;
 mod token;
 mod transport;
 mod txn;
 pub mod wire;
 
-pub use acl::Login;
+pub use acl::{Login, OwnToken};
 pub use agent::AgentInfo;
 pub use blocking::{Backoff, Cause, Change, IndexTracker, Step, Watch};
 pub use catalog::{RegisteredNode, Registration};

@@ -4,7 +4,9 @@ use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use reqwest::header::{DATE, HeaderMap, HeaderValue};
 use serde::de::DeserializeOwned;
 
 use super::request::Request;
@@ -27,6 +29,7 @@ pub struct Response {
     pub filtered_by_acls: bool,
     /// How far the answer can be trusted, seen the consistency that was asked for.
     pub quality: Quality,
+    date: Option<HeaderValue>,
     method: &'static str,
     path: Box<str>,
 }
@@ -96,9 +99,17 @@ impl Response {
             last_contact: last_contact.map(Duration::from_millis),
             filtered_by_acls,
             quality,
+            date: headers.get(DATE).cloned(),
             method: request.method.as_str(),
             path: request.shown().into(),
         }
+    }
+
+    /// What time it was for the server, in whole seconds, where it says so.
+    #[must_use]
+    pub fn date(&self) -> Option<Timestamp> {
+        let date = self.date.as_ref()?.to_str().ok()?;
+        rfc2822::DateTimeParser::new().parse_timestamp(date).ok()
     }
 
     /// The answer itself if it is a success, else what its status and text mean.

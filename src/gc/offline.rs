@@ -43,9 +43,7 @@ pub async fn find(
     cluster: &ClusterName,
     excluded: GlobSet,
 ) -> anyhow::Result<Found> {
-    let index = tokio::time::timeout(PATIENCE, listed(kube, cluster, excluded))
-        .await
-        .context("Kubernetes could not be listed completely in time")??;
+    let index = listed(kube, Index::new(cluster.clone(), excluded)).await?;
     let mut mirror = read_all(consul, cluster).await?;
     Ok(Found {
         owned: mirror.owned_instances() + mirror.owned_entries(),
@@ -54,11 +52,18 @@ pub async fn find(
     })
 }
 
-async fn listed(
-    kube: &kube::Client,
-    cluster: &ClusterName,
-    excluded: GlobSet,
-) -> anyhow::Result<Index> {
+/// Puts all that Kubernetes has into an empty index, each kind listed once from a quorum.
+///
+/// # Errors
+///
+/// A kind that cannot be listed, or not within two minutes.
+pub async fn listed(kube: &kube::Client, index: Index) -> anyhow::Result<Index> {
+    tokio::time::timeout(PATIENCE, list(kube, index))
+        .await
+        .context("Kubernetes could not be listed completely in time")?
+}
+
+async fn list(kube: &kube::Client, mut index: Index) -> anyhow::Result<Index> {
     let (sender, mut events) = mpsc::channel(64);
     let (_asks, relist) = watch::channel(());
     // Ends them all when it is dropped.
@@ -68,7 +73,6 @@ async fn listed(
         let (home, sender, relist) = (home.clone(), sender.clone(), relist.clone());
         watches.spawn(k8s::watch(kind, home, None, sender, relist));
     }
-    let mut index = Index::new(cluster.clone(), excluded);
     while !index.watches.all_complete() {
         let Some(event) = events.recv().await else {
             bail!("the watches of Kubernetes ended");

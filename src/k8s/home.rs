@@ -9,10 +9,9 @@ use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
 use super::client::{CallError, within};
+use super::rights::IDENTITY;
 use crate::model::text::Text;
 
-/// The namespace that every cluster has from its first moment, and whose UID tells clusters apart.
-const NAMESPACE: &str = "kube-system";
 /// How long the API server may take to show it.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is asked again at the start.
@@ -21,7 +20,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Asks for the UID of the namespace `kube-system`. Needs `get` on it.
 pub async fn kube_system_uid(client: &Client) -> Result<Text, UidError> {
     let namespaces = Api::<Namespace>::all(client.clone());
-    let found = within(DEADLINE, namespaces.get_metadata(NAMESPACE)).await?;
+    let found = within(DEADLINE, namespaces.get_metadata(IDENTITY)).await?;
     found.metadata.uid.map(Text::from).ok_or(UidError::None)
 }
 

@@ -302,9 +302,13 @@ impl Admission {
             let Some(count) = self.uses.get(&claim).map(|of| of.count) else {
                 continue;
             };
-            let is_allowed = self.evaluate(&claim).is_ok();
-            let before = self.uses.entry(&claim).admitted.replace(is_allowed);
-            if before != Some(is_allowed) {
+            let judged = match self.evaluate(&claim) {
+                Ok(()) => Some(true),
+                Err(refusal) => refusal.unsure.is_none().then_some(false),
+            };
+            let is_allowed = judged == Some(true);
+            let of = self.uses.entry(&claim);
+            if std::mem::replace(&mut of.admitted, judged) != judged {
                 self.news.claims.insert(claim.clone());
             }
             if count == 0 || !claim.sort.is_service() || !self.is_exclusive() {
@@ -400,6 +404,19 @@ impl Admission {
         if self.names.keeps(name, namespace) {
             return Ok(());
         }
+        if let Some(name) = self.names.unread(name) {
+            let why = format!(
+                "what Consul's KV keeps of the name {name:?} is not understood: remove its key under \
+                 lictor/v1/, in the folder name of this cluster, unless a newer release wrote it"
+            );
+            return Err(Refusal {
+                message: format!(
+                    "whether the {sort} {name:?} is another namespace's is not known: {why}"
+                ),
+                unsure: Some(why.into()),
+                waits: false,
+            });
+        }
         if *sort == Sort::Template || (*sort == Sort::Destination && **name == *"*") {
             return Err(refused(format!(
                 "the {sort} {name:?} concerns names of others: it needs a RegistrationPolicy that chooses \
@@ -424,7 +441,12 @@ impl Admission {
     /// is where the answer is not known.
     pub fn admits(&self, claim: &Claim, present: bool) -> Result<(), Refusal> {
         let Some(why) = self.freeze.as_ref().filter(|_| self.rule.is_some()) else {
-            return self.evaluate(claim);
+            let allowed = self.evaluate(claim);
+            let stays = present && self.names.unread(&claim.name).is_some();
+            return allowed.or_else(|refusal| match refusal.unsure {
+                Some(_) if stays => Ok(()),
+                _ => Err(refusal),
+            });
         };
         match self.uses.get(claim).and_then(|of| of.admitted) {
             Some(true) => Ok(()),
@@ -505,6 +527,12 @@ impl Admission {
             "spec.adopt takes over what others wrote: it needs a RegistrationPolicy that chooses the \
              namespace {namespace}, allows the {sort} {name:?}, and has spec.adopt: Allow"
         )))
+    }
+
+    /// Whether there are policies.
+    #[must_use]
+    pub fn has_policies(&self) -> bool {
+        self.force.has_policies()
     }
 
     /// Why nothing new is allowed and nothing withdrawn, if that is so.

@@ -105,9 +105,14 @@ impl Force {
         ))
     }
 
+    /// Whether there are policies.
+    pub fn has_policies(&self) -> bool {
+        self.policies.values().next().is_some()
+    }
+
     /// Whether there were policies since the start, and are none now.
     pub fn vanished(&self) -> bool {
-        self.existed && self.policies.values().next().is_none()
+        self.existed && !self.has_policies()
     }
 
     /// The policies that choose a namespace; `None` where the namespace is not known.

@@ -142,6 +142,34 @@ impl Ledger {
             .filter_map(|(name, (_, record))| Some((name.clone(), record.clone()?)))
     }
 
+    /// The namespaces that are noted anywhere, and their uids.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeMap<Text, Text> {
+        let records = self.there.values().filter_map(|(_, it)| it.as_ref());
+        let all = records.flat_map(|record| &record.namespaces);
+        // Of one that was made anew, what was noted last.
+        let mut newest: BTreeMap<Text, (i64, Text)> = BTreeMap::new();
+        for (name, keeper) in all {
+            let noted = (keeper.since, Text::from(keeper.uid.as_str()));
+            let known = newest.entry(name.as_str().into()).or_default();
+            *known = noted.max(known.clone());
+        }
+        let uids = newest.into_iter().map(|(name, (_, uid))| (name, uid));
+        uids.collect()
+    }
+
+    /// The names whose record is not understood.
+    pub fn not_understood(&self) -> impl Iterator<Item = Text> {
+        let garbled = self.there.iter().filter(|(_, (_, it))| it.is_none());
+        garbled.map(|(name, _)| name.clone())
+    }
+
+    /// What is noted of a name.
+    #[must_use]
+    pub fn record(&self, name: &str) -> Option<&NameRecord> {
+        self.there.get(name)?.1.as_ref()
+    }
+
     /// All names of which something is there.
     pub fn names(&self) -> impl Iterator<Item = Text> {
         self.there.keys().cloned()

@@ -11,6 +11,7 @@ mod force;
 pub mod ledger;
 pub mod names;
 pub mod pattern;
+pub mod there;
 mod uses;
 
 use std::fmt;

@@ -71,6 +71,8 @@ pub struct Names {
     /// Names and namespaces of which the next tick is to look whether they are used.
     pending: BTreeSet<(Text, Text)>,
     expiries: BTreeSet<(Instant, Text, Text)>,
+    /// Names of which what Consul keeps is not understood.
+    unread: BTreeSet<Text>,
 }
 
 impl Names {
@@ -234,6 +236,25 @@ impl Names {
 
     // === what Consul keeps ===
 
+    /// The name, or that of the service whose proxies bear it, of which what Consul keeps is not understood.
+    #[must_use]
+    pub fn unread<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let mut names = [Some(name), stem_of_sidecar(name)].into_iter().flatten();
+        names.find(|name| self.unread.contains(*name))
+    }
+
+    /// Whether there are such names.
+    #[must_use]
+    pub fn lacks_any(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Of these names what Consul keeps is not understood. Returns of which it is by now.
+    pub fn set_unread(&mut self, names: BTreeSet<Text>) -> Vec<Text> {
+        let before = std::mem::replace(&mut self.unread, names);
+        before.difference(&self.unread).cloned().collect()
+    }
+
     /// Takes over what Consul keeps in the place of what is known. `is_there` says whether a namespace with
     /// this name and uid is there (one whose uid was not known when it was noted has an empty one): what
     /// belongs to one that is gone, or is another by now, is free.
@@ -246,41 +267,55 @@ impl Names {
     ) {
         *self = Self::default();
         for (name, record) in records {
-            let mut found = Name {
-                holder: record.holder.as_deref().map(Text::from),
-                keepers: BTreeMap::new(),
-                other: record.other,
+            self.load_one(name, record, moment, hold, &is_there);
+        }
+    }
+
+    /// The same for one name.
+    pub fn load_one(
+        &mut self,
+        name: Text,
+        record: NameRecord,
+        moment: Moment,
+        hold: Duration,
+        is_there: impl Fn(&Text, &str) -> bool,
+    ) {
+        self.expiries.retain(|(_, of, _)| *of != name);
+        self.all.remove(&name);
+        let mut found = Name {
+            holder: record.holder.as_deref().map(Text::from),
+            keepers: BTreeMap::new(),
+            other: record.other,
+        };
+        for (namespace, keeper) in record.namespaces {
+            let namespace = Text::from(namespace);
+            if !is_there(&namespace, &keeper.uid) {
+                self.dirty.insert(name.clone());
+                continue;
+            }
+            let idle = keeper.unclaimed.map(|since| {
+                let ago = moment.wall.saturating_sub(since).max(0).unsigned_abs();
+                let left = hold.saturating_sub(Duration::from_secs(ago));
+                let until = moment.now + left;
+                let expiry = (until, name.clone(), namespace.clone());
+                self.expiries.insert(expiry);
+                Idle { since, until }
+            });
+            self.pending.insert((name.clone(), namespace.clone()));
+            let keeper = Keeper {
+                uid: keeper.uid.into(),
+                since: keeper.since,
+                idle,
+                other: keeper.other,
             };
-            for (namespace, keeper) in record.namespaces {
-                let namespace = Text::from(namespace);
-                if !is_there(&namespace, &keeper.uid) {
-                    self.dirty.insert(name.clone());
-                    continue;
-                }
-                let idle = keeper.unclaimed.map(|since| {
-                    let ago = moment.wall.saturating_sub(since).max(0).unsigned_abs();
-                    let left = hold.saturating_sub(Duration::from_secs(ago));
-                    let until = moment.now + left;
-                    let expiry = (until, name.clone(), namespace.clone());
-                    self.expiries.insert(expiry);
-                    Idle { since, until }
-                });
-                self.pending.insert((name.clone(), namespace.clone()));
-                let keeper = Keeper {
-                    uid: keeper.uid.into(),
-                    since: keeper.since,
-                    idle,
-                    other: keeper.other,
-                };
-                found.keepers.insert(namespace, keeper);
-            }
-            let holder = found.holder.take();
-            found.holder = holder.filter(|holder| found.keepers.contains_key(holder));
-            if found.keepers.is_empty() {
-                self.dirty.insert(name);
-            } else {
-                self.all.insert(name, found);
-            }
+            found.keepers.insert(namespace, keeper);
+        }
+        let holder = found.holder.take();
+        found.holder = holder.filter(|holder| found.keepers.contains_key(holder));
+        if found.keepers.is_empty() {
+            self.dirty.insert(name);
+        } else {
+            self.all.insert(name, found);
         }
     }
 

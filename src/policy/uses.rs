@@ -30,6 +30,16 @@ impl Sort {
         Self::Template,
     ];
 
+    /// What a query is claimed as.
+    #[must_use]
+    pub fn of_query(is_template: bool) -> Self {
+        if is_template {
+            Self::Template
+        } else {
+            Self::Query
+        }
+    }
+
     /// Whether instances are registered under it.
     #[must_use]
     pub fn is_service(self) -> bool {
@@ -98,6 +108,15 @@ impl Uses {
     pub fn get_mut(&mut self, claim: &Claim) -> Option<&mut Use> {
         let of = self.0.get_mut(&claim.name)?;
         of.get_mut(&(claim.namespace.clone(), claim.sort))
+    }
+
+    /// Forgets how all was judged, and what is claimed no more.
+    pub fn forget_judgements(&mut self) {
+        self.0.retain(|_, of| {
+            of.retain(|_, of| of.count > 0);
+            of.values_mut().for_each(|of| of.admitted = None);
+            !of.is_empty()
+        });
     }
 
     pub fn remove(&mut self, claim: &Claim) {

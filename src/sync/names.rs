@@ -6,25 +6,24 @@ use std::time::Duration;
 use rand::Rng as _;
 use tokio::time::Instant;
 
-use super::apply::{Done, ReadError};
+use super::apply::{Done, ReadError, sure};
 use super::engine::Engine;
+use super::pass::Pass;
 use crate::consul::wire::KvPair;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnFailure, TxnOp,
-    TxnOutcome, TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Quality, Txn, TxnFailure, TxnOp, TxnOutcome,
+    TxnResult,
 };
 use crate::desired::index::Touched;
 use crate::metrics::OperationLabels;
 use crate::model::backoff;
-use crate::model::key::{Key, Place, Table};
-use crate::model::marks::Standing;
+use crate::model::key::{Place, Table};
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
-use crate::observed::entries::ObservedQuery;
 use crate::plan::Mode;
 use crate::policy::ledger::{self, Entry, Ledger, Write};
 use crate::policy::names::Moment;
-use crate::policy::{Claim, Sort};
+use crate::policy::there;
 
 /// How soon it is read again after it could not be read, or not be written.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -45,6 +44,10 @@ pub(super) struct NamesState {
     reading: bool,
     writing: bool,
     again_at: Option<Instant>,
+    /// When it is looked whether all of it is understood by now.
+    look_at: Option<Instant>,
+    /// What of it is not understood, as was told.
+    garbled: Vec<String>,
     /// Since when it could not be read, and how often that was tried.
     failing: Option<(Instant, u32)>,
     /// Whether another process may have written since this one did.
@@ -72,32 +75,32 @@ pub struct NamesWritten {
     outcome: Result<TxnOutcome, ConsulError>,
 }
 
+/// Reads what Consul keeps of names.
+///
+/// # Errors
+///
+/// What may not be read, or not all of it: that is not missing.
+pub async fn read_pairs(client: &Client, cluster: &ClusterName) -> Result<Vec<KvPair>, ReadError> {
+    let prefix = ledger::prefix(cluster);
+    let pairs = sure(client.kv_list(&prefix, Consistency::Consistent).await)?;
+    let rule = ledger::rule_key(cluster);
+    if !pairs.iter().any(|pair| *pair.key == *rule) {
+        // Consul leaves keys out of a list without a word where the token may not read them; asked for
+        // one alone it says so.
+        client.kv_get(&rule, Consistency::Consistent).await?;
+    }
+    Ok(pairs)
+}
+
 async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
-    let prefix = ledger::prefix(&cluster);
-    let pairs = match client.kv_list(&prefix, Consistency::Consistent).await {
-        Ok(answer) => {
-            let quality = answer.quality;
-            let pairs = answer.authoritative();
-            pairs.ok_or(ReadError::NotAuthoritative(quality))
-        }
-        Err(error) => Err(error.into()),
-    };
+    let pairs = read_pairs(&client, &cluster).await;
     Done::ReadNames(NamesRead { epoch, pairs })
 }
 
-async fn write(
-    client: Client,
-    (fence_key, epoch): (Text, u64),
-    txn: Txn,
-    writes: Vec<Write>,
-) -> Done {
-    let fence = Fence {
-        key: &fence_key,
-        index: epoch,
-    };
-    let outcome = client.apply_fenced(fence, &txn).await;
+async fn write(client: Client, pass: Pass, txn: Txn, writes: Vec<Write>) -> Done {
+    let outcome = pass.apply(&client, &txn).await;
     Done::WroteNames(NamesWritten {
-        epoch,
+        epoch: pass.epoch(),
         writes,
         outcome,
     })
@@ -135,7 +138,9 @@ fn is_final(error: &ReadError) -> bool {
     }
 }
 
-fn moment(now: Instant) -> Moment {
+/// This moment, on both clocks.
+#[must_use]
+pub fn moment(now: Instant) -> Moment {
     let wall = jiff::Timestamp::now().as_second();
     Moment { now, wall }
 }
@@ -143,7 +148,7 @@ fn moment(now: Instant) -> Moment {
 impl NamesState {
     /// When it is to be read again.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.again_at
+        self.again_at.into_iter().chain(self.look_at).min()
     }
 }
 
@@ -160,6 +165,7 @@ impl Engine {
                 epoch,
                 reading: self.names.reading,
                 was_anothers: self.names.was_anothers,
+                garbled: std::mem::take(&mut self.names.garbled),
                 trouble: self.names.trouble.take(),
                 told: self.names.told.take(),
                 ..NamesState::default()
@@ -173,9 +179,12 @@ impl Engine {
             self.settle(Ok(&Ledger::default()), now);
         }
         let unread = self.names.ledger.is_none();
-        let due = self.names.again_at.map_or(unread, |at| at <= now);
+        let is_over = |at: Instant| at <= now;
+        let looks = self.names.look_at.is_some_and(is_over);
+        let due = self.names.again_at.map_or(unread || looks, is_over);
         if due && !self.names.reading && self.outage.limit(now, 1) > 0 {
             self.names.again_at = None;
+            self.names.look_at = None;
             self.names.reading = true;
             let cluster = self.index.cluster().clone();
             self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
@@ -197,8 +206,10 @@ impl Engine {
     }
 
     fn settle(&mut self, ledger: Result<&Ledger, &Text>, now: Instant) {
-        let registered = self.registered_services();
-        let trusts_memory = !std::mem::take(&mut self.names.was_anothers);
+        let registered = there::registered(&self.mirror);
+        let trusts_memory = !self.names.was_anothers;
+        // Until it is known what the other one kept, nothing that was known before counts.
+        self.names.was_anothers &= ledger.is_err();
         let moment = moment(now);
         let index = &mut self.index;
         index
@@ -207,68 +218,21 @@ impl Engine {
         self.touch_judged(now);
     }
 
-    /// The services that namespaces have instances of in Consul.
-    fn registered_services(&self) -> BTreeSet<(Text, Text)> {
-        let of = |key: Key| {
-            let Key::Instance(key) = key else { return None };
-            let there = self.mirror.instance(&key)?;
-            match self.mirror.standing(&key, there) {
-                Standing::Ours(owner) => Some((there.service.name.clone(), owner.namespace)),
-                Standing::Foreign(_) => None,
-            }
-        };
-        self.mirror.keys().filter_map(of).collect()
-    }
-
     /// Where the rule only begins, what is in Consul already stays, also what is on no node.
     fn keep_what_is_there(&mut self) {
         if !self.index.admission.begins() {
             return;
         }
-        for table in [Table::Intentions, Table::Queries] {
+        for table in there::TABLES {
             if self.mirror.is_unsure(&Place::Table(table)) || !self.names.kept.insert(table) {
                 continue;
             }
-            for claim in self.there_in(table) {
+            for claim in there::in_table(table, &self.mirror) {
                 self.index.admission.keep_there(&claim);
             }
         }
-        if self.names.kept.len() == 2 {
+        if self.names.kept.len() == there::TABLES.len() {
             self.index.admission.begun();
-        }
-    }
-
-    /// What is claimed by what of ours is in a table.
-    fn there_in(&self, table: Table) -> Vec<Claim> {
-        match table {
-            Table::Defaults => Vec::new(),
-            Table::Intentions => {
-                let intentions = self.mirror.intentions.iter();
-                let claims = intentions.flat_map(|(destination, there)| {
-                    there.owners.values().map(|owner| Claim {
-                        sort: Sort::Destination,
-                        namespace: owner.namespace.clone(),
-                        name: destination.text().clone(),
-                    })
-                });
-                claims.collect()
-            }
-            Table::Queries => {
-                let queries = self.mirror.queries.iter();
-                let claims = queries.filter_map(|(name, there)| {
-                    let is_template = ObservedQuery::ours(there)?.template.is_some();
-                    Some(Claim {
-                        sort: if is_template {
-                            Sort::Template
-                        } else {
-                            Sort::Query
-                        },
-                        namespace: there.owner()?.namespace,
-                        name: name.text().clone(),
-                    })
-                });
-                claims.collect()
-            }
         }
     }
 
@@ -303,16 +267,23 @@ impl Engine {
         self.names.failing = None;
         self.names.trouble = None;
         let (mut ledger, garbled) = Ledger::of(self.index.cluster(), &pairs);
-        for line in garbled {
-            tracing::warn!("{line}");
+        if self.names.garbled != garbled {
+            for line in &garbled {
+                tracing::warn!("{line}");
+            }
+            self.names.garbled = garbled;
         }
         if self.index.admission.needs_ledger() {
             // What was not written yet is looked at again.
             let admission = &self.index.admission;
             if admission.is_settled() && !admission.lacks_ledger() {
-                self.index.admission.doubt_records(ledger.names());
+                self.index.admission.reread(&ledger, moment(now));
+                self.touch_judged(now);
             } else {
                 self.settle(Ok(&ledger), now);
+            }
+            if self.index.admission.lacks_names() {
+                self.names.look_at = Some(now + AGAIN);
             }
         } else {
             let names: Vec<Text> = ledger.names().collect();
@@ -368,7 +339,7 @@ impl Engine {
         {
             return;
         }
-        let (Some(epoch), Some(ledger)) = (self.fence.index(), &mut self.names.ledger) else {
+        let (Some(pass), Some(ledger)) = (self.pass(), &mut self.names.ledger) else {
             return;
         };
         let wall = jiff::Timestamp::now().as_second();
@@ -384,9 +355,8 @@ impl Engine {
         self.names.writing = true;
         self.entry_writes += 1;
         self.pace.begun(writes.len(), now);
-        let fence = (self.fence_key.clone(), epoch);
         self.jobs
-            .spawn(write(self.consul.clone(), fence, txn, writes));
+            .spawn(write(self.consul.clone(), pass, txn, writes));
     }
 
     pub(super) fn absorb_names_write(&mut self, written: NamesWritten) {

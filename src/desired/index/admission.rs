@@ -6,12 +6,13 @@ use crate::api::PolicyObject;
 use crate::desired::claim::{Claim, Claimant, Held, Shape, Target};
 use crate::desired::intention::Intention;
 use crate::desired::query::{PreparedQuery, QueryClaim};
-use crate::desired::registration::Claims;
+use crate::desired::registration::{Claims, Source};
 use crate::desired::table::ObjectName;
 use crate::model::facts::{NamespaceFacts, Phase};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::names::{Destination, NodeName, QueryName};
+use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::policy::admission::accountable;
 use crate::policy::compiled::Features;
@@ -280,6 +281,23 @@ impl Index {
             features: Some(features),
         };
         self.admission.admits_instance(&asked, present)
+    }
+
+    /// The service names of a registration that selects pods which are not allowed, and why; of others the
+    /// instances tell.
+    #[must_use]
+    pub fn refused_names(&self, owner: &Owner) -> Vec<(Text, Refusal)> {
+        let claims = self.registration(owner).and_then(|found| found.claims());
+        let Some(claims) = claims.filter(|it| matches!(it.source, Source::Pods(_))) else {
+            return Vec::new();
+        };
+        let names = names_of(&owner.namespace, claims).into_iter();
+        let names = names.filter(|claim| claim.sort.is_service());
+        let refused = |claim: policy::Claim| {
+            let refusal = self.admission.admits(&claim, false).err()?;
+            Some((claim.name, refusal))
+        };
+        names.filter_map(refused).collect()
     }
 
     /// Whether what a paused or invalid object keeps as it is may stay.

@@ -92,7 +92,7 @@ fn not_allowed(
     there: &ObservedQuery,
     context: Context<'_>,
 ) -> Option<Refusal> {
-    let sort = sort_of(claimant.query.template.is_some());
+    let sort = Sort::of_query(claimant.query.template.is_some());
     let namespace = &claimant.owner.namespace;
     let present = there.owner().is_some_and(|of| of.namespace == *namespace);
     context
@@ -107,18 +107,10 @@ fn not_allowed_to_keep(
     there: &ObservedQuery,
     context: Context<'_>,
 ) -> Option<Refusal> {
-    let sort = sort_of(there.ours().is_some_and(|query| query.template.is_some()));
+    let sort = Sort::of_query(there.ours().is_some_and(|query| query.template.is_some()));
     context
         .admits((sort, &keeper.namespace, name.text()), true)
         .err()
-}
-
-fn sort_of(is_template: bool) -> Sort {
-    if is_template {
-        Sort::Template
-    } else {
-        Sort::Query
-    }
 }
 
 /// How a query stands for those that may not claim it, but for one of them.
@@ -161,7 +153,7 @@ fn claimed(
                 write(Change::PutLedger(noted(&named.id, None), 0))
             }
             Some(named) if is_adopted(holder, there) => {
-                let sort = sort_of(wanted.template.is_some());
+                let sort = Sort::of_query(wanted.template.is_some());
                 match context.admits_adopt((sort, &holder.owner.namespace, name.text())) {
                     Ok(()) => write(Change::PutLedger(noted(&named.id, None), 0)),
                     Err(refusal) => (State::NotAllowed(refusal, None), EntryStep::Settled),

@@ -7,9 +7,18 @@ use tokio::time::Instant;
 use super::{Admission, Learnt};
 use crate::desired::watches::Watches;
 use crate::model::text::Text;
+use crate::policy::force::Force;
 use crate::policy::ledger::{Ledger, NameRecord};
 use crate::policy::names::Moment;
 use crate::policy::uses::Claim;
+
+/// Whether a namespace with this name and uid is there, as far as that is known.
+fn is_there(force: &Force, watched: bool) -> impl Fn(&Text, &str) -> bool + '_ {
+    move |name, uid| {
+        let facts = force.namespace(name);
+        !watched || facts.is_some_and(|facts| uid.is_empty() || *facts.uid == *uid)
+    }
+}
 
 impl Admission {
     /// Whether names belong to namespaces, so that what Consul keeps of that is needed to judge.
@@ -46,20 +55,22 @@ impl Admission {
         moment: Moment,
         watches: &Watches,
     ) {
-        let remembers = trusts_memory && self.learnt != Learnt::Nothing;
+        if !trusts_memory {
+            // Another process judged since.
+            self.uses.forget_judgements();
+        }
+        let is_read = trusts_memory || ledger.is_ok();
         self.unread = ledger.err().cloned();
         if let Ok(ledger) = ledger
             && self.is_exclusive()
         {
-            if remembers {
+            // A Consul that lost all is told again, also by who led before.
+            let is_known = trusts_memory || !ledger.has_rule();
+            if is_known && self.learnt != Learnt::Nothing {
                 let all: Vec<Text> = self.names.all().cloned().chain(ledger.names()).collect();
                 self.names.doubt(all);
             } else {
-                let (force, blind, hold) = (&self.force, !self.watched, self.hold);
-                let is_there = |name: &Text, uid: &str| {
-                    let facts = force.namespace(name);
-                    blind || facts.is_some_and(|facts| uid.is_empty() || *facts.uid == *uid)
-                };
+                let (is_there, hold) = (is_there(&self.force, self.watched), self.hold);
                 self.names.load(ledger.records(), moment, hold, is_there);
                 self.learnt = if ledger.has_rule() {
                     Learnt::Stands
@@ -68,6 +79,9 @@ impl Admission {
                 };
             }
         }
+        if let Ok(ledger) = ledger {
+            self.names.set_unread(ledger.not_understood().collect());
+        }
         self.settled = true;
         let was_frozen = self.look(watches);
         self.registered = registered;
@@ -75,7 +89,7 @@ impl Admission {
             let services = self.uses.all().map(|(claim, _)| claim);
             let services: Vec<Claim> = services.filter(|it| it.sort.is_service()).collect();
             for claim in services {
-                let keeps = self.names.keeps(&claim.name, &claim.namespace);
+                let keeps = is_read && self.names.keeps(&claim.name, &claim.namespace);
                 if keeps || self.is_registered(&claim) {
                     self.uses.entry(&claim).admitted.get_or_insert(true);
                 }
@@ -90,6 +104,28 @@ impl Admission {
             self.keep_registered();
             self.judge_all();
         }
+    }
+
+    /// What Consul keeps was read again: names of which it is understood by now are judged by it.
+    pub fn reread(&mut self, ledger: &Ledger, moment: Moment) {
+        let understood = self.names.set_unread(ledger.not_understood().collect());
+        for name in &understood {
+            if let Some(record) = ledger.record(name) {
+                let (is_there, hold) = (is_there(&self.force, self.watched), self.hold);
+                let (name, record) = (name.clone(), record.clone());
+                self.names.load_one(name, record, moment, hold, is_there);
+            }
+        }
+        if self.settled && self.freeze.is_none() {
+            self.judge_names(understood);
+        }
+        self.names.doubt(ledger.names());
+    }
+
+    /// Whether there are names of which what Consul keeps is not understood.
+    #[must_use]
+    pub fn lacks_names(&self) -> bool {
+        self.names.lacks_any()
     }
 
     fn is_registered(&self, claim: &Claim) -> bool {

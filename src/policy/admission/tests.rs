@@ -559,3 +559,107 @@ fn a_consul_that_lost_all_is_told_again_what_is_known() {
     assert!(bed.allows(&service("evil", "web")) && !bed.allows(&service("shop", "web")));
     assert_eq!(bed.write(), 2, "the name and the rule");
 }
+
+/// Another process led since this one judged, and these are what it kept.
+fn follow(bed: &mut Bed, ledger: Ledger) {
+    bed.ledger = ledger;
+    bed.admission.unsettle();
+    bed.settle();
+}
+
+#[test]
+fn who_follows_another_process_forgets_what_it_knew_for_what_that_kept() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    let (old, new) = (service("shop", "web"), service("evil", "web"));
+    bed.claim(&old);
+    bed.claim(&new);
+    bed.write();
+    assert!(bed.allows(&old) && !bed.allows(&new));
+    // The other one saw the claim go, and gave the name to the other namespace.
+    let mut other = Bed::settled(DefaultPolicy::Exclusive);
+    other.claim(&new);
+    other.claim(&old);
+    other.write();
+    follow(&mut bed, std::mem::take(&mut other.ledger));
+    assert!(!bed.allows(&old) && bed.allows(&new));
+    assert_eq!(bed.write(), 0, "what the other one kept stays");
+    // Where Consul lost all, what it knew is more than nothing.
+    follow(&mut bed, Ledger::default());
+    assert!(!bed.allows(&old) && bed.allows(&new));
+}
+
+#[test]
+fn who_follows_another_process_forgets_how_it_judged() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    let (ours, theirs) = (service("shop", "web"), service("evil", "api"));
+    bed.policy("strict", chooses("evil", json!({})));
+    bed.claim(&ours);
+    assert!(!bed.claim(&theirs));
+    // Policies changed and broke meanwhile: what Consul has stays, and only that.
+    bed.admission.unsettle();
+    bed.admission.release(&ours);
+    let bad = json!({"namespaceSelector": {}, "services": ["{x}"]});
+    bed.admission.apply_policy(&object("strict", bad));
+    bed.registered = [(text("api"), text("evil"))].into();
+    let mut other = Bed::settled(DefaultPolicy::Exclusive);
+    follow(&mut bed, std::mem::take(&mut other.ledger));
+    assert!(bed.admission.freeze().is_some());
+    assert!(bed.allows(&theirs), "it was refused before");
+    assert!(!bed.claim(&ours), "it was allowed before");
+}
+
+#[test]
+fn a_record_that_is_not_understood_withdraws_nothing_and_allows_nothing_new() {
+    let mut bed = Bed::new(DefaultPolicy::Exclusive);
+    let (old, new) = (service("evil", "web"), service("shop", "web"));
+    let there = of(Sort::Destination, "aaa", "web");
+    let proxy = of(Sort::Sidecar, "shop", "web-sidecar-proxy");
+    for claim in [&old, &new, &there, &proxy] {
+        bed.admission.claim(claim);
+    }
+    bed.registered.insert((text("web"), text("evil")));
+    let pair = |key: &str, value: &str| KvPair {
+        key: key.into(),
+        value: value.as_bytes().into(),
+        modify_index: 7,
+        ..KvPair::default()
+    };
+    let (key, rule) = (ledger_key("web"), pair("lictor/v1/a/names", "{}"));
+    let cluster = "a".parse().unwrap();
+    let (ledger, garbled) = Ledger::of(&cluster, &[pair(&key, "what?"), rule.clone()]);
+    assert!(garbled[0].contains(&key), "{garbled:?}");
+    bed.ledger = ledger;
+    bed.settle();
+    bed.admission.take_news();
+    assert!(bed.admission.lacks_names());
+    assert!(bed.allows(&old), "what Consul has stays");
+    for claim in [&new, &proxy] {
+        let refusal = bed.admission.admits(claim, false).unwrap_err();
+        assert!(refusal.unsure.is_some() && refusal.message.contains("not understood"));
+    }
+    assert!(bed.admission.admits(&there, true).is_ok(), "that too");
+    assert!(bed.claim(&service("shop", "api")), "other names go on");
+    bed.write();
+
+    // Somebody puts it right: it counts from then on.
+    let value = r#"{"holder":"shop","namespaces":{"shop":{"uid":"uid-shop","since":1}}}"#;
+    let (mended, _) = Ledger::of(&cluster, &[pair(&key, value), rule.clone()]);
+    let moment = bed.moment();
+    bed.admission.reread(&mended, moment);
+    assert!(!bed.admission.lacks_names());
+    assert!(bed.allows(&new) && bed.allows(&proxy) && !bed.allows(&old));
+    let news = bed.admission.take_news().claims;
+    assert!(news.contains(&old) && news.contains(&new), "{news:?}");
+
+    // Or removes it: it belongs to whom Consul has it of.
+    let (garbled, _) = Ledger::of(&cluster, &[pair(&key, "what?"), rule.clone()]);
+    let mut again = Bed::new(DefaultPolicy::Exclusive);
+    again.registered.insert((text("web"), text("evil")));
+    again.ledger = garbled;
+    again.admission.claim(&old);
+    again.admission.claim(&new);
+    again.settle();
+    let (none, _) = Ledger::of(&cluster, &[rule]);
+    again.admission.reread(&none, moment);
+    assert!(again.allows(&old) && again.why(&new).contains("evil"));
+}

@@ -13,6 +13,7 @@ mod crd;
 mod critical;
 mod entries;
 mod kubernetes;
+mod leader;
 mod network;
 mod pace;
 mod process;

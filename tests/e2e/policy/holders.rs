@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 use super::{EXCLUSIVE, bed, operations};
 use crate::support::{Annotated as _, Kind, Oracle, Scene, condition, until};
 
-async fn two(scene: &Scene) -> Result<String> {
+pub(super) async fn two(scene: &Scene) -> Result<String> {
     let other = format!("{}-other", scene.namespace);
     scene.create_namespace(&other).await?;
     Ok(other)
 }
 
-async fn instances(scene: &Scene, service: &str, count: usize) -> Result<()> {
+pub(super) async fn instances(scene: &Scene, service: &str, count: usize) -> Result<()> {
     until("the instances of the service", async || {
         let found = scene.instances_of(service).await?;
         ensure!(found == count, "{found}");

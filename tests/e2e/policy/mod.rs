@@ -6,6 +6,8 @@
 mod attacks;
 mod changes;
 mod holders;
+mod leaders;
+mod plan;
 
 use anyhow::{Result, ensure};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};

@@ -1,0 +1,170 @@
+//! The rights that `lictor run` needs in Kubernetes, by its settings: those that the chart gives it.
+
+use crate::api::GROUP;
+use crate::model::kind::Kind;
+use crate::model::text::Text;
+
+/// The namespace that every cluster has from its first moment, and whose UID tells clusters apart.
+pub const IDENTITY: &str = "kube-system";
+
+/// One verb on one resource.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Right {
+    /// The verb, such as `list`.
+    pub verb: &'static str,
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The resource, with its subresource after a slash, such as `pods/status`.
+    pub resource: String,
+    /// The one object that it is about; `None` is any.
+    pub name: Option<Text>,
+    /// The namespace that it is needed in; `None` is all of them, or a resource that is in none.
+    pub namespace: Option<Text>,
+}
+
+impl std::fmt::Display for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            verb,
+            group,
+            resource,
+            name,
+            namespace,
+        } = self;
+        write!(f, "{verb} {resource}")?;
+        if !group.is_empty() {
+            write!(f, ".{group}")?;
+        }
+        if let Some(name) = name {
+            write!(f, "/{name}")?;
+        }
+        match namespace {
+            Some(namespace) => write!(f, " in {namespace}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Something that Lictor reads or writes, and the verbs for it.
+struct Need {
+    group: &'static str,
+    resource: String,
+    name: Option<&'static str>,
+    verbs: &'static [&'static str],
+}
+
+/// All that `lictor run` needs.
+///
+/// `readiness_gate` is `--readiness-gate`.
+#[must_use]
+pub fn needed(readiness_gate: bool) -> Vec<Right> {
+    const WATCH: &[&str] = &["get", "list", "watch"];
+    let need = |group, resource: &str, verbs| Need {
+        group,
+        resource: resource.to_owned(),
+        name: None,
+        verbs,
+    };
+    // That of the namespaces has the one that tells clusters apart in it.
+    let mut needs = Vec::new();
+    for kind in Kind::ALL {
+        let Some(crd) = kind.crd() else {
+            needs.push(need("", kind.resource(), WATCH));
+            continue;
+        };
+        needs.push(Need {
+            name: Some(crd),
+            ..need(
+                "apiextensions.k8s.io",
+                "customresourcedefinitions",
+                &["get"],
+            )
+        });
+        needs.push(need(GROUP, kind.resource(), WATCH));
+        // Policies have none.
+        if kind != Kind::Policy {
+            let status = format!("{}/status", kind.resource());
+            needs.push(need(GROUP, &status, &["patch"]));
+        }
+    }
+    needs.push(need("coordination.k8s.io", Kind::Lease.resource(), WATCH));
+    needs.push(need("events.k8s.io", "events", &["create", "patch"]));
+    if readiness_gate {
+        needs.push(need("", "pods/status", &["patch"]));
+    }
+    let rights = needs.into_iter().flat_map(|need| {
+        need.verbs.iter().map(move |verb| Right {
+            verb,
+            group: need.group,
+            resource: need.resource.clone(),
+            name: need.name.map(Text::from),
+            namespace: None,
+        })
+    });
+    rights.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// What the rules of the role in the plain manifests allow, which are made from the chart.
+    fn allowed() -> BTreeSet<String> {
+        let manifests = include_str!("../../deploy/install.yaml");
+        let documents: Vec<Value> = serde_saphyr::from_multiple(manifests).unwrap();
+        let role = documents
+            .iter()
+            .find(|document| document["kind"] == "ClusterRole");
+        let texts = |value: &Value| -> Vec<String> {
+            let items = value.as_array().into_iter().flatten();
+            items.map(|item| item.as_str().unwrap().into()).collect()
+        };
+        let mut allowed = BTreeSet::new();
+        for rule in role.unwrap()["rules"].as_array().unwrap() {
+            let names = texts(&rule["resourceNames"]);
+            let names: Vec<Option<Text>> = if names.is_empty() {
+                vec![None]
+            } else {
+                names.into_iter().map(|name| Some(name.into())).collect()
+            };
+            for (verb, resource) in texts(&rule["verbs"]).iter().flat_map(|verb| {
+                texts(&rule["resources"])
+                    .into_iter()
+                    .map(move |it| (verb, it))
+            }) {
+                let group = &texts(&rule["apiGroups"])[0];
+                let group = if group.is_empty() {
+                    String::new()
+                } else {
+                    format!(".{group}")
+                };
+                for name in &names {
+                    let name = name
+                        .as_ref()
+                        .map_or(String::new(), |name| format!("/{name}"));
+                    allowed.insert(format!("{verb} {resource}{group}{name}"));
+                }
+            }
+        }
+        allowed
+    }
+
+    #[test]
+    fn the_chart_gives_what_is_needed_and_no_more() {
+        let needed: BTreeSet<String> = needed(false).iter().map(Right::to_string).collect();
+        assert_eq!(needed, allowed());
+        assert!(needed.contains("list serviceregistrations.lictor.io"));
+    }
+
+    #[test]
+    fn the_readiness_gate_needs_one_more() {
+        let mut with = needed(true);
+        with.retain(|right| !needed(false).contains(right));
+        assert_eq!(with.len(), 1);
+        assert_eq!(with[0].to_string(), "patch pods/status");
+    }
+}
