@@ -176,13 +176,15 @@ impl Names {
     }
 
     /// Notes the times of what is used no more, or again, and lets go what was not used for `hold`.
-    /// `uses` says whether a namespace uses a name as a service, and whether in any way. Returns the
-    /// names that were let go.
+    /// `uses` says whether a namespace uses a name as a service, and whether in any way; `has` whether Consul
+    /// still has instances of it under that name: what is invalid, paused or held claims none and keeps
+    /// them, and the name with them. Returns the names that were let go.
     pub fn tick(
         &mut self,
         moment: Moment,
         hold: Duration,
         uses: impl Fn(&str, &Text) -> (bool, bool),
+        has: impl Fn(&Text, &Text) -> bool,
     ) -> Vec<Text> {
         for (name, namespace) in std::mem::take(&mut self.pending) {
             let Some(found) = self.all.get_mut(&name) else {
@@ -221,11 +223,23 @@ impl Names {
                 break;
             }
             self.expiries.pop_first();
-            if self.lose(&name, &namespace) {
+            if has(&name, &namespace) {
+                self.put_off(moment.now + hold, name, namespace);
+            } else if self.lose(&name, &namespace) {
                 freed.push(name);
             }
         }
         freed
+    }
+
+    /// A name is not let go before this time.
+    fn put_off(&mut self, until: Instant, name: Text, namespace: Text) {
+        let found = self.all.get_mut(&name);
+        let keeper = found.and_then(|found| found.keepers.get_mut(&namespace));
+        if let Some(idle) = keeper.and_then(|keeper| keeper.idle.as_mut()) {
+            idle.until = until;
+            self.expiries.insert((until, name, namespace));
+        }
     }
 
     /// When something is let go.
@@ -381,6 +395,11 @@ mod tests {
         Moment { now, wall }
     }
 
+    /// Consul has nothing of it.
+    fn gone(_: &Text, _: &Text) -> bool {
+        false
+    }
+
     fn same(namespace: &Text, uid: &str) -> bool {
         *uid == format!("uid-{namespace}")
     }
@@ -423,23 +442,23 @@ mod tests {
         keep(&mut names, "web", "shop");
         assert!(
             names
-                .tick(at(now, 100), HOUR, |_, _| (true, true))
+                .tick(at(now, 100), HOUR, |_, _| (true, true), gone)
                 .is_empty()
         );
         assert_eq!(names.wake_at(), None);
         names.look_at(&text("web"), &text("shop"));
-        names.tick(at(now, 200), HOUR, |_, _| (false, true));
+        names.tick(at(now, 200), HOUR, |_, _| (false, true), gone);
         assert_eq!(names.wake_at(), Some(now + HOUR), "no intention holds it");
         let kept = names.record("web").unwrap();
         assert_eq!(kept.namespaces["shop"].unclaimed, Some(200));
         assert_eq!(kept.namespaces["shop"].since, 100);
         // Claimed once more.
         names.look_at(&text("web"), &text("shop"));
-        names.tick(at(now, 300), HOUR, |_, _| (true, true));
+        names.tick(at(now, 300), HOUR, |_, _| (true, true), gone);
         assert_eq!(names.wake_at(), None);
         names.look_at(&text("web"), &text("shop"));
-        names.tick(at(now, 400), HOUR, |_, _| (false, false));
-        let freed = names.tick(at(now + HOUR, 4000), HOUR, |_, _| (false, false));
+        names.tick(at(now, 400), HOUR, |_, _| (false, false), gone);
+        let freed = names.tick(at(now + HOUR, 4000), HOUR, |_, _| (false, false), gone);
         assert_eq!((freed, names.knows("web")), (vec![text("web")], false));
     }
 
@@ -452,7 +471,7 @@ mod tests {
             let used = **namespace == *"shop";
             (used, used)
         };
-        names.tick(at(now, 100), HOUR, used);
+        names.tick(at(now, 100), HOUR, used, gone);
         let record = names.record("web").unwrap();
         let json = serde_json::to_vec(&record).unwrap();
         let again: NameRecord = serde_json::from_slice(&json).unwrap();
@@ -472,5 +491,22 @@ mod tests {
         // A namespace of the same name is another.
         let other = load(at(now, 100), |_, uid| uid == "new");
         assert!(!other.knows("web"));
+    }
+
+    #[test]
+    fn a_name_is_not_let_go_while_consul_has_instances_of_it() {
+        let (mut names, now) = (Names::default(), Instant::now());
+        keep(&mut names, "web", "shop");
+        names.tick(at(now, 100), HOUR, |_, _| (false, false), gone);
+        let later = at(now + HOUR, 3700);
+        let freed = names.tick(later, HOUR, |_, _| (false, false), |_, _| true);
+        assert!(freed.is_empty() && names.knows("web"));
+        assert_eq!(names.wake_at(), Some(now + 2 * HOUR));
+        let kept = names.record("web").unwrap();
+        assert_eq!(kept.namespaces["shop"].unclaimed, Some(100), "no write");
+        let later = at(now + 2 * HOUR, 7300);
+        let freed = names.tick(later, HOUR, |_, _| (false, false), gone);
+        assert_eq!(freed, [text("web")]);
+        assert_eq!(names.wake_at(), None);
     }
 }

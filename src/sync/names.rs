@@ -1,5 +1,6 @@
 //! What the engine reads and writes of whose names are, and when claims are judged by it.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ use crate::policy::there;
 
 /// How soon it is read again after it could not be read, or not be written.
 const AGAIN: Duration = Duration::from_secs(30);
+/// How soon it is read again where records of names are not understood: somebody may mend them.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// First ceiling of the pause after a read that failed and said nothing of the next one.
 const FIRST: Duration = Duration::from_secs(1);
 /// Highest ceiling of that pause.
@@ -190,7 +193,13 @@ impl Engine {
             self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
         }
         self.keep_what_is_there();
-        self.index.admission.tick(moment(now));
+        let registered = OnceCell::new();
+        let has = |name: &Text, namespace: &Text| {
+            // It is asked for only when a name is due to be let go.
+            let all = registered.get_or_init(|| there::registered(&self.mirror));
+            all.contains(&(name.clone(), namespace.clone()))
+        };
+        self.index.admission.tick(moment(now), has);
         self.touch_judged(now);
         self.write_names(now);
         self.tell_freeze();
@@ -283,7 +292,7 @@ impl Engine {
                 self.settle(Ok(&ledger), now);
             }
             if self.index.admission.lacks_names() {
-                self.names.look_at = Some(now + AGAIN);
+                self.names.look_at = Some(now + LOOK_AGAIN);
             }
         } else {
             let names: Vec<Text> = ledger.names().collect();

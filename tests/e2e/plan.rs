@@ -11,9 +11,9 @@ use crate::support::{Annotated as _, Kind, Scene, acl_policy, condition, run_wit
 
 /// A plan, and how the command ended.
 pub(crate) struct Plan {
-    code: Option<i32>,
-    out: String,
-    err: String,
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Plan {
@@ -60,7 +60,9 @@ pub(crate) async fn plan(scene: &Scene, more: &[&str]) -> Result<Plan> {
     let mut args = scene.args();
     "plan".clone_into(&mut args[0]);
     args.retain(|arg| !arg.starts_with("--listen"));
-    args.push(format!("--consul-http-token={}", reader(scene).await?));
+    if scene.acls {
+        args.push(format!("--consul-http-token={}", reader(scene).await?));
+    }
     if !more.iter().any(|arg| arg.starts_with("--default-policy")) {
         // As of those that run here.
         args.push("--default-policy=shared".to_owned());

@@ -119,7 +119,9 @@ impl Admission {
         if self.settled && self.freeze.is_none() {
             self.judge_names(understood);
         }
-        self.names.doubt(ledger.names());
+        // What is not there any more, too.
+        let all: Vec<Text> = self.names.all().cloned().chain(ledger.names()).collect();
+        self.names.doubt(all);
     }
 
     /// Whether there are names of which what Consul keeps is not understood.
@@ -181,15 +183,15 @@ impl Admission {
         self.learnt = Learnt::Stands;
     }
 
-    /// Notes how long names have been without a claim, and lets go what was for long enough.
-    pub fn tick(&mut self, moment: Moment) {
+    /// Notes how long names have been without a claim, and lets go what was for long enough. `has` says
+    /// whether Consul has instances of a namespace under a name.
+    pub fn tick(&mut self, moment: Moment, has: impl Fn(&Text, &Text) -> bool) {
         if !self.settled || !self.is_exclusive() {
             return;
         }
         let uses = &self.uses;
-        let freed = self.names.tick(moment, self.hold, |name, namespace| {
-            uses.uses(name, namespace)
-        });
+        let uses = |name: &str, namespace: &Text| uses.uses(name, namespace);
+        let freed = self.names.tick(moment, self.hold, uses, has);
         if self.freeze.is_none() {
             self.judge_names(freed);
         }

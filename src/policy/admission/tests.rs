@@ -118,7 +118,11 @@ impl Bed {
 
     /// Writes what is to be kept. Returns how many keys that were.
     fn write(&mut self) -> usize {
-        self.admission.tick(self.moment());
+        let registered = self.registered.clone();
+        let has =
+            |name: &Text, namespace: &Text| registered.contains(&(name.clone(), namespace.clone()));
+        let moment = self.moment();
+        self.admission.tick(moment, has);
         self.ledger.want(self.admission.take_dirty());
         self.ledger.want_rule(self.admission.rule_stands());
         let mut written = 0;
@@ -662,4 +666,119 @@ fn a_record_that_is_not_understood_withdraws_nothing_and_allows_nothing_new() {
     let (none, _) = Ledger::of(&cluster, &[rule]);
     again.admission.reread(&none, moment);
     assert!(again.allows(&old) && again.why(&new).contains("evil"));
+    again.ledger = none;
+    assert_eq!(again.write(), 1, "it is kept from now on");
+}
+
+#[test]
+fn other_labels_of_a_namespace_are_other_policies() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    bed.policy("evil", chooses("evil", json!({"services": ["evil-*"]})));
+    let claim = service("evil", "web");
+    assert!(!bed.claim(&claim));
+    bed.admission.take_news();
+    let relabel = |bed: &mut Bed, team: &str| {
+        let mut facts = namespace("evil", 2);
+        facts.labels = Pairs::from_iter([(text("team"), text(team))]);
+        bed.admission.apply_namespace(facts);
+        bed.admission.renew(&bed.watches);
+    };
+    relabel(&mut bed, "other");
+    assert!(bed.allows(&claim), "the default decides");
+    let news = bed.admission.take_news();
+    assert!(news.namespaces.contains("evil") && news.claims.contains(&claim));
+    relabel(&mut bed, "evil");
+    assert!(!bed.allows(&claim));
+    assert!(bed.admission.take_news().claims.contains(&claim));
+}
+
+#[test]
+fn a_namespace_that_was_made_anew_while_nothing_was_known_is_another() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    let (old, new) = (service("shop", "web"), service("evil", "web"));
+    bed.claim(&old);
+    assert!(!bed.claim(&new));
+    bed.watches.broken(Kind::Policy, "timeout".to_owned());
+    bed.admission.renew(&bed.watches);
+    bed.admission.release(&old);
+    bed.admission.remove_namespace(&text("shop"));
+    bed.admission.renew(&bed.watches);
+    let mut again = namespace("shop", 9);
+    again.uid = text("another");
+    bed.admission.apply_namespace(again);
+    bed.admission.renew(&bed.watches);
+    bed.admission.claim(&old);
+    assert!(!bed.allows(&new), "nothing new is allowed");
+    bed.watches.healthy(Kind::Policy);
+    bed.admission.renew(&bed.watches);
+    assert!(
+        bed.allows(&new) && !bed.allows(&old),
+        "the other one is older"
+    );
+    bed.write();
+    let record = bed.admission.record("web").unwrap();
+    assert_eq!(record.holder.as_deref(), Some("evil"));
+}
+
+#[test]
+fn by_default_alone_neither_policies_nor_namespaces_are_asked_for() {
+    let watches = Watches::default();
+    let mut admission = Admission::by_default_alone(DefaultPolicy::Exclusive, HOLD);
+    let (first, second) = (service("shop", "web"), service("evil", "web"));
+    admission.claim(&first);
+    let now = Instant::now();
+    let settle = |admission: &mut Admission, ledger: &Ledger, wall: i64| {
+        let moment = Moment { now, wall };
+        admission.settle(Ok(ledger), BTreeSet::new(), false, moment, &watches);
+        admission.begun();
+        admission.tick(moment, |_, _| false);
+    };
+    settle(&mut admission, &Ledger::default(), 5);
+    admission.claim(&second);
+    assert!(admission.freeze().is_none());
+    assert!(admission.admits(&first, false).is_ok());
+    assert!(admission.admits(&second, false).is_err());
+    assert!(
+        admission.admits_adopt(&first).is_err(),
+        "that needs a policy"
+    );
+    // It holds over a restart, and nothing about the namespace is known.
+    let record = admission.record("web").unwrap();
+    assert_eq!(record.namespaces["shop"].uid, "");
+    let pair = KvPair {
+        key: ledger_key("web").into(),
+        value: serde_json::to_vec(&record).unwrap().into(),
+        modify_index: 7,
+        ..KvPair::default()
+    };
+    let (ledger, _) = Ledger::of(&"a".parse().unwrap(), &[pair]);
+    let mut again = Admission::by_default_alone(DefaultPolicy::Exclusive, HOLD);
+    again.claim(&second);
+    again.claim(&first);
+    settle(&mut again, &ledger, 9);
+    assert!(again.admits(&first, false).is_ok() && again.admits(&second, false).is_err());
+    assert_eq!(
+        again.record("web"),
+        Some(record),
+        "there is nothing to write"
+    );
+}
+
+/// What is paused or invalid claims nothing that is counted, and keeps what Consul has.
+#[test]
+fn a_name_is_not_anothers_while_consul_has_instances_of_the_first() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    let (first, second) = (service("shop", "web"), service("evil", "web"));
+    bed.claim(&first);
+    assert!(!bed.claim(&second));
+    bed.registered.insert((text("web"), text("shop")));
+    bed.admission.release(&first);
+    bed.write();
+    bed.now += HOLD;
+    bed.write();
+    assert!(!bed.allows(&second));
+    bed.registered.clear();
+    bed.now += HOLD;
+    bed.write();
+    assert!(bed.allows(&second));
 }

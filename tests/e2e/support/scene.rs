@@ -41,7 +41,7 @@ pub struct Scene {
     /// Tokens by `--cluster`.
     tokens: tokio::sync::Mutex<BTreeMap<String, String>>,
     /// Whether Consul has ACLs.
-    acls: bool,
+    pub acls: bool,
     count: AtomicUsize,
     /// Of its pods.
     names: Mutex<Vec<String>>,
