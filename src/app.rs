@@ -33,6 +33,7 @@ use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::plan::Mode;
 use crate::plan::critical::looks;
+use crate::policy::Admission;
 use crate::server::{self, Shown};
 use crate::sync::engine::{Engine, EngineError, Inputs, Options};
 use crate::sync::gates::Gates;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub allow_local_checks: bool,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
+    /// `--default-policy` and `--name-hold`.
+    pub admission: Admission,
     /// `--leader-election`.
     pub election: Election,
     /// `--lease-namespace`; else that of the pod, else `default`.
@@ -88,6 +91,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         checks: runner,
         allow_local_checks,
         readiness_gate,
+        admission,
         election,
         lease_namespace,
         kubernetes,
@@ -114,7 +118,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut parts = JoinSet::new();
     let mut report = report(&mut parts, &kube, metrics.clone());
     report.gates = Gates::new(readiness_gate);
-    let index = Index::new(cluster.clone(), excluded).with_runner(runner);
+    let index = Index::new(cluster.clone(), excluded)
+        .with_runner(runner)
+        .with_admission(admission);
     let (orders, prober, told) = checks::channel();
     let (questions, asked) = mpsc::channel(looks::AT_ONCE);
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);

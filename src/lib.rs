@@ -4,11 +4,13 @@
 //!
 //! ```text
 //!  Pods, Nodes, ServiceRegistrations,             Consul: our nodes, their services and checks,
-//!  Intentions, PreparedQueries                    config entries, prepared queries, their ledger
+//!  Intentions, PreparedQueries,                   config entries, prepared queries, ledgers
+//!  RegistrationPolicies, Namespaces
 //!        │ k8s: list and watch, trimmed                   │ sync::apply reads, sync::signals wake
 //!        ▼                                                ▼
 //!  desired::index   (pure)                        observed::mirror   (pure)
-//!  object -> claims on keys                       key -> entry, and how sure that is
+//!  object -> claims on keys,                      key -> entry, and how sure that is
+//!  judged by policy::admission
 //!        │ touched keys                                   │ changed keys
 //!        └───────────────┬────────────────────────────────┘
 //!                        ▼
@@ -26,7 +28,7 @@
 //!
 //! [`sync::engine`] is the one task that owns the index, the mirror and the set of dirty keys; it
 //! is the only imperative part that knows both sides. Purity of `api`, `model`, `desired`,
-//! `observed`, `plan` and `status` is kept by a lint (`clippy.toml`).
+//! `observed`, `plan`, `policy` and `status` is kept by a lint (`clippy.toml`).
 
 pub mod access;
 pub mod api;
@@ -44,6 +46,7 @@ pub mod metrics;
 pub mod model;
 pub mod observed;
 pub mod plan;
+pub mod policy;
 pub mod preflight;
 pub mod preview;
 pub mod server;

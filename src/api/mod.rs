@@ -10,6 +10,7 @@ pub mod intention;
 pub mod mesh;
 pub mod object;
 pub mod prepared_query;
+pub mod registration_policy;
 mod schema;
 pub mod selector;
 pub mod service_registration;
@@ -20,8 +21,9 @@ use kube::CustomResourceExt as _;
 
 pub use conditions::{Condition, ConditionType};
 pub use intention::{Intention, IntentionSpec, IntentionStatus};
-pub use object::{IntentionObject, PreparedQueryObject, RegistrationObject};
+pub use object::{IntentionObject, PolicyObject, PreparedQueryObject, RegistrationObject};
 pub use prepared_query::{PreparedQuery, PreparedQueryStatus, QuerySpec};
+pub use registration_policy::{RegistrationPolicy, RegistrationPolicySpec};
 pub use selector::LabelSelector;
 pub use service_registration::{
     ServiceRegistration, ServiceRegistrationSpec, ServiceRegistrationStatus,
@@ -38,6 +40,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         ServiceRegistration::crd(),
         Intention::crd(),
         PreparedQuery::crd(),
+        RegistrationPolicy::crd(),
     ]
     .map(schema::polished)
     .into()

@@ -1,8 +1,8 @@
 //! Objects of our kinds as they come from a watch: decoded, or with the reason why they were not.
 
 use super::{
-    IntentionSpec, IntentionStatus, PreparedQueryStatus, QuerySpec, ServiceRegistrationSpec,
-    ServiceRegistrationStatus,
+    IntentionSpec, IntentionStatus, PreparedQueryStatus, QuerySpec, RegistrationPolicySpec,
+    ServiceRegistrationSpec, ServiceRegistrationStatus,
 };
 use crate::model::text::{Pairs, Text};
 
@@ -35,3 +35,6 @@ pub type IntentionObject = Object<IntentionSpec, IntentionStatus>;
 
 /// A `PreparedQuery` as the API server holds it.
 pub type PreparedQueryObject = Object<QuerySpec, PreparedQueryStatus>;
+
+/// A `RegistrationPolicy` as the API server holds it; it has no status.
+pub type PolicyObject = Object<RegistrationPolicySpec, ()>;

@@ -53,6 +53,20 @@ pub(super) fn tags_without_control_characters() -> Rule {
         .message("a tag must not contain control characters, such as a line break or a tab")
 }
 
+/// Patterns of names, in which braces stand around `{namespace}` only.
+pub(super) fn name_patterns() -> Rule {
+    Rule::new("self.all(pattern, pattern.matches('^([A-Za-z0-9_.*?-]|[{]namespace[}])+$'))").message(
+        "a pattern is made of A-Z, a-z, 0-9, '-', '_' and '.', of * for any text, ? for any one character, \
+         and {namespace}",
+    )
+}
+
+/// Patterns of tags, which have any characters.
+pub(super) fn tag_patterns() -> Rule {
+    Rule::new("self.all(pattern, pattern.matches('^([^{}]|[{]namespace[}])+$'))")
+        .message("in a pattern of tags braces stand around {namespace} only")
+}
+
 /// Keys that Consul accepts.
 pub(super) fn meta_keys() -> Rule {
     let most = limits::MAX_META_KEY_BYTES;

@@ -25,10 +25,12 @@ use crate::gc::{offline, read_all};
 use crate::k8s::{self, client::ClientOptions};
 use crate::model::names::ClusterName;
 use crate::plan::{DriftMode, Rules};
+use crate::policy::ledger::{self, Ledger};
+use crate::policy::{self, Admission};
 use crate::preview::show::Text;
 use crate::preview::{Outcome, Preview, Scope, manifests, preview};
 use crate::settings::{self, Reading, Settings, Values};
-use crate::sync::live;
+use crate::sync::{live, names};
 use crate::telemetry::{self, LogFormat};
 
 /// Exit code where something would change (`--detailed-exitcode`).
@@ -102,6 +104,7 @@ impl Plan {
             files: self.filename,
             checks: self.planning.checks,
             dead_after: self.planning.dead_after,
+            admission: self.planning.admission(),
             flags,
             kubernetes: self.kubernetes.options(),
         };
@@ -136,6 +139,7 @@ struct Work {
     files: Vec<PathBuf>,
     checks: Runner,
     dead_after: Option<Duration>,
+    admission: Admission,
     flags: Values,
     kubernetes: ClientOptions,
 }
@@ -149,18 +153,46 @@ impl Work {
             ..Rules::default()
         };
         rules.obey(&in_force(consul, &self.cluster, self.flags).await?);
+        let ledger = names_of(consul, &self.cluster, &self.admission).await?;
         let mirror = read_all(consul, &self.cluster).await?;
-        let index = Index::new(self.cluster, self.excluded).with_runner(self.checks);
+        let index = Index::new(self.cluster, self.excluded)
+            .with_runner(self.checks)
+            .with_admission(self.admission);
         if self.files.is_empty() {
             let kube = k8s::client::client(&self.kubernetes)
                 .await
                 .context("cannot set up Kubernetes access")?;
-            let index = offline::listed(&kube, index).await?;
-            let now = Instant::now();
-            return Ok(preview(&index, &mirror, &mut rules, Scope::All, now));
+            let mut index = offline::listed(&kube, index).await?;
+            let moment = names::moment(Instant::now());
+            policy::there::settle(&mut index, &mirror, &ledger, moment);
+            let mut preview = preview(&index, &mirror, &mut rules, Scope::All, moment.now);
+            preview.notes.extend(index.admission.freeze().map(|why| {
+                format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
+            }));
+            return Ok(preview);
         }
-        manifests::preview_of(&objects, index, &mirror, rules, Instant::now())
+        let moment = names::moment(Instant::now());
+        manifests::preview_of(&objects, index, &mirror, &ledger, rules, moment)
     }
+}
+
+/// What Consul keeps of whose names are, where that counts.
+async fn names_of(
+    consul: &Client,
+    cluster: &ClusterName,
+    admission: &Admission,
+) -> anyhow::Result<Ledger> {
+    if !admission.needs_ledger() {
+        return Ok(Ledger::default());
+    }
+    let pairs = names::read_pairs(consul, cluster).await;
+    let prefix = ledger::prefix(cluster);
+    let pairs = pairs.with_context(|| format!("cannot read {prefix} in Consul"))?;
+    let (ledger, garbled) = Ledger::of(cluster, &pairs);
+    for line in garbled {
+        super::complain(&line);
+    }
+    Ok(ledger)
 }
 
 /// The settings that hold: those in Consul's KV before the flags, as `lictor run` has them.

@@ -7,6 +7,7 @@ use clap::Args;
 use crate::desired::esm::Runner;
 use crate::plan::Mode;
 use crate::plan::guard::Limits;
+use crate::policy::{Admission, DefaultPolicy};
 use crate::settings::{critical_time, duration};
 
 #[derive(Args, Debug)]
@@ -59,9 +60,33 @@ pub(super) struct PlanningFlags {
         value_name = "WHO"
     )]
     pub(super) checks: Runner,
+    /// What objects may claim in namespaces that no `RegistrationPolicy` chooses: with exclusive a service
+    /// name belongs to the namespace that claimed it first, with shared everything is allowed, with deny
+    /// nothing
+    #[arg(
+        long,
+        env = "LICTOR_DEFAULT_POLICY",
+        default_value = "exclusive",
+        value_name = "POLICY"
+    )]
+    default_policy: DefaultPolicy,
+    /// With --default-policy exclusive: how long a service name belongs to a namespace after its last claim
+    #[arg(
+        long,
+        env = "LICTOR_NAME_HOLD",
+        default_value = "24h",
+        value_parser = duration,
+        value_name = "DURATION"
+    )]
+    name_hold: Duration,
 }
 
 impl PlanningFlags {
+    /// Who may claim which name.
+    pub(super) fn admission(&self) -> Admission {
+        Admission::new(self.default_policy, self.name_hold)
+    }
+
     /// What may be removed of all that is found missing.
     pub(super) fn limits(&self) -> Limits {
         Limits {

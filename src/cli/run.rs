@@ -178,6 +178,7 @@ impl Run {
             checks: self.planning.checks,
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
+            admission: self.planning.admission(),
             election: self.leader_election,
             lease_namespace: self.lease_namespace.filter(|given| !given.is_empty()),
             engine: Options {

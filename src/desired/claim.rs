@@ -12,6 +12,7 @@ use crate::model::facts::PodFacts;
 use crate::model::names::ServiceName;
 use crate::model::owner::Owner;
 use crate::model::text::Text;
+use crate::policy::Refusal;
 
 /// One object's claim on an instance key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,17 @@ pub struct Claim {
     pub live: Live,
     /// Whether an entry without an owner that stands there is taken over.
     pub adopt: bool,
+    /// Why it is not, although that is asked for.
+    pub adopt_refused: Option<Refusal>,
+}
+
+/// A claim that is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The objects that claim the key, or keep what is there.
+    pub owners: Vec<Owner>,
+    /// Why.
+    pub refusal: Refusal,
 }
 
 /// The service entry of a claim.
@@ -166,6 +178,8 @@ pub enum Absence {
 pub enum Resolved {
     /// An object claims it.
     Claimed(Box<Claim>),
+    /// An object claims it, and may not: what is there of ours is to go, found and not seen.
+    Refused(Box<Refused>),
     /// Nothing does.
     Unclaimed(Absence),
 }

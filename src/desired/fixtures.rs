@@ -34,6 +34,7 @@ pub(crate) fn pod(name: &str) -> PodFixture {
         labels: Pairs::default(),
         annotations: Pairs::default(),
         node: Some("n1".into()),
+        service_account: None,
         host_network: false,
         ports: Box::default(),
         phase: Phase::Running,

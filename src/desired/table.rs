@@ -86,6 +86,12 @@ impl<T> Table<T> {
         self.rows.values().map(|row| &row.value)
     }
 
+    /// The name of the first object that is so.
+    pub fn named(&self, is: impl Fn(&T) -> bool) -> Option<&Text> {
+        let found = self.rows.iter().find(|(_, row)| is(&row.value));
+        found.map(|((_, name), _)| name)
+    }
+
     /// The objects of one namespace, by name.
     pub fn in_namespace(&self, namespace: &Text) -> impl Iterator<Item = &T> {
         let from = (namespace.clone(), Text::from(""));

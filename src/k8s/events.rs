@@ -51,6 +51,8 @@ pub enum EventReason {
     OwnedByAnother,
     /// Another object of this cluster holds the key.
     Conflict,
+    /// A policy does not allow what is claimed.
+    NotAllowed,
     /// An annotation cannot be understood.
     InvalidAnnotation,
     /// Consul refused a write.
@@ -79,6 +81,7 @@ impl EventReason {
             Self::DriftRepaired => "DriftRepaired",
             Self::OwnedByAnother => "OwnedByAnother",
             Self::Conflict => "Conflict",
+            Self::NotAllowed => "NotAllowed",
             Self::InvalidAnnotation => "InvalidAnnotation",
             Self::ConsulRefused => "ConsulRefused",
             Self::TooManySources => "TooManySources",
@@ -98,6 +101,7 @@ impl EventReason {
             Self::DriftRepaired
             | Self::OwnedByAnother
             | Self::Conflict
+            | Self::NotAllowed
             | Self::InvalidAnnotation
             | Self::ConsulRefused
             | Self::TooManySources
@@ -115,6 +119,7 @@ impl EventReason {
             Self::Registered
             | Self::OwnedByAnother
             | Self::Conflict
+            | Self::NotAllowed
             | Self::ConsulRefused
             | Self::TooManySources
             | Self::NoNodeAddress => "Register",

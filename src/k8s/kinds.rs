@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::home::Home;
 use super::trim::Trim;
-use crate::api::{IntentionObject, PreparedQueryObject, RegistrationObject};
-use crate::model::facts::{LeaseFacts, NodeFacts, PodFacts};
+use crate::api::{IntentionObject, PolicyObject, PreparedQueryObject, RegistrationObject};
+use crate::model::facts::{LeaseFacts, NamespaceFacts, NodeFacts, PodFacts};
 use crate::model::kind::Kind;
 use crate::model::text::Text;
 
@@ -143,6 +143,10 @@ kinds! {
     Intention(IntentionObject),
     /// To a `PreparedQuery`.
     PreparedQuery(PreparedQueryObject),
+    /// To a namespace.
+    Namespace(NamespaceFacts),
+    /// To a `RegistrationPolicy`.
+    Policy(PolicyObject),
     /// To a Lease.
     Lease(LeaseFacts),
 }

@@ -65,10 +65,8 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
         name: None,
         verbs,
     };
-    let mut needs = vec![Need {
-        name: Some(IDENTITY),
-        ..need("", "namespaces", &["get"])
-    }];
+    // That of the namespaces has the one that tells clusters apart in it.
+    let mut needs = Vec::new();
     for kind in Kind::ALL {
         let Some(crd) = kind.crd() else {
             needs.push(need("", kind.resource(), WATCH));
@@ -83,8 +81,11 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
             )
         });
         needs.push(need(GROUP, kind.resource(), WATCH));
-        let status = format!("{}/status", kind.resource());
-        needs.push(need(GROUP, &status, &["patch"]));
+        // Policies have none.
+        if kind != Kind::Policy {
+            let status = format!("{}/status", kind.resource());
+            needs.push(need(GROUP, &status, &["patch"]));
+        }
     }
     needs.push(need("coordination.k8s.io", Kind::Lease.resource(), WATCH));
     needs.push(need("events.k8s.io", "events", &["create", "patch"]));

@@ -114,6 +114,8 @@ pub struct PodFacts {
     pub annotations: Pairs,
     /// `spec.nodeName`, where bound.
     pub node: Option<Text>,
+    /// `spec.serviceAccountName`.
+    pub service_account: Option<Text>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
     /// Ports of the containers and of restartable init containers, in order of declaration.
@@ -159,4 +161,17 @@ pub struct NodeFacts {
     pub region: Option<Text>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Text>,
+}
+
+/// A namespace, trimmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    /// `metadata.name`.
+    pub name: Text,
+    /// `metadata.uid`.
+    pub uid: Text,
+    /// `metadata.creationTimestamp`, seconds since the epoch.
+    pub created: i64,
+    /// `metadata.labels`.
+    pub labels: Pairs,
 }

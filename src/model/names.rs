@@ -76,6 +76,19 @@ impl FromStr for ClusterName {
 /// What the name of a service's proxies has after the service's own.
 const SIDECAR_SUFFIX: &str = "-sidecar-proxy";
 
+/// The service whose proxies have this name, if it is such a name.
+#[must_use]
+pub fn stem_of_sidecar(name: &str) -> Option<&str> {
+    name.strip_suffix(SIDECAR_SUFFIX)
+        .filter(|stem| !stem.is_empty())
+}
+
+/// The name of the proxies of a service.
+#[must_use]
+pub fn sidecar_name(service: &str) -> String {
+    format!("{service}{SIDECAR_SUFFIX}")
+}
+
 /// The name of a Consul service: a lower-case DNS label, so that Consul's DNS can answer for it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName(Text);
@@ -84,7 +97,7 @@ impl ServiceName {
     /// The name of the service that the proxies beside its instances are, if that is still a name.
     #[must_use]
     pub fn sidecar(&self) -> Option<Self> {
-        format!("{self}{SIDECAR_SUFFIX}").parse().ok()
+        sidecar_name(&self.0).parse().ok()
     }
 
     /// The name as a shared text.

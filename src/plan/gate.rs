@@ -12,6 +12,8 @@ use super::{Mode, Rules};
 use crate::desired::claim::Absence;
 use crate::desired::watches::{Watch, Watches};
 use crate::model::key::Key;
+use crate::model::text::Text;
+use crate::policy::Refusal;
 
 /// An entry of ours that nothing claims.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,8 @@ pub enum Why {
     Seen,
     /// No object in the complete lists claims it.
     Found,
+    /// What claims it may not.
+    NotAllowed,
     /// Its checks were critical for so long.
     Critical(Duration),
 }
@@ -41,7 +45,7 @@ impl Why {
     pub fn is_found(self) -> bool {
         match self {
             Self::Seen => false,
-            Self::Found | Self::Critical(_) => true,
+            Self::Found | Self::NotAllowed | Self::Critical(_) => true,
         }
     }
 
@@ -57,6 +61,7 @@ impl fmt::Display for Why {
         match self {
             Self::Seen => f.write_str("its claim was seen going"),
             Self::Found => f.write_str("no object claims it"),
+            Self::NotAllowed => f.write_str("what claims it is not allowed to"),
             Self::Critical(after) => write!(f, "its checks were critical for {after:?}"),
         }
     }
@@ -73,6 +78,9 @@ pub enum Hold {
         /// What is wrong with its watch.
         reason: String,
     },
+    /// Whether what claims it may is not known.
+    #[error("kept, because it is not known whether its claim is allowed: {0}")]
+    Unsure(Text),
     /// `--policy` lets nothing be removed.
     #[error("kept, because --policy is {0}")]
     Policy(Mode),
@@ -125,6 +133,22 @@ pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold>
         Absence::Seen => Ok(Why::Seen),
         Absence::Found => rules.guard.admits(candidate.key).map(|()| Why::Found),
     }
+}
+
+/// Whether an entry of ours whose claim is not allowed may be removed now.
+pub fn may_withdraw(
+    candidate: &Candidate<'_>,
+    rules: &Rules,
+    refusal: &Refusal,
+) -> Result<Why, Hold> {
+    if let Some(why) = &refusal.unsure {
+        return Err(Hold::Unsure(why.clone()));
+    }
+    let found = Candidate {
+        absence: Absence::Found,
+        ..*candidate
+    };
+    may_remove(&found, rules).map(|_| Why::NotAllowed)
 }
 
 /// Whether an instance of ours whose checks were critical for so long may be deregistered now. Much of that

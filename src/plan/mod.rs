@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::checks::forbidden::Forbidden;
-use crate::desired::claim::{Claim, Held, Resolved, Shape};
+use crate::desired::claim::{Absence, Claim, Held, Refused, Resolved, Shape};
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::desired::probe::Asked;
@@ -224,7 +224,15 @@ fn decide_instance(
                 shape,
                 live: _,
                 adopt: _,
+                adopt_refused,
             } = *claim;
+            // It matters only where there is something to take over.
+            let stands_there = matches!(step, Step::OwnedByAnother { .. })
+                && there.is_some_and(|there| marks::is_unmarked(&there.service.meta));
+            let refused = adopt_refused.filter(|_| stands_there).map(|refusal| {
+                let owners = vec![owner.clone()];
+                Refused { owners, refusal }
+            });
             let freeze = match shape {
                 Shape::Frozen(freeze) => Some(freeze),
                 Shape::Valid(_) => None,
@@ -233,11 +241,19 @@ fn decide_instance(
                 owner: Some(owner),
                 losers,
                 freeze,
+                refused,
                 hold: why_not,
                 critical,
                 asks,
                 step,
             }
+        }
+        Resolved::Refused(refused) => {
+            let ours = there.and_then(|there| match standing {
+                Some(Standing::Ours(owner)) => Some((there, owner)),
+                _ => None,
+            });
+            withdraw((full_key, key), ours, *refused, &scope)
         }
         Resolved::Unclaimed(absence) => match (there, standing) {
             (Some(there), Some(Standing::Ours(owner))) => {
@@ -246,23 +262,60 @@ fn decide_instance(
                     absence,
                     watches: &desired.watches,
                 };
-                match gate::may_remove(&candidate, rules) {
-                    Ok(why) => Finding::nothing(Step::Remove(Removal {
-                        owner,
-                        name: there.service.name.clone(),
-                        index: there.modify_index,
-                        why,
-                    })),
-                    Err(why_not) => match yield_address(key, desired, there, &owner) {
-                        Some(write) => Finding {
-                            hold: Some(why_not),
-                            ..Finding::nothing(Step::Put(write))
-                        },
-                        None => Finding::nothing(Step::Held(why_not)),
-                    },
-                }
+                let may = gate::may_remove(&candidate, rules);
+                leave(key, desired, there, owner, may)
             }
             _ => Finding::nothing(Step::Settled),
+        },
+    }
+}
+
+/// What to do about an instance whose claim is not allowed; `ours` is what is there of ours.
+fn withdraw(
+    (full_key, key): (&Key, &InstanceKey),
+    ours: Option<(&ObservedInstance, Owner)>,
+    refused: Refused,
+    scope: &Scope<'_>,
+) -> Finding {
+    let candidate = gate::Candidate {
+        key: full_key,
+        absence: Absence::Found,
+        watches: &scope.desired.watches,
+    };
+    let finding = match ours {
+        Some((there, owner)) => {
+            let may = gate::may_withdraw(&candidate, scope.rules, &refused.refusal);
+            leave(key, scope.desired, there, owner, may)
+        }
+        None => Finding::nothing(Step::Settled),
+    };
+    Finding {
+        refused: Some(refused),
+        ..finding
+    }
+}
+
+/// What to do about an instance that is to go, if it may.
+fn leave(
+    key: &InstanceKey,
+    desired: &Index,
+    there: &ObservedInstance,
+    owner: Owner,
+    may: Result<gate::Why, gate::Hold>,
+) -> Finding {
+    match may {
+        Ok(why) => Finding::nothing(Step::Remove(Removal {
+            owner,
+            name: there.service.name.clone(),
+            index: there.modify_index,
+            why,
+        })),
+        Err(why_not) => match yield_address(key, desired, there, &owner) {
+            Some(write) => Finding {
+                hold: Some(why_not),
+                ..Finding::nothing(Step::Put(write))
+            },
+            None => Finding::nothing(Step::Held(why_not)),
         },
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::checks::CheckWrite;
 use super::critical::Watched;
 use super::gate::{self, Hold};
-use crate::desired::claim::Freeze;
+use crate::desired::claim::{Freeze, Refused};
 use crate::desired::probe::Asked;
 use crate::model::entry::{Check, Health, Node, Service};
 use crate::model::owner::Owner;
@@ -21,6 +21,8 @@ pub struct Finding {
     pub losers: Vec<Owner>,
     /// Why the shape is kept as it is, if it is.
     pub freeze: Option<Freeze>,
+    /// Why the claim, or what it asks for beside, is not allowed, if it is not.
+    pub refused: Option<Refused>,
     /// Why what nothing claims, or was critical for long, may not be removed, where something else is to
     /// be done with it first.
     pub hold: Option<Hold>,
@@ -105,7 +107,9 @@ impl std::fmt::Display for Step {
             Self::Put(write) => write!(f, "update {}", write.fields.join(", ")),
             Self::Remove(Removal { name, why, .. }) => match why {
                 gate::Why::Critical(_) => write!(f, "remove {name}: {why}"),
-                gate::Why::Seen | gate::Why::Found => write!(f, "remove {name}"),
+                gate::Why::Seen | gate::Why::Found | gate::Why::NotAllowed => {
+                    write!(f, "remove {name}")
+                }
             },
             Self::Lingering => f.write_str("remove the node later, because it is empty"),
             Self::RemoveNode(_) => f.write_str("remove the node, which is empty"),
@@ -184,6 +188,7 @@ impl Finding {
             owner: None,
             losers: Vec::new(),
             freeze: None,
+            refused: None,
             hold: None,
             critical: None,
             asks: Asks::Nothing,

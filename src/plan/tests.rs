@@ -2,6 +2,7 @@ mod checks;
 mod critical;
 mod esm;
 mod mesh;
+mod policy;
 
 use globset::GlobSet;
 

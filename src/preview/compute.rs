@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::fields::{differing, intentions, node, service, value};
 use super::{Action, Field, Item, Preview};
-use crate::desired::claim::Freeze;
+use crate::desired::claim::{Freeze, Refused};
 use crate::desired::index::Index;
 use crate::model::entry::{ALIVE_CHECK_NAME, Check, NODE_CHECK_NAME};
 use crate::model::key::{InstanceKey, Key};
@@ -16,8 +16,8 @@ use crate::observed::entries::{ObservedIntentions, definition};
 use crate::observed::entry::ObservedCheck;
 use crate::observed::mirror::Mirror;
 use crate::plan::checks::CheckWrite;
-use crate::plan::entries::{self, Change, EntryFinding, EntryStep, State};
-use crate::plan::gate::Hold;
+use crate::plan::entries::{self, Change, EntryFinding, EntryStep, EntryWrite, State};
+use crate::plan::gate::{self, Hold};
 use crate::plan::{self, Finding, InstanceWrite, NodeWrite, Rules, Step};
 
 /// What is planned.
@@ -203,6 +203,8 @@ impl View<'_> {
         };
         match &finding.step {
             Step::Settled | Step::Waiting => {}
+            // What is said of the refusal says more.
+            Step::OwnedByAnother { .. } if finding.refused.is_some() => {}
             Step::OwnedByAnother { holder } => {
                 tell(
                     Action::Conflict,
@@ -226,7 +228,7 @@ impl View<'_> {
             }
             Step::Remove(removal) => {
                 let why = match &removal.why {
-                    why if why.is_critical() => why.to_string(),
+                    why if why.is_critical() || *why == gate::Why::NotAllowed => why.to_string(),
                     _ => "nothing claims it".to_owned(),
                 };
                 tell(
@@ -257,6 +259,12 @@ impl View<'_> {
             };
             let problems = problems.join("; ");
             items.push(rejected(key.kind(), key.to_string(), &at_fault, problems));
+        }
+        if let Some(Refused { owners, refusal }) = &finding.refused {
+            for owner in owners {
+                let message = refusal.message.clone();
+                items.push(rejected(key.kind(), key.to_string(), owner, message));
+            }
         }
         let Some(holder) = &finding.owner else { return };
         for loser in &finding.losers {
@@ -370,7 +378,7 @@ impl View<'_> {
             }
         }
         if let EntryStep::Write(write) = &finding.step {
-            let (action, fields, message) = self.change(key, &write.change);
+            let (action, fields, message) = self.change(key, write, finding);
             let mut owners: Vec<&Owner> = write.owners().collect();
             let gone = write.removed.iter().map(|gone| &gone.owner);
             owners.extend(gone);
@@ -384,7 +392,12 @@ impl View<'_> {
         states(finding, items);
     }
 
-    fn change(&self, key: &Key, change: &Change) -> (Action, Vec<Field>, Option<String>) {
+    fn change(
+        &self,
+        key: &Key,
+        EntryWrite { owner, change, .. }: &EntryWrite,
+        finding: &EntryFinding,
+    ) -> (Action, Vec<Field>, Option<String>) {
         let observed = self.observed;
         let (before, after, message) = match (key, change) {
             (Key::Defaults(of), Change::PutDefaults(..) | Change::DeleteDefaults(_)) => {
@@ -410,7 +423,8 @@ impl View<'_> {
                 let there = observed.queries.get(name);
                 let ours = there.and_then(|there| there.ours());
                 let before = ours.map(|query| value(&definition(query)));
-                let claimed = self.desired.queries_of(name).next();
+                let mut claimants = self.desired.queries_of(name);
+                let claimed = claimants.find(|it| it.owner == *owner && may_claim(finding, owner));
                 let after = claimed.map(|claimant| value(&claimant.query));
                 let note = matches!(change, Change::PutLedger(..) | Change::DeleteLedger(_));
                 let note = note && before == after;
@@ -432,6 +446,11 @@ impl View<'_> {
     }
 }
 
+fn may_claim(finding: &EntryFinding, owner: &Owner) -> bool {
+    let mut stands = finding.parts.iter().flat_map(|part| &part.stands);
+    !stands.any(|stand| stand.owner == *owner && matches!(stand.state, State::NotAllowed(..)))
+}
+
 /// How what is on no node stands for each object.
 fn states(finding: &EntryFinding, items: &mut Vec<Item>) {
     for part in &finding.parts {
@@ -443,6 +462,7 @@ fn states(finding: &EntryFinding, items: &mut Vec<Item>) {
                     format!("{holder}, which is older, claims it too and holds it"),
                 ),
                 State::OwnedByAnother(holder) => (Action::Conflict, format!("held by {holder}")),
+                State::NotAllowed(refusal, _) => (Action::Rejected, refusal.message.clone()),
                 State::Held(hold) => (Action::Held, hold.to_string()),
                 State::Refused(why) => (Action::Rejected, format!("Consul refuses it: {why}")),
                 State::TooManySources => (

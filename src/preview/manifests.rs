@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
 
 use super::compute::stands_for_pod;
 use super::{Action, Item, Preview, Scope, preview};
@@ -15,15 +14,18 @@ use crate::desired::intention::Intention;
 use crate::desired::query::PreparedQuery;
 use crate::desired::registration::Registration;
 use crate::k8s::trim::{self, Texts, Trim};
-use crate::model::facts::PodFacts;
+use crate::model::facts::{NamespaceFacts, PodFacts};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::names::NodeName;
 use crate::model::owner::{Owner, OwnerKind};
-use crate::model::text::Text;
+use crate::model::text::{Pairs, Text};
 use crate::observed::mirror::Mirror;
 use crate::plan::{self, Rules};
+use crate::policy;
+use crate::policy::ledger::Ledger;
+use crate::policy::names::Moment;
 
 /// The namespace of a manifest that says none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -90,12 +92,16 @@ pub fn preview_of(
     objects: &[Value],
     mut index: Index,
     observed: &Mirror,
+    ledger: &Ledger,
     mut rules: Rules,
-    now: Instant,
+    moment: Moment,
 ) -> anyhow::Result<Preview> {
-    let manifests = claim(objects, &mut index, observed)?;
+    let mut manifests = claim(objects, &mut index, observed, ledger)?;
+    policy::there::settle(&mut index, observed, ledger, moment);
+    judge_pods(objects, &mut index, &mut manifests)?;
+    judge_names(&index, &mut manifests);
     let scope = Scope::Of(&manifests.owners);
-    let mut preview = preview(&index, observed, &mut rules, scope, now);
+    let mut preview = preview(&index, observed, &mut rules, scope, moment.now);
     preview.add(manifests.rejected);
     preview.notes = manifests.notes;
     Ok(preview)
@@ -114,12 +120,19 @@ struct Manifests {
 
 /// Puts objects into an empty index, as if a cluster held these alone. Kinds that ask for nothing in
 /// Consul are left out. `observed` knows the uids of those that were applied before.
-fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow::Result<Manifests> {
+fn claim(
+    objects: &[Value],
+    index: &mut Index,
+    observed: &Mirror,
+    ledger: &Ledger,
+) -> anyhow::Result<Manifests> {
     let mut manifests = Manifests::default();
     let mut touched = Touched::default();
     for kind in Kind::ALL {
         index.begin_list(kind);
     }
+    let unknown = namespaces(objects, index, ledger)?;
+    policies(objects, index)?;
     for object in objects {
         let Some(kind) = of_ours(object) else {
             continue;
@@ -151,14 +164,121 @@ fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow::Res
     for kind in Kind::ALL {
         index.end_list(kind, &mut touched);
     }
+    note_pods(&mut manifests, observed);
+    note_policies(&mut manifests, index, unknown);
+    Ok(manifests)
+}
+
+/// Puts the namespaces of all objects into the index. Of those that are not among the manifests only that
+/// is known which every namespace has, and what Consul keeps of them. Returns these.
+fn namespaces(
+    objects: &[Value],
+    index: &mut Index,
+    ledger: &Ledger,
+) -> anyhow::Result<BTreeSet<Text>> {
+    let mut uids = ledger.namespaces();
+    let (mut given, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for object in objects {
+        if !is_kind(object, "v1", "Namespace") {
+            let claims = of_ours(object).is_some() || pod_of(object).is_some();
+            others.extend(claims.then(|| Text::from(name_of(object).0)));
+            continue;
+        }
+        let mut facts: NamespaceFacts = trimmed(&with_uid(object, NOT_YET))?;
+        facts.uid = uids.remove(&facts.name).unwrap_or_default();
+        with_own_label(&mut facts);
+        given.insert(facts.name.clone());
+        index.apply_namespace(facts);
+    }
+    others.retain(|name| !given.contains(name));
+    for name in &others {
+        uids.entry(name.clone()).or_default();
+    }
+    for (name, uid) in uids {
+        let mut facts = NamespaceFacts {
+            name,
+            uid,
+            created: i64::MAX,
+            labels: Pairs::default(),
+        };
+        with_own_label(&mut facts);
+        index.apply_namespace(facts);
+    }
+    Ok(others)
+}
+
+/// The label that the API server gives every namespace.
+fn with_own_label(facts: &mut NamespaceFacts) {
+    let own = ("kubernetes.io/metadata.name".into(), facts.name.clone());
+    let pairs = facts.labels.iter();
+    let pairs = pairs.map(|(key, value)| (key.clone(), value.clone()));
+    facts.labels = pairs.chain([own]).collect();
+}
+
+fn policies(objects: &[Value], index: &mut Index) -> anyhow::Result<()> {
+    let version = format!("{GROUP}/v1alpha1");
+    for object in objects {
+        if is_kind(object, &version, "RegistrationPolicy")
+            && let Some(why) = index.apply_policy(&trimmed(&with_uid(object, NOT_YET))?)
+        {
+            bail!("RegistrationPolicy {}: {why}", name_of(object).1);
+        }
+    }
+    Ok(())
+}
+
+fn is_kind(object: &Value, version: &str, kind: &str) -> bool {
+    object["apiVersion"] == version && object["kind"] == kind
+}
+
+fn judge_pods(
+    objects: &[Value],
+    index: &mut Index,
+    manifests: &mut Manifests,
+) -> anyhow::Result<()> {
     for object in objects {
         if let Some(pod) = pod_of(object) {
             let problems = problems_of(object, trimmed(&pod)?, index);
             manifests.rejected.extend(rejected(object, &problems));
         }
     }
-    note_pods(&mut manifests, observed);
-    Ok(manifests)
+    Ok(())
+}
+
+/// Judges the names of registrations that select pods: there are no instances to tell it by.
+fn judge_names(index: &Index, manifests: &mut Manifests) {
+    for owner in &manifests.owners {
+        for (name, refusal) in index.refused_names(owner) {
+            manifests.rejected.push(Item {
+                action: Action::Rejected,
+                kind: "object",
+                key: owner.to_string(),
+                owners: vec![owner.to_string()],
+                fields: Vec::new(),
+                message: Some(format!("{name}: {}", refusal.message)),
+            });
+        }
+    }
+}
+
+fn note_policies(manifests: &mut Manifests, index: &Index, unknown: BTreeSet<Text>) {
+    if !index.admission.is_on() {
+        return;
+    }
+    if !index.admission.has_policies() {
+        manifests.notes.push(
+            "there is no RegistrationPolicy among the manifests: --default-policy alone says who may claim \
+             which name"
+                .to_owned(),
+        );
+    } else if !unknown.is_empty() {
+        let unknown: Vec<String> = unknown.iter().map(ToString::to_string).collect();
+        manifests.notes.push(format!(
+            "these namespaces are not among the manifests, so that their labels are not known, by which \
+             policies choose them: {}",
+            unknown.join(", ")
+        ));
+    }
 }
 
 fn of_ours(object: &Value) -> Option<OwnerKind> {
@@ -183,11 +303,14 @@ fn name_of(object: &Value) -> (&str, &str) {
 /// The object with what only the API server gives it.
 fn as_applied(object: &Value, owner: &Owner, observed: &Mirror) -> Value {
     let uid = uid(owner, observed).unwrap_or_else(|| NOT_YET.into());
+    let mut object = with_uid(object, &uid);
+    object["metadata"]["namespace"] = json!(owner.namespace);
+    object
+}
+
+fn with_uid(object: &Value, uid: &str) -> Value {
     let mut object = object.clone();
-    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.insert("namespace".to_owned(), json!(owner.namespace));
-        metadata.insert("uid".to_owned(), json!(uid));
-    }
+    object["metadata"]["uid"] = json!(uid);
     object
 }
 
@@ -266,6 +389,7 @@ fn problems_of(object: &Value, pod: PodFacts, index: &mut Index) -> BTreeSet<Str
         if let Some(Freeze::Invalid(of)) = finding.freeze {
             problems.extend(of);
         }
+        problems.extend(finding.refused.map(|refused| refused.refusal.message));
     }
     index.remove_pod(&namespace, &name, &mut touched);
     for key in &keys {

@@ -1,18 +1,36 @@
+use std::collections::BTreeMap;
+
 use serde_json::json;
 
 use super::show::Text;
 use super::{Action, Field, Item, Outcome, Preview, manifests};
 use crate::desired::index::Index;
 use crate::observed::mirror::Mirror;
+use crate::observed::table::Knowledge;
 use crate::plan::Rules;
+use crate::policy::ledger::Ledger;
+use crate::policy::names::Moment;
+use crate::policy::{Admission, DefaultPolicy};
 
 fn try_manifests(text: &str) -> anyhow::Result<Preview> {
+    judged(text, Admission::default(), &Ledger::default())
+}
+
+fn judged(text: &str, admission: Admission, ledger: &Ledger) -> anyhow::Result<Preview> {
     let index = Index::new("prod".parse().unwrap(), globset::GlobSet::empty());
+    let index = index.with_admission(admission);
     let mut mirror = Mirror::new("prod".parse().unwrap());
+    let ticket = mirror.intentions.start_read();
+    mirror
+        .intentions
+        .finish_read(&ticket, BTreeMap::new(), Knowledge::Whole, |_| false);
     mirror.complete();
     let objects = manifests::parse(text, "a file")?;
-    let now = tokio::time::Instant::now();
-    manifests::preview_of(&objects, index, &mirror, Rules::default(), now)
+    let moment = Moment {
+        now: tokio::time::Instant::now(),
+        wall: 1,
+    };
+    manifests::preview_of(&objects, index, &mirror, ledger, Rules::default(), moment)
 }
 
 fn of_manifests(text: &str) -> Preview {
@@ -156,4 +174,114 @@ fn text_shows_each_change_and_no_command_of_a_terminal() {
         "prod: 0 to create, 1 to update, 0 to delete, 0 held, 0 in conflict, 0 rejected",
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+fn of_policies(text: &str, ledger: &Ledger) -> Preview {
+    let hold = std::time::Duration::from_hours(24);
+    judged(text, Admission::new(DefaultPolicy::Exclusive, hold), ledger).unwrap()
+}
+
+/// Consul keeps that these names belong to the namespace shop.
+fn names_of_shop(names: &[&str]) -> Ledger {
+    let cluster = "prod".parse().unwrap();
+    let value = r#"{"holder":"shop","namespaces":{"shop":{"uid":"uid-shop","since":1}}}"#;
+    let pair = |key: String, value: &str| crate::consul::wire::KvPair {
+        key: key.as_str().into(),
+        value: value.as_bytes().into(),
+        modify_index: 7,
+        ..Default::default()
+    };
+    let rule = pair(crate::policy::ledger::rule_key(&cluster), "{}");
+    let names = names.iter().map(|name| {
+        let key = crate::policy::ledger::key(&cluster, name);
+        pair(key, value)
+    });
+    let pairs: Vec<_> = names.chain([rule]).collect();
+    let (ledger, garbled) = Ledger::of(&cluster, &pairs);
+    assert_eq!(garbled, Vec::<String>::new());
+    ledger
+}
+
+fn registration(namespace: &str, service: &str) -> String {
+    json!({"apiVersion": "lictor.io/v1alpha1", "kind": "ServiceRegistration",
+           "metadata": {"name": service, "namespace": namespace},
+           "spec": {"selector": {"matchLabels": {"app": service}}}})
+    .to_string()
+}
+
+#[test]
+fn names_that_consul_keeps_for_another_namespace_are_refused_before_they_are_applied() {
+    let ledger = names_of_shop(&["web"]);
+    let mine = of_policies(&registration("shop", "web"), &ledger);
+    assert_eq!(shown(&mine), []);
+    let other = of_policies(&registration("evil", "web"), &ledger);
+    let rejected = [(Action::Rejected, "ServiceRegistration/evil/web")];
+    assert_eq!(shown(&other), rejected);
+    let message = other.items[0].message.as_deref().unwrap();
+    assert!(message.contains("namespace shop"), "{message}");
+    assert!(
+        other.notes[0].contains("--default-policy"),
+        "{:?}",
+        other.notes
+    );
+    assert_eq!(
+        shown(&of_policies(&registration("evil", "api"), &ledger)),
+        []
+    );
+    // Pods, intentions and queries as well.
+    let pod = workload("Deployment", "apps/v1", "http").replace("\"shop\"", "\"evil\"");
+    let pod = of_policies(&pod, &ledger);
+    assert_eq!(shown(&pod), [(Action::Rejected, "Deployment/evil/it")]);
+    let intention = |namespace: &str, to: &str| {
+        json!({"apiVersion": "lictor.io/v1alpha1", "kind": "Intention",
+               "metadata": {"name": "it", "namespace": namespace},
+               "spec": {"destination": {"name": to},
+                        "sources": [{"name": "api", "action": "allow"}]}})
+        .to_string()
+    };
+    let action = |preview: &Preview| preview.items[0].action;
+    let shop = of_policies(&intention("shop", "web"), &ledger);
+    assert_eq!(action(&shop), Action::Create);
+    for to in ["web", "*"] {
+        let evil = of_policies(&intention("evil", to), &ledger);
+        assert_eq!(action(&evil), Action::Rejected, "{to}");
+    }
+}
+
+#[test]
+fn policies_among_the_manifests_judge_them() {
+    let policy = json!({"apiVersion": "lictor.io/v1alpha1", "kind": "RegistrationPolicy",
+        "metadata": {"name": "evil"},
+        "spec": {"namespaceSelector": {"matchLabels": {"team": "evil"}}, "services": ["{namespace}-*"]}});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "evil", "labels": {"team": "evil"}}});
+    let all = |service: &str| {
+        let registration = registration("evil", service);
+        format!("{registration}\n---\n{policy}\n---\n{namespace}")
+    };
+    let ledger = names_of_shop(&["evil-web"]);
+    let good = of_policies(&all("evil-web"), &ledger);
+    assert_eq!(shown(&good), []);
+    assert_eq!(good.notes, Vec::<String>::new());
+    let bad = of_policies(&all("web"), &ledger);
+    let rejected = [(Action::Rejected, "ServiceRegistration/evil/web")];
+    assert_eq!(shown(&bad), rejected);
+    // Without the namespace nobody knows whether the policy chooses it.
+    let unsure = format!("{}\n---\n{policy}", registration("evil", "web"));
+    let unsure = of_policies(&unsure, &ledger);
+    assert_eq!(shown(&unsure), []);
+    assert!(unsure.notes[0].contains("evil"), "{:?}", unsure.notes);
+    // One that names the namespace chooses it all the same.
+    let named = policy.to_string().replace(
+        r#""team":"evil""#,
+        r#""kubernetes.io/metadata.name":"evil""#,
+    );
+    let named = of_policies(
+        &format!("{}\n---\n{named}", registration("evil", "web")),
+        &ledger,
+    );
+    assert_eq!(shown(&named), rejected);
+    // A policy that is not understood judges nothing.
+    let broken = policy.to_string().replace("{namespace}-*", "{ns}");
+    assert!(try_manifests(&broken).is_err());
 }

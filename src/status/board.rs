@@ -48,6 +48,8 @@ pub fn beside(message: &str, others: usize) -> String {
 pub enum Reason {
     /// The input is invalid; what was registered last is kept.
     Invalid,
+    /// A policy does not allow it.
+    NotAllowed,
     /// An older object holds the key.
     Conflict,
     /// Someone else's entry is there.
@@ -82,6 +84,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "Invalid",
+            Self::NotAllowed => "NotAllowed",
             Self::Conflict => "Conflict",
             Self::OwnedByAnother => "OwnedByAnother",
             Self::TooManySources => "TooManySources",

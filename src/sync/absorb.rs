@@ -35,6 +35,8 @@ impl Engine {
             Done::ReadCritical(read) => self.absorb_critical_read(read),
             Done::WroteCritical(written) => self.absorb_critical_write(written),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
+            Done::ReadNames(read) => self.absorb_names_read(read),
+            Done::WroteNames(written) => self.absorb_names_write(written),
             Done::LookedAtName(looked) => self.absorb_name(looked),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
@@ -79,7 +81,10 @@ impl Engine {
                 let followed = self.lead.followed;
                 self.lead.caught_up();
                 match before {
-                    Before::Lost => self.start_over(),
+                    Before::Lost => {
+                        self.names.was_anothers |= followed;
+                        self.start_over();
+                    }
                     Before::Taken | Before::Lapsed => self.look_again(),
                     Before::None | Before::Kept if followed => self.look_again(),
                     Before::None | Before::Kept => {}
@@ -119,6 +124,7 @@ impl Engine {
     /// everything is read before it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
         tracing::info!("another may have written meanwhile: what Consul holds is read again");
+        self.names.was_anothers = true;
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));

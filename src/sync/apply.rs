@@ -8,6 +8,7 @@ use super::claim::{ClaimError, Claimant, Claimed, Mandate, NameIs};
 use super::critical::{CriticalRead, CriticalWritten};
 use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
+use super::names::{NamesRead, NamesWritten};
 use super::pass::Pass;
 use super::sessions::Acted;
 use crate::consul::wire::HealthCheck;
@@ -46,6 +47,10 @@ pub enum Done {
     ReadCritical(CriticalRead),
     /// What is kept of it was written, or not.
     WroteCritical(CriticalWritten),
+    /// Whose names are was read.
+    ReadNames(NamesRead),
+    /// That was written, or not.
+    WroteNames(NamesWritten),
     /// A table of what is on no node was read.
     ReadTable(TableRead),
     /// `lictor gc` was answered, or not.

@@ -21,6 +21,7 @@ use super::entries::{self, TableState};
 use super::fence::Fence;
 use super::gc::Shown;
 use super::lead::Lead;
+use super::names::NamesState;
 use super::nodes::Confirmation;
 use super::outage::Outage;
 use super::own::OwnWrites;
@@ -187,6 +188,8 @@ pub struct Engine {
     pub(super) beats: Beats,
     /// What is read and written of how long instances have been critical.
     pub(super) critical: Critical,
+    /// What is read and written of whose names are.
+    pub(super) names: NamesState,
     pub(super) reads: usize,
     pub(super) jobs: JoinSet<Done>,
     pub(super) audit_at: Option<Instant>,
@@ -274,6 +277,7 @@ impl Engine {
             asking: Asking::new(orders),
             beats: Beats::new(),
             critical: Critical::new(questions),
+            names: NamesState::default(),
             reads: 0,
             jobs: JoinSet::new(),
             audit_at: None,
@@ -364,7 +368,7 @@ impl Engine {
 
     /// When there is something to do without an event.
     fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_judged();
         if (rehearses || self.may_write(now)) && self.dirty.has_ready() {
             return Some(now);
         }
@@ -383,6 +387,8 @@ impl Engine {
             self.rules.criticals.wake_at(),
             self.rules.criticals.looks.wake_at(),
             self.critical.wake_at(),
+            self.names.wake_at(),
+            self.index.admission.wake_at(),
             self.report.wake_at(),
             self.rules.refusals.wake_at(),
             self.beats.wake_at(),
@@ -413,6 +419,7 @@ impl Engine {
         self.beat(now);
         self.ripen_vacancies(now);
         self.keep_critical_times(now);
+        self.keep_names(now);
         self.ripen_refusals(now);
         if self.rules.mode == Mode::DryRun {
             self.rehearse();
@@ -516,6 +523,12 @@ impl Engine {
         self.index.watches.all_listed() && self.mirror.completeness() == Completeness::Complete
     }
 
+    /// Whether, beside that, it is known what may be claimed.
+    #[must_use]
+    pub(super) fn is_judged(&self) -> bool {
+        self.is_ready() && self.index.admission.is_settled()
+    }
+
     pub(super) fn may_write(&self, now: Instant) -> bool {
         let limit = self
             .outage
@@ -523,7 +536,7 @@ impl Engine {
             .min(self.unwritable.limit(now, WRITES))
             .min(self.pace.allowed());
         self.fence.index().is_some()
-            && self.is_ready()
+            && self.is_judged()
             && self
                 .own
                 .under_way()

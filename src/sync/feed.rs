@@ -73,6 +73,36 @@ pub fn feed(index: &mut Index, change: Change, touched: &mut Touched) {
                 }
             },
         ),
+        Change::Namespace(event) => {
+            put(
+                index,
+                Kind::Namespace,
+                event,
+                touched,
+                |index, object, _| match object {
+                    Object::Applied(facts) => index.apply_namespace(facts),
+                    Object::Deleted(facts, _) => index.remove_namespace(&facts.name),
+                },
+            );
+            index.renew_admission(Kind::Namespace, touched);
+        }
+        Change::Policy(event) => {
+            put(
+                index,
+                Kind::Policy,
+                event,
+                touched,
+                |index, object, _| match object {
+                    Object::Applied(object) => {
+                        if let Some(why) = index.apply_policy(&object) {
+                            tracing::error!(policy = &*object.name, "not understood: {why}");
+                        }
+                    }
+                    Object::Deleted(object, _) => index.remove_policy(&object.name),
+                },
+            );
+            index.renew_admission(Kind::Policy, touched);
+        }
         // It claims nothing.
         Change::Lease(_) => {}
     }

@@ -70,6 +70,14 @@ impl Engine {
                 self.watched(Kind::PreparedQuery, event);
                 Kind::PreparedQuery
             }
+            Change::Namespace(event) => {
+                self.watched(Kind::Namespace, event);
+                Kind::Namespace
+            }
+            Change::Policy(event) => {
+                self.watched(Kind::Policy, event);
+                Kind::Policy
+            }
             Change::Lease(_) => return,
         };
         let was_complete = *self.index.watches.state(kind) == Watch::Complete;

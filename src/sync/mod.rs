@@ -20,6 +20,7 @@ mod gc;
 mod heed;
 mod lead;
 pub mod live;
+pub mod names;
 mod nodes;
 pub mod outage;
 pub mod own;

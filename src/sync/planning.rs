@@ -81,7 +81,7 @@ impl Engine {
             return;
         }
         let mut planned = 0;
-        while self.is_ready()
+        while self.is_judged()
             && planned < PLANNED_IN_A_ROW
             && let Some((key, _)) = self.dirty.take()
         {
@@ -99,6 +99,10 @@ impl Engine {
             if guarded {
                 self.rules.guard.found(&key);
                 self.critical.offer(&key, finding.owner.is_some());
+            }
+            if let Some(refused) = &finding.refused {
+                let refusal = &refused.refusal;
+                tracing::info!(key = %key, "not allowed: {}", refusal.message);
             }
             match &finding.step {
                 Step::Settled if finding.hold.is_some() => {
@@ -119,7 +123,7 @@ impl Engine {
 
     /// Judges what is found missing, once all that is due was planned: together, and not one by one.
     pub(super) fn judge(&mut self, now: Instant) {
-        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_judged();
         if !(rehearses || self.may_write(now)) || self.dirty.has_ready() {
             return;
         }

@@ -385,6 +385,7 @@ impl Report {
         let objects = i64::try_from(index.problem_count()).unwrap_or(i64::MAX);
         let instances = [
             Reason::Invalid,
+            Reason::NotAllowed,
             Reason::TooManySources,
             Reason::ConsulRefused,
             Reason::AccessDenied,
@@ -485,6 +486,7 @@ fn event_reason(reason: Reason) -> Option<EventReason> {
     match reason {
         Reason::Invalid => Some(EventReason::InvalidAnnotation),
         Reason::Conflict => Some(EventReason::Conflict),
+        Reason::NotAllowed => Some(EventReason::NotAllowed),
         Reason::OwnedByAnother => Some(EventReason::OwnedByAnother),
         Reason::ConsulRefused | Reason::AccessDenied => Some(EventReason::ConsulRefused),
         Reason::TooManySources => Some(EventReason::TooManySources),

@@ -7,16 +7,18 @@ use tokio::time::Instant;
 use super::engine::{Engine, LostRemoval};
 use super::report::subject;
 use crate::audit::{self, Removed};
-use crate::desired::claim::Freeze;
+use crate::desired::claim::{Freeze, Refused};
 use crate::k8s::EventReason;
 use crate::metrics::OperationLabels;
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::Standing as Mark;
 use crate::model::names::NodeName;
+use crate::model::owner::Owner;
 use crate::observed::entry::ObservedNode;
 use crate::plan::critical::Watched;
 use crate::plan::gate::Hold;
 use crate::plan::{Finding, InstanceWrite, Removal, Step};
+use crate::policy::Refusal;
 use crate::status::board::{Reason, Standing, Trouble};
 
 impl Engine {
@@ -247,21 +249,57 @@ impl Engine {
                     },
                 ));
             }
-        } else if let Some((owner, trouble)) = self.leaving(key, finding) {
-            standings.push((
-                owner,
-                Standing {
-                    claimed: false,
-                    registered,
-                    settled: false,
-                    trouble,
-                },
-            ));
+        } else {
+            standings = self.standings_of_unclaimed(key, finding);
         }
         self.report.stand(whole, standings, &self.index);
         if finding.step == Step::Settled && finding.owner.is_none() {
             self.index.forget_absence(key);
         }
+    }
+
+    /// How an instance stands that nothing claims, or that nothing may.
+    fn standings_of_unclaimed(
+        &self,
+        key: &InstanceKey,
+        finding: &Finding,
+    ) -> Vec<(Owner, Standing)> {
+        if let Some(refused) = &finding.refused {
+            return self.refused(key, finding, refused);
+        }
+        let standing = |(owner, trouble)| {
+            let standing = Standing {
+                claimed: false,
+                registered: self.registered(key),
+                settled: false,
+                trouble,
+            };
+            (owner, standing)
+        };
+        let leaving = self.leaving(key, finding).map(standing);
+        leaving.into_iter().collect()
+    }
+
+    /// How an instance stands for those that may not claim it.
+    fn refused(
+        &self,
+        key: &InstanceKey,
+        finding: &Finding,
+        refused: &Refused,
+    ) -> Vec<(Owner, Standing)> {
+        let there = self.mirror.instance(key);
+        let of = there.map(|there| self.mirror.standing(key, there));
+        let standing = |owner: &Owner| {
+            let is_there = matches!(&of, Some(Mark::Ours(of)) if of == owner);
+            let standing = Standing {
+                claimed: true,
+                registered: self.registered(key).filter(|_| is_there),
+                settled: false,
+                trouble: Some(not_allowed(key, &refused.refusal, finding.held())),
+            };
+            (owner.clone(), standing)
+        };
+        refused.owners.iter().map(standing).collect()
     }
 
     /// A key is no found absence: because something claims it, or for another reason.
@@ -297,11 +335,7 @@ impl Engine {
     }
 
     /// Who an entry that nothing claims any more belonged to, while it is still there.
-    fn leaving(
-        &self,
-        key: &InstanceKey,
-        finding: &Finding,
-    ) -> Option<(crate::model::owner::Owner, Option<Trouble>)> {
+    fn leaving(&self, key: &InstanceKey, finding: &Finding) -> Option<(Owner, Option<Trouble>)> {
         let there = self.mirror.instance(key)?;
         let Mark::Ours(owner) = self.mirror.standing(key, there) else {
             return None;
@@ -359,6 +393,32 @@ impl Engine {
     }
 }
 
+/// That a claim is not allowed, and what becomes of what it held.
+pub(super) fn not_allowed(
+    key: &impl std::fmt::Display,
+    refusal: &Refusal,
+    hold: Option<&Hold>,
+) -> Trouble {
+    if refusal.waits {
+        return Trouble {
+            reason: Reason::Writing,
+            message: format!("{key} waits: {}", refusal.message),
+        };
+    }
+    let message = match hold {
+        // That is over in a moment.
+        None | Some(Hold::Unjudged) => format!("{key} is not allowed: {}", refusal.message),
+        Some(hold) => format!(
+            "{key} is not allowed: {}; what Consul holds is {hold}",
+            refusal.message
+        ),
+    };
+    Trouble {
+        reason: Reason::NotAllowed,
+        message,
+    }
+}
+
 fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<Trouble> {
     let trouble = |reason, message| Some(Trouble { reason, message });
     if let (Some(hold), Some(Watched { after, .. })) = (&finding.hold, &finding.critical) {
@@ -371,6 +431,10 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
         return trouble(reason, message);
     }
     match &finding.step {
+        Step::OwnedByAnother { .. } if finding.refused.is_some() => {
+            let refused = finding.refused.as_ref();
+            refused.map(|refused| not_allowed(key, &refused.refusal, None))
+        }
         Step::OwnedByAnother { holder } => trouble(
             Reason::OwnedByAnother,
             format!(
@@ -441,6 +505,7 @@ mod tests {
                 owner: None,
                 losers: Vec::new(),
                 freeze: None,
+                refused: None,
                 hold: Some(hold),
                 critical: Some(watched),
                 asks: Asks::Nothing,

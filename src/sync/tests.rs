@@ -243,6 +243,8 @@ impl Bed {
         this.list(Change::Registration, Vec::new()).await;
         this.list(Change::Intention, Vec::new()).await;
         this.list(Change::PreparedQuery, Vec::new()).await;
+        this.list(Change::Namespace, Vec::new()).await;
+        this.list(Change::Policy, Vec::new()).await;
         this.list(Change::Node, vec![node("n1"), node("n2")]).await;
         this
     }
@@ -492,6 +494,8 @@ async fn nothing_is_told_of_pods_before_everything_is_listed() {
     let payment: RegistrationObject = object("payment", spec);
     bed.list(Change::Intention, Vec::new()).await;
     bed.list(Change::PreparedQuery, Vec::new()).await;
+    bed.list(Change::Namespace, Vec::new()).await;
+    bed.list(Change::Policy, Vec::new()).await;
     bed.list(Change::Registration, vec![payment]).await;
     bed.until("it is registered", |consul| consul.services.len() == 1)
         .await;

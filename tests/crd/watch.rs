@@ -122,7 +122,8 @@ impl Views {
                     Change::Node(WatchEvent::Applied(_)) => self.nodes += 1,
                     Change::Intention(event) => self.others.extend(names(event, |it| &it.name)),
                     Change::PreparedQuery(event) => self.others.extend(names(event, |it| &it.name)),
-                    Change::Node(_) | Change::Lease(_) => {}
+                    Change::Policy(event) => self.others.extend(names(event, |it| &it.name)),
+                    Change::Node(_) | Change::Namespace(_) | Change::Lease(_) => {}
                 }
             }
             anyhow::Ok(())

@@ -35,6 +35,7 @@ mod nodes;
 mod ownership;
 mod plan;
 mod pods;
+mod policy;
 mod preflight;
 mod process;
 mod queries;

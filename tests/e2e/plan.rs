@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use crate::support::{Annotated as _, Kind, Scene, acl_policy, condition, run_within};
 
 /// A plan, and how the command ended.
-struct Plan {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub(crate) struct Plan {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Plan {
@@ -22,7 +22,7 @@ impl Plan {
     }
 
     /// The items, as `action key`.
-    fn items(&self) -> Result<Vec<String>> {
+    pub(crate) fn items(&self) -> Result<Vec<String>> {
         let plan = self.json()?;
         let items = plan["items"].as_array().context("no items")?.clone();
         let text = |item: &Value, name: &str| item[name].as_str().unwrap_or_default().to_owned();
@@ -30,7 +30,7 @@ impl Plan {
         Ok(items.into_iter().map(shown).collect())
     }
 
-    fn item(&self, key: &str) -> Result<Value> {
+    pub(crate) fn item(&self, key: &str) -> Result<Value> {
         let plan = self.json()?;
         let items = plan["items"].as_array().context("no items")?;
         let found = items.iter().find(|item| item["key"] == key);
@@ -56,20 +56,26 @@ async fn reader(scene: &Scene) -> Result<String> {
     Ok(scene.consul.create_token(&rules).await?.secret)
 }
 
-async fn plan(scene: &Scene, more: &[&str]) -> Result<Plan> {
+pub(crate) async fn plan(scene: &Scene, more: &[&str]) -> Result<Plan> {
     let mut args = scene.args();
     "plan".clone_into(&mut args[0]);
     args.retain(|arg| !arg.starts_with("--listen"));
-    args.push(format!("--consul-http-token={}", reader(scene).await?));
+    if scene.acls {
+        args.push(format!("--consul-http-token={}", reader(scene).await?));
+    }
+    if !more.iter().any(|arg| arg.starts_with("--default-policy")) {
+        // As of those that run here.
+        args.push("--default-policy=shared".to_owned());
+    }
     args.extend(more.iter().map(|&arg| arg.to_owned()));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, out, err) = run_within(Duration::from_mins(2), &args).await?;
     Ok(Plan { code, out, err })
 }
 
-const JSON: [&str; 2] = ["--output=json", "--detailed-exitcode"];
+pub(crate) const JSON: [&str; 2] = ["--output=json", "--detailed-exitcode"];
 
-fn written(scene: &Scene, name: &str, text: &str) -> Result<PathBuf> {
+pub(crate) fn written(scene: &Scene, name: &str, text: &str) -> Result<PathBuf> {
     let file = scene.bed.dir().join(format!("{}-{name}", scene.cluster));
     fs::write(&file, text)?;
     Ok(file)
@@ -300,6 +306,7 @@ async fn manifests_are_planned_without_a_cluster() -> Result<()> {
     let file = file.to_str().context("a path")?;
     // The cluster is not asked: there is none.
     let alone = [
+        "--default-policy=shared",
         "--output=json",
         "--detailed-exitcode",
         "--kubeconfig=/nowhere",

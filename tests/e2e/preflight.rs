@@ -95,6 +95,7 @@ async fn with_the_rights_of_the_chart_and_of_the_policy_all_is_well() -> Result<
         "consul.datacenter : dc1",
         "is free in this Consul",
         "kubernetes.crd preparedqueries.lictor.io: installed, as of this release",
+        "kubernetes.crd registrationpolicies.lictor.io: installed, as of this release",
         "kubernetes.clock : within",
         "consul.clock : within",
     ] {
@@ -272,17 +273,18 @@ async fn each_right_that_is_missing_in_kubernetes_is_named() -> Result<()> {
         .await?;
     let role: Value = serde_json::from_str(&role)?;
     let name = format!("narrow-{}", scene.cluster);
-    let cases: [(&str, &str, &[&str]); 5] = [
+    let cases: [(&str, &str, &[&str]); 6] = [
         ("nodes", "watch", &["kubernetes.right watch nodes: "]),
         (
             "intentions/status",
             "patch",
             &["kubernetes.right patch intentions/status.lictor.io: "],
         ),
+        ("namespaces", "get", &["kubernetes.right get namespaces: "]),
         (
-            "namespaces",
-            "get",
-            &["kubernetes.right get namespaces/kube-system: "],
+            "registrationpolicies",
+            "watch",
+            &["kubernetes.right watch registrationpolicies.lictor.io: "],
         ),
         (
             "events",
@@ -296,6 +298,7 @@ async fn each_right_that_is_missing_in_kubernetes_is_named() -> Result<()> {
                 "kubernetes.right get customresourcedefinitions.apiextensions.k8s.io/serviceregistrations.lictor.io: ",
                 "kubernetes.right get customresourcedefinitions.apiextensions.k8s.io/intentions.lictor.io: ",
                 "kubernetes.right get customresourcedefinitions.apiextensions.k8s.io/preparedqueries.lictor.io: ",
+                "kubernetes.right get customresourcedefinitions.apiextensions.k8s.io/registrationpolicies.lictor.io: ",
             ],
         ),
     ];

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::objects::{
     APPS, Fault, Mesh, NODES, Node, PODS, Pod, REGISTRATIONS, Reg, SERVICES, Source, State,
 };
-use super::world::{Hand, Op, fate, kind};
+use super::world::{Hand, Op, any_kind, fate, kind};
 
 /// How often objects have a fault.
 #[derive(Clone, Copy, Debug)]
@@ -163,6 +163,25 @@ pub fn op(faults: Faults) -> BoxedStrategy<Op> {
         1 => Just(Op::EndNodeList),
         8 => hand().prop_map(Op::Hand),
         1 => Just(Op::Crash),
+    ]
+    .boxed()
+}
+
+/// What may happen where names are judged. All that is written is answered: what a process that died wrote,
+/// and arrives later, is the fence's affair.
+pub fn op_of_names() -> BoxedStrategy<Op> {
+    let answered = super::world::Fate::Answered;
+    prop_oneof![
+        30 => change(Faults::None),
+        14 => (any_kind(), 1..6_usize).prop_map(|(kind, count)| Op::Deliver(kind, count)),
+        2 => any_kind().prop_map(Op::Break),
+        3 => any_kind().prop_map(Op::Heal),
+        2 => any_kind().prop_map(Op::BeginList),
+        3 => any_kind().prop_map(Op::EndList),
+        16 => (1..12_usize).prop_map(move |count| Op::Write(count, answered)),
+        // So often what is known of names is kept.
+        6 => Just(Op::Acknowledge),
+        2 => Just(Op::Crash),
     ]
     .boxed()
 }

@@ -6,6 +6,7 @@
 
 mod consul;
 mod generate;
+mod names;
 mod objects;
 mod world;
 
@@ -16,6 +17,8 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
 use generate::Faults;
+use lictor::model::kind::Kind;
+use names::Names;
 use objects::{Fault, Instance, Objects, Place, Pod, Reg, SERVICES};
 use world::{Fate, Op, World};
 
@@ -143,8 +146,40 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(config(200))]
+
+    /// A service name is one namespace's: what it claims is there, what others claim is not, and what was
+    /// let in stays, whatever breaks and whenever the process dies.
+    #[test]
+    fn a_name_is_of_one_namespace_and_nothing_that_was_let_in_goes(
+        history in vec(generate::op_of_names(), 1..80),
+        storm in vec(storm_of(world::any_kind), 1..30),
+    ) {
+        let mut world = World::judging(Names::exclusive());
+        for op in history {
+            world.apply(op);
+        }
+        world.settle();
+        world.names.judge(&world.objects, &world.picture());
+        let before = world.picture();
+        for op in storm {
+            world.apply(op);
+            world.apply(Op::Write(usize::MAX, Fate::Answered));
+            for place in before.keys() {
+                prop_assert!(world.picture().contains_key(place), "{:?} is gone", place);
+            }
+        }
+        world.settle();
+        prop_assert_eq!(world.picture(), before);
+    }
+}
+
 fn storm() -> impl Strategy<Value = Op> {
-    let kind = world::kind;
+    storm_of(world::kind)
+}
+
+fn storm_of<S: Strategy<Value = Kind> + 'static>(kind: fn() -> S) -> impl Strategy<Value = Op> {
     prop_oneof![
         kind().prop_map(Op::Break),
         kind().prop_map(Op::Heal),

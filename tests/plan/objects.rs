@@ -190,6 +190,7 @@ impl Pod {
             labels: pairs(labels),
             annotations: pairs(annotations),
             node: (self.state != State::Pending).then(|| format!("n{}.example", self.node).into()),
+            service_account: None,
             host_network: false,
             ports: Box::new([ContainerPort {
                 name: Some("http".into()),

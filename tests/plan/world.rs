@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
-use globset::GlobSet;
 use lictor::consul::wire;
 use lictor::desired::index::{Holding, Index, Touched};
 use lictor::desired::watches::Watch;
@@ -20,6 +19,7 @@ use lictor::plan::{self, Rules, Step};
 use proptest::prelude::*;
 
 use super::consul::{Consul, Left, is_ours};
+use super::names::Names;
 use super::objects::{Fault, Instance, Node, Objects, Place, Pod, Reg, namespace};
 
 /// What may happen.
@@ -108,6 +108,7 @@ pub struct World {
     pub index: Index,
     pub mirror: Mirror,
     rules: Rules,
+    pub names: Names,
     queues: BTreeMap<usize, VecDeque<Event>>,
     /// The objects as they were when a list began: all pages are of one version.
     snapshots: BTreeMap<usize, Objects>,
@@ -135,10 +136,6 @@ fn cluster() -> ClusterName {
     "a".parse().unwrap()
 }
 
-fn new_index() -> Index {
-    Index::new(cluster(), GlobSet::empty())
-}
-
 /// In this world there is nothing that is on no node.
 fn node_of(key: &Key) -> &NodeName {
     match key {
@@ -155,12 +152,18 @@ fn node_name(slot: usize) -> NodeName {
 impl World {
     /// Everything is listed and read; there is nothing yet.
     pub fn new() -> Self {
+        Self::judging(Names::default())
+    }
+
+    /// The same where names are judged.
+    pub fn judging(names: Names) -> Self {
         let mut world = Self {
             objects: Objects::default(),
             consul: Consul::default(),
-            index: new_index(),
+            index: names.index(),
             mirror: Mirror::new(cluster()),
             rules: Rules::default(),
+            names,
             queues: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             listed: BTreeSet::new(),
@@ -231,15 +234,22 @@ impl World {
                 }
             }
             Op::Deliver(kind, count) => self.deliver(kind, count),
-            Op::Break(kind) => self.index.watches.broken(kind, "timeout".to_owned()),
+            Op::Break(kind) => {
+                self.index.watches.broken(kind, "timeout".to_owned());
+                self.renew(kind);
+            }
             Op::Heal(kind) => {
                 self.index.watches.healthy(kind);
+                self.renew(kind);
                 self.complete_again();
             }
             Op::BeginList(kind) => self.begin_list(kind),
             Op::EndList(kind) => self.end_list(kind),
             Op::Write(count, fate) => self.write(count, fate),
-            Op::Acknowledge => self.acknowledge(),
+            Op::Acknowledge => {
+                self.names.keep(&mut self.index);
+                self.acknowledge();
+            }
             Op::Arrive => self.arrive(),
             Op::BeginRead(slot) => self.begin_read(&node_name(slot)),
             Op::EndRead => self.end_read(),
@@ -324,6 +334,7 @@ impl World {
     /// A list begins, and brings what the watch had not told yet.
     fn begin_list(&mut self, kind: Kind) {
         self.index.begin_list(kind);
+        self.renew(kind);
         self.snapshots.insert(kind as usize, self.objects.clone());
         self.queues.remove(&(kind as usize));
         self.list(kind, true);
@@ -351,8 +362,9 @@ impl World {
                     self.index.apply_node(node.facts(*slot), &mut touched);
                 }
             }
+            Kind::Namespace => self.names.list(&mut self.index),
             // There are none in this world.
-            Kind::Intention | Kind::PreparedQuery | Kind::Lease => {}
+            Kind::Intention | Kind::PreparedQuery | Kind::Policy | Kind::Lease => {}
         }
         self.touch(touched);
     }
@@ -367,7 +379,15 @@ impl World {
         let mut touched = Touched::default();
         self.index.end_list(kind, &mut touched);
         self.touch(touched);
+        self.renew(kind);
         self.complete_again();
+    }
+
+    /// How well policies and namespaces are known may have changed.
+    fn renew(&mut self, kind: Kind) {
+        let mut touched = Touched::default();
+        self.index.renew_admission(kind, &mut touched);
+        self.touch(touched);
     }
 
     fn complete_again(&mut self) {
@@ -396,7 +416,9 @@ impl World {
                 self.go_on(node);
             }
         }
-        self.dirty.extend(touched.keys);
+        // What is on no node is not of this world.
+        let on_node = |key: &Key| matches!(key, Key::Node(_) | Key::Instance(_));
+        self.dirty.extend(touched.keys.into_iter().filter(on_node));
     }
 
     fn all_keys(&self) -> Vec<Key> {
@@ -409,7 +431,9 @@ impl World {
     // === writes ===
 
     fn may_write(&self) -> bool {
-        self.index.watches.all_listed() && self.mirror.completeness() == Completeness::Complete
+        self.index.watches.all_listed()
+            && self.mirror.completeness() == Completeness::Complete
+            && self.index.admission.is_settled()
     }
 
     fn write(&mut self, count: usize, fate: Fate) {
@@ -496,7 +520,9 @@ impl World {
 
     /// Removals are judged by what the plan cannot know: the truth.
     fn judge_removal(&self, key: &Key, why: Why) {
-        for kind in Kind::ALL {
+        // What says who may claim what claims nothing itself.
+        let claims = |kind: &Kind| !matches!(kind, Kind::Namespace | Kind::Policy);
+        for kind in Kind::ALL.into_iter().filter(claims) {
             let reliable = match self.index.watches.state(kind) {
                 Watch::Complete => true,
                 // What was seen going is gone, whatever a further list will show.
@@ -509,6 +535,8 @@ impl World {
             );
         }
         assert_eq!(self.mirror.completeness(), Completeness::Complete);
+        // Here no policy changes, and no name is let go.
+        assert_ne!(why, Why::NotAllowed, "{key} was let in and goes");
         let Key::Instance(key) = key else {
             panic!("a node is removed: {key}");
         };
@@ -715,6 +743,7 @@ impl World {
         }
         self.read_all();
         self.mirror.complete();
+        self.names.settle(&mut self.index, &self.mirror);
         self.dirty.extend(self.all_keys());
         self.arrived_at = self.step;
     }
@@ -750,7 +779,7 @@ impl World {
                 self.consul.remove_node(&name);
             }
         }
-        self.index = new_index();
+        self.index = self.names.index();
         self.mirror = Mirror::new(cluster());
         self.queues.clear();
         self.snapshots.clear();
@@ -920,6 +949,7 @@ impl World {
         for kind in Kind::ALL {
             self.end_list(kind);
             self.index.watches.healthy(kind);
+            self.renew(kind);
             if *self.index.watches.state(kind) != Watch::Complete {
                 self.begin_list(kind);
                 self.end_list(kind);
@@ -937,6 +967,7 @@ impl World {
             }
             self.write(usize::MAX, Fate::Answered);
             if self.dirty.is_empty() && self.unread.is_empty() {
+                self.names.keep(&mut self.index);
                 self.judge_the_end();
                 return;
             }
@@ -1080,6 +1111,15 @@ pub fn kind() -> impl Strategy<Value = Kind> {
         4 => Just(Kind::Pod),
         2 => Just(Kind::Registration),
         1 => Just(Kind::Node),
+    ]
+}
+
+/// Those that say who may claim what, too.
+pub fn any_kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        4 => kind(),
+        1 => Just(Kind::Namespace),
+        1 => Just(Kind::Policy),
     ]
 }
 

@@ -99,6 +99,7 @@ impl Index {
         let Some(mut row) = self.pods.remove(name) else {
             return;
         };
+        self.pod_claims_names(name, Some(&row), touched);
         self.addresses.moved(name, Some(&row.facts), None, touched);
         let owner = Owner::pod(&name.0, &name.1);
         self.note_problems(owner, Vec::new(), touched);
@@ -121,6 +122,7 @@ impl Index {
         let Some(row) = self.registrations.remove(name) else {
             return;
         };
+        self.registration_claims_names(name, Some(&row), touched);
         let owner = row.registration.owner();
         self.note_problems(owner.clone(), Vec::new(), touched);
         touched.registrations.insert(owner.clone());

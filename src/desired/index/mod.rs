@@ -1,6 +1,7 @@
 //! The index: from objects to claims on keys, kept up to date event by event.
 
 mod addresses;
+mod admission;
 mod claims;
 pub mod entries;
 pub mod gate;
@@ -29,6 +30,7 @@ use crate::model::kind::Kind;
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::owner::{Owner, OwnerKind};
 use crate::model::text::Text;
+use crate::policy::Admission;
 
 /// What an event may have changed, collected over any number of events.
 #[derive(Debug, Default)]
@@ -113,12 +115,15 @@ pub struct Index {
     problems: BTreeMap<Owner, Vec<String>>,
     addresses: Addresses,
     entries: Entries,
+    /// What may be claimed.
+    pub admission: Admission,
     /// How complete the view of each kind is.
     pub watches: Watches,
 }
 
 impl Index {
-    /// An empty index; objects in namespaces that `excluded` matches claim nothing.
+    /// An empty index; objects in namespaces that `excluded` matches claim nothing. All that is claimed is
+    /// allowed.
     #[must_use]
     pub fn new(cluster: ClusterName, excluded: GlobSet) -> Self {
         Self {
@@ -136,6 +141,7 @@ impl Index {
             problems: BTreeMap::new(),
             addresses: Addresses::default(),
             entries: Entries::default(),
+            admission: Admission::default(),
             watches: Watches::default(),
         }
     }
@@ -144,6 +150,13 @@ impl Index {
     #[must_use]
     pub fn with_runner(mut self, runner: Runner) -> Self {
         self.runner = runner;
+        self
+    }
+
+    /// Says what may be claimed; to be said before there are objects.
+    #[must_use]
+    pub fn with_admission(mut self, admission: Admission) -> Self {
+        self.admission = admission;
         self
     }
 
@@ -156,6 +169,7 @@ impl Index {
             Kind::Pod => self.pods.begin_list(),
             Kind::Registration => self.registrations.begin_list(),
             Kind::Node => self.nodes.begin_list(),
+            Kind::Namespace | Kind::Policy => self.admission.begin_list(kind),
             Kind::Intention | Kind::PreparedQuery | Kind::Lease => {
                 self.begin_list_of_entries(kind);
             }
@@ -176,6 +190,7 @@ impl Index {
                 }
             }
             Kind::Node => {}
+            Kind::Namespace | Kind::Policy => self.admission.end_list(kind),
             Kind::Intention | Kind::PreparedQuery | Kind::Lease => {
                 self.end_list_of_entries(kind, touched);
             }
@@ -226,6 +241,7 @@ impl Index {
             spoilt: Keys::default(),
         };
         let before = self.pods.put(name.clone(), row);
+        self.pod_claims_names(&name, before.as_ref(), touched);
         let keys = before.map(|mut before| {
             let keys = std::mem::take(&mut before.keys);
             self.pod_lets_go(&name, before, absence, touched);
@@ -281,6 +297,7 @@ impl Index {
             last_good,
         };
         let mut before = self.registrations.put(name.clone(), row);
+        self.registration_claims_names(&name, before.as_ref(), touched);
         let absence = self.absence(Kind::Registration);
         let old = before.as_ref().map(|row| &row.registration);
         self.reclaim_entries(old, Some(&after), absence, touched);

@@ -6,7 +6,8 @@ use super::claims::not_a_service;
 use super::{Index, PodRow, RegistrationRow};
 use crate::desired::annotations::Annotations;
 use crate::desired::claim::{
-    Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Resolved, Shape, Target, endpoint,
+    Absence, Claim, Claimant, DesiredNode, Freeze, Held, Live, Refused, Resolved, Shape, Target,
+    endpoint,
 };
 use crate::desired::esm::Runner;
 use crate::desired::probe::Asked;
@@ -50,6 +51,10 @@ impl Index {
             };
             let losers = claimants.iter().filter(contests);
             let losers = losers.map(|claimant| claimant.owner.clone()).collect();
+            if let Err(refusal) = self.admits_kept(held) {
+                let owners = vec![held.owner.clone()];
+                return Resolved::Refused(Box::new(Refused { owners, refusal }));
+            }
             let shape = Shape::Frozen(freeze);
             return Resolved::Claimed(Box::new(Claim {
                 owner: held.owner.clone(),
@@ -57,12 +62,23 @@ impl Index {
                 shape,
                 live,
                 adopt: false,
+                adopt_refused: None,
             }));
         }
-        let claim = holder.and_then(|holder| self.claim(key, holder, &claimants[1..], held));
-        match claim {
-            Some(claim) => Resolved::Claimed(Box::new(claim)),
-            None => Resolved::Unclaimed(self.absence_of(key, held)),
+        let claim = holder.and_then(|holder| {
+            let claim = self.claim(key, holder, &claimants[1..], held)?;
+            Some((holder, claim))
+        });
+        let Some((holder, claim)) = claim else {
+            return Resolved::Unclaimed(self.absence_of(key, held));
+        };
+        match self.admits(holder, &claim, held.is_some()) {
+            Ok(()) => Resolved::Claimed(Box::new(claim)),
+            Err(refusal) => {
+                let owners = claimants.iter().map(|claimant| claimant.owner.clone());
+                let owners = owners.collect();
+                Resolved::Refused(Box::new(Refused { owners, refusal }))
+            }
         }
     }
 
@@ -73,7 +89,8 @@ impl Index {
     #[must_use]
     pub fn resolve_node(&self, name: &NodeName, observed: Option<&Node>) -> Option<DesiredNode> {
         let claimed = self.claims_on(name).next().is_some();
-        if observed.is_none() && (!claimed || name.is_like_consul_k8s()) {
+        let may_be_made = || claimed && !name.is_like_consul_k8s() && self.admits_any_on(name);
+        if observed.is_none() && !may_be_made() {
             return None;
         }
         let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {
@@ -147,15 +164,18 @@ impl Index {
             .iter()
             .map(|claimant| claimant.owner.clone())
             .collect();
+        let claims = self
+            .registration(&holder.owner)
+            .and_then(Registration::claims);
+        let asks = claims.is_some_and(|claims| claims.adopt);
+        let adopt_refused = asks.then(|| self.admits_adopt_of(holder).err()).flatten();
         Some(Claim {
             owner: holder.owner.clone(),
             losers,
             shape,
             live,
-            adopt: self
-                .registration(&holder.owner)
-                .and_then(Registration::claims)
-                .is_some_and(|claims| claims.adopt),
+            adopt: asks && adopt_refused.is_none(),
+            adopt_refused,
         })
     }
 

@@ -150,7 +150,7 @@ fn withdraw(index: &mut Index, touched: &Touched, key: &InstanceKey, held: &Held
 fn absence(resolved: &Resolved) -> Option<Absence> {
     match resolved {
         Resolved::Unclaimed(absence) => Some(*absence),
-        Resolved::Claimed(_) => None,
+        Resolved::Claimed(_) | Resolved::Refused(_) => None,
     }
 }
 
@@ -160,7 +160,7 @@ fn freeze(resolved: Resolved) -> Option<Freeze> {
             Shape::Frozen(freeze) => Some(freeze),
             Shape::Valid(_) => None,
         },
-        Resolved::Unclaimed(_) => None,
+        Resolved::Unclaimed(_) | Resolved::Refused(_) => None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod lease;
 mod lenient;
+mod namespace;
 mod node;
 mod object;
 mod pod;

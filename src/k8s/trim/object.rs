@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::{Meta, Texts, Trim};
 use crate::api::object::Object;
 use crate::api::{
-    Intention, IntentionObject, PreparedQuery, PreparedQueryObject, RegistrationObject,
-    ServiceRegistration,
+    Intention, IntentionObject, PolicyObject, PreparedQuery, PreparedQueryObject,
+    RegistrationObject, RegistrationPolicy, ServiceRegistration,
 };
 use crate::desired::annotations::DOMAIN;
 use crate::model::facts::PodFacts;
@@ -34,6 +34,7 @@ ours! {
     RegistrationObject: ServiceRegistration,
     IntentionObject: Intention,
     PreparedQueryObject: PreparedQuery,
+    PolicyObject: RegistrationPolicy,
 }
 
 fn object<S: DeserializeOwned, T: DeserializeOwned>(

@@ -19,6 +19,8 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 pub struct Spec<'a> {
     #[serde(borrow)]
     node_name: Str<'a>,
+    #[serde(borrow)]
+    service_account_name: Str<'a>,
     host_network: Flag,
     #[serde(borrow)]
     containers: Seq<Obj<Container<'a>>>,
@@ -225,6 +227,10 @@ impl Trim for PodFacts {
                 .collect(),
             annotations: meta.annotations(kept, texts),
             node: spec.node_name.some().map(|node| texts.share(node)),
+            service_account: spec
+                .service_account_name
+                .some()
+                .map(|account| texts.share(account)),
             host_network: spec.host_network.0.unwrap_or_default(),
             ports: ports(&spec, texts),
             phase: phase(&status.phase),

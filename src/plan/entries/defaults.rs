@@ -11,21 +11,55 @@ use crate::model::owner::Owner;
 use crate::model::source::{self, SourceName};
 use crate::model::text::{Pairs, Text};
 use crate::observed::entries::{Holder, ObservedDefaults};
+use crate::policy::{Refusal, Sort};
 
 pub(super) fn decide(service: &ServiceName, context: Context<'_>) -> EntryFinding {
     let key = Key::Defaults(service.clone());
     let there = context.observed.defaults.get(service);
-    let claimants: Vec<&DefaultsClaimant> = context.desired.defaults_of(service).collect();
-    if let Some(there) = there
-        && let Some(owner) = &there.owner
-        && let Some(freeze) = context.desired.freeze_of(owner)
+    let not_allowed = |owner: &Owner| {
+        let of = there.and_then(|there| there.owner.as_ref());
+        let present = of.is_some_and(|of| of.namespace == owner.namespace);
+        let asked = (Sort::Service, &owner.namespace, service.text());
+        context.admits(asked, present).err()
+    };
+    let (mut claimants, mut refused) = (Vec::<&DefaultsClaimant>::new(), Vec::new());
+    for claimant in context.desired.defaults_of(service) {
+        match not_allowed(&claimant.owner) {
+            None => claimants.push(claimant),
+            Some(refusal) => refused.push((claimant.owner.clone(), refusal)),
+        }
+    }
+    let owner = there.and_then(|there| there.owner.as_ref());
+    let freeze = owner.and_then(|owner| context.desired.freeze_of(owner));
+    if let (Some(owner), Some(_)) = (owner, &freeze)
+        && let Some(refusal) = not_allowed(owner)
     {
-        return frozen(&key, owner, &freeze, &claimants, there);
+        refused.push((owner.clone(), refusal));
     }
-    match claimants.first() {
-        Some(holder) => claimed(&key, service, holder, &claimants, there, context),
-        None => unclaimed(&key, service, there, context),
+    let of_owner = refused.iter().find(|(of, _)| Some(of) == owner);
+    let refusal = of_owner.map(|(_, refusal)| refusal);
+    let mut told = None;
+    let mut finding = match (claimants.first(), there, owner, freeze) {
+        (_, Some(there), Some(owner), Some(freeze)) if refusal.is_none() => {
+            frozen(&key, owner, &freeze, &claimants, there)
+        }
+        (Some(holder), ..) => claimed(&key, service, holder, &claimants, there, context),
+        (None, ..) => {
+            told = owner.filter(|_| refusal.is_some());
+            unclaimed(&key, service, there, refusal, context)
+        }
+    };
+    let others = refused.iter().filter(|(owner, _)| Some(owner) != told);
+    for part in &mut finding.parts {
+        part.stands
+            .extend(others.clone().map(|(owner, refusal)| Stand {
+                owner: owner.clone(),
+                claimed: true,
+                there: false,
+                state: State::NotAllowed(refusal.clone(), None),
+            }));
     }
+    finding
 }
 
 /// What a paused or invalid object wrote stays as it is, and serves those that ask for the same.
@@ -88,11 +122,22 @@ fn claimed(
             Holder::Nobody | Holder::Incomplete(_) if there.was_ours => true,
             // What others wrote serves as well.
             _ if equal => return finding(State::Fine, true, EntryStep::Settled),
-            Holder::Nobody => agree.iter().any(|claimant| claimant.adopt),
+            Holder::Nobody => agree.iter().any(|claimant| {
+                let asked = (Sort::Service, &claimant.owner.namespace, service.text());
+                claimant.adopt && context.admits_adopt(asked).is_ok()
+            }),
             Holder::Incomplete(_) | Holder::Another(_) => false,
         },
     };
     if !ours {
+        let nobodys = there.is_some_and(|there| there.holder == Holder::Nobody);
+        let adopt = agree.iter().find(|it| it.adopt && nobodys).and_then(|it| {
+            let asked = (Sort::Service, &it.owner.namespace, service.text());
+            context.admits_adopt(asked).err()
+        });
+        if let Some(refusal) = adopt {
+            return finding(State::NotAllowed(refusal, None), false, EntryStep::Settled);
+        }
         let by = there.map(|there| match &there.holder {
             Holder::Incomplete(by) | Holder::Another(by) => by.clone(),
             Holder::Ours | Holder::Nobody => {
@@ -136,6 +181,7 @@ fn unclaimed(
     key: &Key,
     service: &ServiceName,
     there: Option<&ObservedDefaults>,
+    refusal: Option<&Refusal>,
     context: Context<'_>,
 ) -> EntryFinding {
     let settled = || EntryFinding::of(key, Vec::new(), EntryStep::Settled);
@@ -146,15 +192,24 @@ fn unclaimed(
         return settled();
     };
     let finding = |state: State, step: EntryStep| {
+        let state = match (refusal, state) {
+            (Some(refusal), State::Held(hold)) => State::NotAllowed(refusal.clone(), Some(hold)),
+            (Some(refusal), _) => State::NotAllowed(refusal.clone(), None),
+            (None, state) => state,
+        };
         let stand = Stand {
             owner: owner.clone(),
-            claimed: false,
+            claimed: refusal.is_some(),
             there: true,
             state,
         };
         EntryFinding::of(key, vec![stand], step)
     };
-    let why = match context.may_remove(key, Table::Defaults) {
+    let may = match refusal {
+        Some(refusal) => context.may_withdraw(key, Table::Defaults, refusal),
+        None => context.may_remove(key, Table::Defaults),
+    };
+    let why = match may {
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
     };

@@ -1,8 +1,11 @@
 //! The intentions of a destination: one entry, put together from what many objects ask for and what
 //! others wrote.
 
+mod allowed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::allowed::not_allowed;
 use super::refusals::Refused;
 use super::{Change, Context, EntryFinding, EntryStep, EntryWrite, Gone, Part, Put, Stand, State};
 use crate::consul::wire;
@@ -14,6 +17,7 @@ use crate::model::owner::Owner;
 use crate::model::source::{self, Owners, SourceName, TooManySources};
 use crate::model::text::{Pairs, Text};
 use crate::observed::entries::{Holder, ObservedIntentions};
+use crate::policy::{Refusal, Sort};
 
 /// A source, or the requirement of a token.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,23 +33,36 @@ struct Claimant<'a> {
     claims: &'a IntentionClaims,
     /// Why it is left out, if it is.
     refused: Option<Refused>,
+    /// Why it is not allowed, if it is not.
+    not_allowed: Option<Refusal>,
+    /// Whether it takes over what nobody owns.
+    adopts: bool,
+    /// Why it does not, although it asks for that.
+    adopt_refused: Option<Refusal>,
 }
 
 pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFinding {
+    let there = context.observed.intentions.get(destination);
     let claimants = context.desired.intentions_of(destination);
     let claimants: Vec<Claimant<'_>> = claimants
         .map(|(intention, claims)| {
             let owner = intention.owner();
             let refused = context.rules.refusals.of(destination, &owner);
+            let not_allowed = not_allowed(destination, &owner, there, context);
+            let asks = claims.adopt;
+            let asked = (Sort::Destination, &owner.namespace, destination.text());
+            let adopt_refused = asks.then(|| context.admits_adopt(asked).err()).flatten();
             Claimant {
-                owner,
                 generation: intention.generation,
                 claims,
                 refused,
+                adopts: asks && adopt_refused.is_none() && not_allowed.is_none(),
+                adopt_refused,
+                not_allowed,
+                owner,
             }
         })
         .collect();
-    let there = context.observed.intentions.get(destination);
     if let Some(there) = there
         && let Some(holder) = foreign_holder(there, &claimants, context)
     {
@@ -58,7 +75,7 @@ pub(super) fn decide(destination: &Destination, context: Context<'_>) -> EntryFi
         for claimant in &claimants {
             merge.claim(claimant);
         }
-        merge.let_go(context);
+        merge.let_go(&claimants, context);
         let waits = match merge.marks(context) {
             Ok(meta) => return merge.finish(&claimants, meta),
             Err(excess) => merge.who_waits(&claimants, &excess),
@@ -81,7 +98,7 @@ fn foreign_holder(
     match &there.holder {
         Holder::Ours => None,
         Holder::Nobody | Holder::Incomplete(_) if there.was_ours => None,
-        Holder::Nobody if claimants.iter().any(|it| it.claims.adopt) => None,
+        Holder::Nobody if claimants.iter().any(|it| it.adopts) => None,
         Holder::Nobody => Some(marks::holder(context.desired.cluster(), &Pairs::default())),
         Holder::Incomplete(holder) | Holder::Another(holder) => Some(holder.clone()),
     }
@@ -95,12 +112,20 @@ fn of_another(
 ) -> EntryFinding {
     let mut parts: BTreeMap<SourceName, Vec<Stand>> = BTreeMap::new();
     for claimant in claimants {
+        let refusal = claimant.not_allowed.as_ref();
+        // Where it is nobody's, taking it over may be all that is lacking.
+        let adopt = claimant.adopt_refused.as_ref();
+        let adopt = adopt.filter(|_| there.holder == Holder::Nobody);
+        let state = match refusal.or(adopt) {
+            Some(refusal) => State::NotAllowed(refusal.clone(), None),
+            None => State::OwnedByAnother(holder.clone()),
+        };
         for name in claimant.claims.names() {
             parts.entry(name).or_default().push(Stand {
                 owner: claimant.owner.clone(),
                 claimed: true,
                 there: false,
-                state: State::OwnedByAnother(holder.clone()),
+                state: state.clone(),
             });
         }
     }
@@ -208,6 +233,9 @@ impl<'a> Merge<'a> {
         for (name, owner) in marked.iter().flatten().chain(lost.iter().flatten()) {
             let refused = claimants.iter().find(|it| it.owner == *owner);
             let refused = refused.and_then(|it| it.refused.clone());
+            if not_allowed(self.destination, owner, self.there, context).is_some() {
+                continue;
+            }
             if let Some(freeze) = context.desired.freeze_of(owner) {
                 self.keep_one(name, owner, true, State::Frozen(freeze));
             } else if let Some(refused) = refused {
@@ -217,12 +245,7 @@ impl<'a> Merge<'a> {
     }
 
     fn claim(&mut self, claimant: &Claimant<'_>) {
-        let IntentionClaims {
-            sources,
-            jwt,
-            adopt,
-            ..
-        } = claimant.claims;
+        let IntentionClaims { sources, jwt, .. } = claimant.claims;
         let owner = &claimant.owner;
         let sources = sources.iter();
         let sources = sources.map(|(name, source)| (name.clone(), Content::Source(source.clone())));
@@ -230,6 +253,14 @@ impl<'a> Merge<'a> {
             .iter()
             .map(|jwt| (SourceName::Jwt, Content::Jwt(jwt.clone())));
         for (name, content) in sources.chain(jwt) {
+            if let Some(refusal) = &claimant.not_allowed {
+                // What is there of its own is told of where it is let go.
+                if self.owner(&name) != Some(owner) {
+                    let state = State::NotAllowed(refusal.clone(), None);
+                    self.stand(&name, owner, true, false, state);
+                }
+                continue;
+            }
             if let Some((held, holder)) = self.assigned.get(&name) {
                 // Two that ask for the same token ask for one thing.
                 let shared = name == SourceName::Jwt && *held == content;
@@ -262,7 +293,12 @@ impl<'a> Merge<'a> {
             let lost_mark = self
                 .there
                 .is_some_and(|there| there.lost.contains_key(&name));
-            if is_foreign && !*adopt && !lost_mark {
+            if is_foreign && !claimant.adopts && !lost_mark {
+                if let Some(refusal) = &claimant.adopt_refused {
+                    let state = State::NotAllowed(refusal.clone(), None);
+                    self.stand(&name, owner, true, false, state);
+                    continue;
+                }
                 let other = "another, who wrote it into the entry".into();
                 self.stand(&name, owner, true, false, State::OwnedByAnother(other));
                 continue;
@@ -275,13 +311,20 @@ impl<'a> Merge<'a> {
     }
 
     /// What is ours and nothing claims goes, where it may.
-    fn let_go(&mut self, context: Context<'_>) {
+    fn let_go(&mut self, claimants: &[Claimant<'_>], context: Context<'_>) {
         let owners = self
             .there
             .map(|there| there.owners.clone())
             .unwrap_or_default();
         for (name, owner) in &owners {
-            if self.assigned.contains_key(name) {
+            if let Some((_, holder)) = self.assigned.get(name) {
+                let lost = claimants
+                    .iter()
+                    .find(|it| it.owner == *owner && *holder != *owner);
+                if let Some(refusal) = lost.and_then(|it| it.not_allowed.clone()) {
+                    let state = State::NotAllowed(refusal, None);
+                    self.stand(name, owner, true, false, state);
+                }
                 continue;
             }
             if self.waiting.contains(name)
@@ -292,6 +335,17 @@ impl<'a> Merge<'a> {
                 continue;
             }
             let key = source_key(self.destination, name.clone());
+            let asks = |it: &&Claimant<'_>| {
+                it.owner == *owner && it.claims.names().any(|asked| asked == *name)
+            };
+            let claimant = claimants.iter().find(asks);
+            let kept = context.desired.freeze_of(owner).is_some();
+            if let Some(refusal) = not_allowed(self.destination, owner, self.there, context)
+                && (kept || claimant.is_some())
+            {
+                self.withdraw(name, owner, key, &refusal, context);
+                continue;
+            }
             match context.may_remove(&key, Table::Intentions) {
                 Ok(why) => {
                     self.stand(name, owner, false, true, State::Pending);

@@ -11,7 +11,7 @@ pub mod refusals;
 use super::Rules;
 use super::gate::{self, Hold, Why};
 use crate::consul::wire;
-use crate::desired::claim::Freeze;
+use crate::desired::claim::{Absence, Freeze};
 use crate::desired::index::Index;
 use crate::model::key::{Key, Table};
 use crate::model::ledger::Ledger;
@@ -19,6 +19,7 @@ use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::observed::mirror::Mirror;
 use crate::observed::table::Knowledge;
+use crate::policy::{Claim, Refusal, Sort};
 
 /// What is found under a key that is on no node, and what is to be done.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +66,8 @@ pub enum State {
     Conflict(Owner),
     /// Someone else holds it, who is named for people.
     OwnedByAnother(Text),
+    /// It is not allowed; and why what is there is not removed, if it is not.
+    NotAllowed(Refusal, Option<Hold>),
     /// It is kept as it is.
     Frozen(Freeze),
     /// It would be removed, and may not be yet.
@@ -262,7 +265,7 @@ impl EntryFinding {
     pub fn held(&self) -> impl Iterator<Item = (&Key, &Hold)> {
         self.parts.iter().flat_map(|part| {
             part.stands.iter().filter_map(|stand| match &stand.state {
-                State::Held(hold) => Some((&part.key, hold)),
+                State::Held(hold) | State::NotAllowed(_, Some(hold)) => Some((&part.key, hold)),
                 _ => None,
             })
         })
@@ -328,6 +331,33 @@ impl Context<'_> {
         }
     }
 
+    /// Whether a claim of a namespace is allowed.
+    fn admits(
+        &self,
+        (sort, namespace, name): (Sort, &Text, &Text),
+        present: bool,
+    ) -> Result<(), Refusal> {
+        let claim = claim(sort, namespace, name);
+        self.desired.admission.admits(&claim, present)
+    }
+
+    /// Whether what nobody owns may be taken over for a claim, which asks for that.
+    fn admits_adopt(&self, (sort, namespace, name): (Sort, &Text, &Text)) -> Result<(), Refusal> {
+        let claim = claim(sort, namespace, name);
+        self.desired.admission.admits_adopt(&claim)
+    }
+
+    /// Whether what is claimed under a key and may not be, may be removed now.
+    fn may_withdraw(&self, key: &Key, table: Table, refusal: &Refusal) -> Result<Why, Hold> {
+        self.is_whole(table)?;
+        let candidate = gate::Candidate {
+            key,
+            absence: Absence::Found,
+            watches: &self.desired.watches,
+        };
+        gate::may_withdraw(&candidate, self.rules, refusal)
+    }
+
     /// Whether what nothing claims under a key may be removed now.
     fn may_remove(&self, key: &Key, table: Table) -> Result<Why, Hold> {
         self.is_whole(table)?;
@@ -337,6 +367,14 @@ impl Context<'_> {
             watches: &self.desired.watches,
         };
         gate::may_remove(&candidate, self.rules)
+    }
+}
+
+fn claim(sort: Sort, namespace: &Text, name: &Text) -> Claim {
+    Claim {
+        sort,
+        namespace: namespace.clone(),
+        name: name.clone(),
     }
 }
 

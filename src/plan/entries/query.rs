@@ -9,19 +9,40 @@ use crate::desired::index::entries::QueryClaimant;
 use crate::model::key::{Key, Table};
 use crate::model::ledger::{self, Ledger};
 use crate::model::names::QueryName;
+use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::observed::entries::{Elsewhere, ObservedQuery, definition, hash};
+use crate::policy::{Refusal, Sort};
 
 pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let key = Key::Query(name.clone());
     let nothing = ObservedQuery::default();
     let there = context.observed.queries.get(name).unwrap_or(&nothing);
-    let mut claimants = context.desired.queries_of(name);
+    let mut refused = Vec::new();
+    let mut claimants = Vec::new();
+    for claimant in context.desired.queries_of(name) {
+        match not_allowed(name, claimant, there, context) {
+            None => claimants.push(claimant),
+            Some(refusal) => refused.push((claimant.owner.clone(), refusal)),
+        }
+    }
+    let mut claimants = claimants.into_iter();
     let holder = claimants.next();
     let losing = claimants.map(|claimant| claimant.owner.clone());
+    let kept = there.owner().filter(|keeper| {
+        let paused = context.desired.freeze_of(keeper).is_some();
+        paused && holder.is_none_or(|holder| holder.owner != *keeper)
+    });
+    if let Some(keeper) = kept
+        && let Some(refusal) = not_allowed_to_keep(name, &keeper, there, context)
+    {
+        refused.push((keeper, refusal));
+    }
+    let is_refused = |owner: &Owner| refused.iter().any(|(of, _)| of == owner);
     // What a frozen object holds stays its own, whoever claims it.
     if let Some(keeper) = there.owner()
         && holder.is_none_or(|holder| holder.owner != keeper)
+        && !is_refused(&keeper)
         && let Some(freeze) = context.desired.freeze_of(&keeper)
     {
         let stand = Stand {
@@ -34,11 +55,20 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
             .map(|holder| holder.owner.clone())
             .into_iter()
             .chain(losing);
-        let stands = [stand].into_iter().chain(losers(&keeper, all)).collect();
+        let stands = [stand].into_iter().chain(losers(&keeper, all));
+        let stands = stands.chain(stands_of(&refused, None)).collect();
         return EntryFinding::of(&key, stands, EntryStep::Settled);
     }
     let Some(holder) = holder else {
-        return unclaimed(name, there, context);
+        let owner = there.owner();
+        let of_owner = refused.iter().find(|(of, _)| owner.as_ref() == Some(of));
+        let refusal = of_owner.map(|(_, refusal)| refusal);
+        let mut finding = unclaimed(name, there, refusal, context);
+        let told = owner.filter(|_| refusal.is_some());
+        for part in &mut finding.parts {
+            part.stands.extend(stands_of(&refused, told.as_ref()));
+        }
+        return finding;
     };
     let (state, step) = claimed(name, holder, there, context);
     let stand = Stand {
@@ -50,8 +80,49 @@ pub(super) fn decide(name: &QueryName, context: Context<'_>) -> EntryFinding {
     let stands = [stand]
         .into_iter()
         .chain(losers(&holder.owner, losing))
+        .chain(stands_of(&refused, None))
         .collect();
     EntryFinding::of(&key, stands, step)
+}
+
+/// Why the namespace of an object may not claim a query, if it may not.
+fn not_allowed(
+    name: &QueryName,
+    claimant: &QueryClaimant,
+    there: &ObservedQuery,
+    context: Context<'_>,
+) -> Option<Refusal> {
+    let sort = Sort::of_query(claimant.query.template.is_some());
+    let namespace = &claimant.owner.namespace;
+    let present = there.owner().is_some_and(|of| of.namespace == *namespace);
+    context
+        .admits((sort, namespace, name.text()), present)
+        .err()
+}
+
+/// Why a paused or invalid object may not keep a query, if it may not.
+fn not_allowed_to_keep(
+    name: &QueryName,
+    keeper: &Owner,
+    there: &ObservedQuery,
+    context: Context<'_>,
+) -> Option<Refusal> {
+    let sort = Sort::of_query(there.ours().is_some_and(|query| query.template.is_some()));
+    context
+        .admits((sort, &keeper.namespace, name.text()), true)
+        .err()
+}
+
+/// How a query stands for those that may not claim it, but for one of them.
+fn stands_of(refused: &[(Owner, Refusal)], but: Option<&Owner>) -> Vec<Stand> {
+    let others = refused.iter().filter(|(owner, _)| Some(owner) != but);
+    let stand = |(owner, refusal): &(Owner, Refusal)| Stand {
+        owner: owner.clone(),
+        claimed: true,
+        there: false,
+        state: State::NotAllowed(refusal.clone(), None),
+    };
+    others.map(stand).collect()
 }
 
 fn claimed(
@@ -78,8 +149,15 @@ fn claimed(
     let Some((ledger, index)) = &there.ledger else {
         return match &there.named {
             None => write(Change::PutLedger(noted(&Text::default(), None), 0)),
-            Some(named) if there.ours().is_some() || is_adopted(holder, there) => {
+            Some(named) if there.ours().is_some() => {
                 write(Change::PutLedger(noted(&named.id, None), 0))
+            }
+            Some(named) if is_adopted(holder, there) => {
+                let sort = Sort::of_query(wanted.template.is_some());
+                match context.admits_adopt((sort, &holder.owner.namespace, name.text())) {
+                    Ok(()) => write(Change::PutLedger(noted(&named.id, None), 0)),
+                    Err(refusal) => (State::NotAllowed(refusal, None), EntryStep::Settled),
+                }
             }
             Some(named) => another(of_another(named, &there.elsewhere)),
         };
@@ -209,16 +287,27 @@ fn of_another(query: &wire::PreparedQuery, elsewhere: &Elsewhere) -> String {
     }
 }
 
-fn unclaimed(name: &QueryName, there: &ObservedQuery, context: Context<'_>) -> EntryFinding {
+/// What becomes of a query that nothing claims, or that its owner may not claim.
+fn unclaimed(
+    name: &QueryName,
+    there: &ObservedQuery,
+    refusal: Option<&Refusal>,
+    context: Context<'_>,
+) -> EntryFinding {
     let key = &Key::Query(name.clone());
     let name = name.as_ref();
     let Some(owner) = there.owner() else {
         return EntryFinding::of(key, Vec::new(), EntryStep::Settled);
     };
     let finding = |state: State, step: EntryStep| {
+        let state = match (refusal, state) {
+            (Some(refusal), State::Held(hold)) => State::NotAllowed(refusal.clone(), Some(hold)),
+            (Some(refusal), _) => State::NotAllowed(refusal.clone(), None),
+            (None, state) => state,
+        };
         let stand = Stand {
             owner: owner.clone(),
-            claimed: false,
+            claimed: refusal.is_some(),
             there: there.ours_spelt(name).is_some(),
             state,
         };
@@ -235,7 +324,11 @@ fn unclaimed(name: &QueryName, there: &ObservedQuery, context: Context<'_>) -> E
         let write = EntryWrite::new(&owner, Change::DeleteLedger(*index));
         return finding(State::Pending, EntryStep::Write(write));
     };
-    let why = match context.may_remove(key, Table::Queries) {
+    let may = match refusal {
+        Some(refusal) => context.may_withdraw(key, Table::Queries, refusal),
+        None => context.may_remove(key, Table::Queries),
+    };
+    let why = match may {
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
     };

@@ -1,6 +1,7 @@
 //! Decisions about what is on no node, carried out on a Consul of a few maps.
 
 mod defaults;
+mod policy;
 mod queries;
 mod removal;
 mod sources;

@@ -13,6 +13,7 @@ use crate::observed::entries::ObservedQuery;
 use crate::plan::entries::{EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
 use crate::status::board::{Reason, Standing, Trouble};
 use crate::sync::engine::Engine;
+use crate::sync::tell::not_allowed;
 
 impl Engine {
     /// Notes what was found, for status and Events, and for the guard.
@@ -55,12 +56,16 @@ impl Engine {
                 self.index.forget_entry(part);
             }
             // It may go, and waits for something else to go first.
-            let goes =
-                |stand: &Stand| !stand.claimed && stand.there && stand.state == State::Pending;
+            let goes = |stand: &Stand| {
+                let unclaimed = !stand.claimed && stand.state == State::Pending;
+                stand.there && (unclaimed || matches!(stand.state, State::NotAllowed(_, None)))
+            };
             if stands.is_some_and(|part| part.stands.iter().any(goes)) {
                 continue;
             }
-            let claimed = stands.is_some_and(|part| part.stands.iter().any(|stand| stand.claimed));
+            let claims =
+                |stand: &Stand| stand.claimed && !matches!(stand.state, State::NotAllowed(..));
+            let claimed = stands.is_some_and(|part| part.stands.iter().any(claims));
             if claimed {
                 self.rules.guard.returned(part);
             } else {
@@ -219,6 +224,7 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
                  name, or take over with spec.adopt what nobody owns"
             ),
         ),
+        State::NotAllowed(refusal, hold) => Some(not_allowed(key, refusal, hold.as_ref())),
         State::Frozen(Freeze::Paused) => trouble(
             Reason::Paused,
             format!("{key} is held as it is by the annotation lictor.io/paused"),

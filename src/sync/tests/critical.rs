@@ -292,6 +292,7 @@ async fn leases_are_listed_before_an_endpoint_goes_for_want_of_a_heartbeat() {
             }),
             losers: Vec::new(),
             freeze: None,
+            refused: None,
             hold: None,
             asks: Asks::Kept,
             step: Step::Remove(removal),

@@ -70,7 +70,7 @@ impl Installed {
             .context("the chart cannot be installed")?;
         let kubeconfig = bed.service_account_kubeconfig(RELEASE, "lictor").await?;
         until("the CRDs to be served", async || {
-            let kinds = "serviceregistrations,intentions,preparedqueries";
+            let kinds = "serviceregistrations,intentions,preparedqueries,registrationpolicies";
             bed.kubectl(&["get", kinds, "--all-namespaces"]).await
         })
         .await?;

@@ -41,7 +41,7 @@ pub struct Scene {
     /// Tokens by `--cluster`.
     tokens: tokio::sync::Mutex<BTreeMap<String, String>>,
     /// Whether Consul has ACLs.
-    acls: bool,
+    pub acls: bool,
     count: AtomicUsize,
     /// Of its pods.
     names: Mutex<Vec<String>>,
@@ -191,6 +191,11 @@ impl Scene {
     }
 
     async fn start(&self, args: &[String], env: &[(&str, &str)]) -> Result<Lictor> {
+        let mut args = args.to_vec();
+        if !args.iter().any(|arg| arg.starts_with("--default-policy")) {
+            // What policies allow is a matter of tests of their own.
+            args.push("--default-policy=shared".to_owned());
+        }
         let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let mut env: Vec<_> = env.iter().map(own).collect();
         env.push(("LICTOR_LEASE_NAMESPACE".to_owned(), RELEASE.to_owned()));
@@ -214,7 +219,7 @@ impl Scene {
             .bed
             .dir()
             .join(format!("lictor-{}-{number}.log", self.code));
-        Lictor::start(&log, args, &env).await
+        Lictor::start(&log, &args, &env).await
     }
 
     /// A token with just the rights that `lictor acl-policy` prints for this cluster.

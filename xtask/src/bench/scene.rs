@@ -110,7 +110,7 @@ impl Scene {
             .await?;
         // A kind that was created a moment ago is refused at first, which no restart would see.
         wait::until("the new kinds", Duration::from_secs(30), async || {
-            let kinds = "serviceregistrations,intentions,preparedqueries";
+            let kinds = "serviceregistrations,intentions,preparedqueries,registrationpolicies";
             bed.kubectl(&["get", kinds, "--all-namespaces"]).await
         })
         .await?;

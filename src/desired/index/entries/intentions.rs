@@ -24,6 +24,7 @@ impl Index {
         let owner = intention.owner();
         let frozen = intention.claims().is_none();
         let before = self.entries.intentions.put(name.clone(), intention);
+        self.intention_claims_name(&name, before.as_ref(), touched);
         self.claim_no_more(before.as_ref(), after.as_ref(), frozen, absence, touched);
         if let Some(claims) = after {
             for source in claims.names() {
@@ -59,6 +60,7 @@ impl Index {
         let Some(before) = self.entries.intentions.remove(name) else {
             return;
         };
+        self.intention_claims_name(name, Some(&before), touched);
         let owner = before.owner();
         self.is_gone(&owner, touched);
         self.claim_no_more(Some(&before), None, false, absence, touched);

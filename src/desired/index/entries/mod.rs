@@ -47,8 +47,8 @@ pub struct DefaultsClaimant {
 /// What objects ask for that stands on no node.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    intentions: Table<Intention>,
-    queries: Table<PreparedQuery>,
+    pub(super) intentions: Table<Intention>,
+    pub(super) queries: Table<PreparedQuery>,
     /// The Intentions of each destination.
     destinations: Claims<Destination, ObjectName>,
     query_claims: Claims<QueryName, QueryClaimant>,
@@ -105,7 +105,7 @@ impl Index {
         match kind {
             Kind::Intention => self.entries.intentions.begin_list(),
             Kind::PreparedQuery => self.entries.queries.begin_list(),
-            Kind::Pod | Kind::Node | Kind::Registration | Kind::Lease => {}
+            _ => {}
         }
     }
 
@@ -121,7 +121,7 @@ impl Index {
                     self.drop_query(&name, Absence::Found, touched);
                 }
             }
-            Kind::Pod | Kind::Node | Kind::Registration | Kind::Lease => {}
+            _ => {}
         }
     }
 

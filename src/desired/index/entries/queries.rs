@@ -71,7 +71,8 @@ impl Index {
         let frozen = query.claims().is_none();
         let excluded = self.is_excluded(&name.0);
         let after = query.claims().filter(|_| !excluded).cloned();
-        let before = self.entries.queries.put(name, query);
+        let before = self.entries.queries.put(name.clone(), query);
+        self.query_claims_name(&name, before.as_ref(), touched);
         let turn = Turn {
             owner: &owner,
             uid: &uid,
@@ -107,6 +108,7 @@ impl Index {
         let Some(before) = self.entries.queries.remove(name) else {
             return;
         };
+        self.query_claims_name(name, Some(&before), touched);
         let owner = before.owner();
         self.is_gone(&owner, touched);
         let turn = Turn {

@@ -1,0 +1,512 @@
+//! Which namespace a name belongs to, with `--default-policy exclusive`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ledger::{KeeperRecord, NameRecord};
+use crate::model::names::stem_of_sidecar;
+use crate::model::text::Text;
+
+/// Most namespaces that are noted for one name.
+const MOST_KEEPERS: usize = 1000;
+
+/// A name and the namespaces that may use it.
+#[derive(Debug, Default)]
+struct Name {
+    /// The namespace that it belongs to; none where it is only used as it was before there was a rule.
+    holder: Option<Text>,
+    keepers: BTreeMap<Text, Keeper>,
+    /// What a newer release wrote, kept for it.
+    other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// A namespace that may use a name.
+#[derive(Debug, Default)]
+struct Keeper {
+    /// Its uid: one that takes its place under the same name is another.
+    uid: Text,
+    /// Since when, in seconds since 1970; 0 until the next tick.
+    since: i64,
+    idle: Option<Idle>,
+    /// What a newer release wrote, kept for it.
+    other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// That it does not use the name any more.
+#[derive(Debug)]
+struct Idle {
+    /// Since when, in seconds since 1970.
+    since: i64,
+    /// When it is another's to take.
+    until: Instant,
+}
+
+/// A namespace and its uid.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    /// Its name.
+    pub name: &'a Text,
+    /// Its uid; empty where that is not known.
+    pub uid: &'a Text,
+}
+
+/// Times at one moment: of the clock that only goes on, and of the clock on the wall in seconds since
+/// 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The clock that only goes on.
+    pub now: Instant,
+    /// The clock on the wall.
+    pub wall: i64,
+}
+
+/// All names.
+#[derive(Debug, Default)]
+pub struct Names {
+    all: BTreeMap<Text, Name>,
+    /// Names whose record may differ from what is kept in Consul.
+    dirty: BTreeSet<Text>,
+    /// Names and namespaces of which the next tick is to look whether they are used.
+    pending: BTreeSet<(Text, Text)>,
+    expiries: BTreeSet<(Instant, Text, Text)>,
+    /// Names of which what Consul keeps is not understood.
+    unread: BTreeSet<Text>,
+}
+
+impl Names {
+    /// Whether a namespace may use a name.
+    #[must_use]
+    pub fn keeps(&self, name: &str, namespace: &str) -> bool {
+        let found = self.all.get(name);
+        found.is_some_and(|found| found.keepers.contains_key(namespace))
+    }
+
+    /// Whether anything is noted of a name.
+    #[must_use]
+    pub fn knows(&self, name: &str) -> bool {
+        self.all.contains_key(name)
+    }
+
+    /// The namespace that a name belongs to.
+    #[must_use]
+    pub fn holder(&self, name: &str) -> Option<&Text> {
+        self.all.get(name)?.holder.as_ref()
+    }
+
+    /// Another namespace that the name belongs to, or of which it is the name of a service's proxies.
+    #[must_use]
+    pub fn other_holder(&self, name: &str, namespace: &str) -> Option<&Text> {
+        if self.keeps(name, namespace) {
+            return None;
+        }
+        let stem = || {
+            let stem = stem_of_sidecar(name)?;
+            self.holder(stem).filter(|_| !self.keeps(stem, namespace))
+        };
+        self.holder(name).or_else(stem)
+    }
+
+    /// A namespace may use a name from now on; `as_holder` where it belongs to it if it is no other's.
+    /// Returns whether that is news.
+    pub fn keep(&mut self, name: &Text, who: Who<'_>, as_holder: bool) -> bool {
+        let found = self.all.entry(name.clone()).or_default();
+        let mut news = false;
+        found.keepers.entry(who.name.clone()).or_insert_with(|| {
+            news = true;
+            Keeper {
+                uid: who.uid.clone(),
+                ..Keeper::default()
+            }
+        });
+        if as_holder && found.holder.is_none() {
+            found.holder = Some(who.name.clone());
+            news = true;
+        }
+        if news {
+            self.dirty.insert(name.clone());
+            self.pending.insert((name.clone(), who.name.clone()));
+        }
+        news
+    }
+
+    /// A namespace may not use a name any more. Returns whether it could.
+    pub fn lose(&mut self, name: &Text, namespace: &Text) -> bool {
+        let Some(found) = self.all.get_mut(name) else {
+            return false;
+        };
+        let Some(keeper) = found.keepers.remove(namespace) else {
+            return false;
+        };
+        if let Some(idle) = keeper.idle {
+            let expiry = (idle.until, name.clone(), namespace.clone());
+            self.expiries.remove(&expiry);
+        }
+        if found.holder.as_ref() == Some(namespace) {
+            let of = |(namespace, keeper): (&Text, &Keeper)| (keeper.since, namespace.clone());
+            let used = found.keepers.iter().filter(|(_, it)| it.idle.is_none());
+            found.holder = used.map(of).min().map(|(_, namespace)| namespace);
+        }
+        if found.keepers.is_empty() {
+            self.all.remove(name);
+        }
+        self.dirty.insert(name.clone());
+        true
+    }
+
+    /// A namespace is gone, and with it all that it could use. Returns these names.
+    pub fn lose_all(&mut self, namespace: &Text) -> Vec<Text> {
+        let of = |(name, found): (&Text, &Name)| {
+            let keeps = found.keepers.contains_key(namespace);
+            keeps.then(|| name.clone())
+        };
+        let lost: Vec<Text> = self.all.iter().filter_map(of).collect();
+        for name in &lost {
+            self.lose(name, namespace);
+        }
+        lost
+    }
+
+    /// How a namespace uses a name may have changed.
+    pub fn look_at(&mut self, name: &Text, namespace: &Text) {
+        if self.keeps(name, namespace) {
+            self.pending.insert((name.clone(), namespace.clone()));
+        }
+    }
+
+    /// Notes the times of what is used no more, or again, and lets go what was not used for `hold`.
+    /// `uses` says whether a namespace uses a name as a service, and whether in any way; `has` whether Consul
+    /// still has instances of it under that name: what is invalid, paused or held claims none and keeps
+    /// them, and the name with them. Returns the names that were let go.
+    pub fn tick(
+        &mut self,
+        moment: Moment,
+        hold: Duration,
+        uses: impl Fn(&str, &Text) -> (bool, bool),
+        has: impl Fn(&Text, &Text) -> bool,
+    ) -> Vec<Text> {
+        for (name, namespace) in std::mem::take(&mut self.pending) {
+            let Some(found) = self.all.get_mut(&name) else {
+                continue;
+            };
+            let (service, any) = uses(&name, &namespace);
+            let holds = found.holder.as_ref() == Some(&namespace);
+            let is_used = service || (any && !holds);
+            let Some(keeper) = found.keepers.get_mut(&namespace) else {
+                continue;
+            };
+            if keeper.since == 0 {
+                keeper.since = moment.wall;
+                self.dirty.insert(name.clone());
+            }
+            match (is_used, &keeper.idle) {
+                (true, Some(idle)) => {
+                    let expiry = (idle.until, name.clone(), namespace.clone());
+                    self.expiries.remove(&expiry);
+                    keeper.idle = None;
+                    self.dirty.insert(name);
+                }
+                (false, None) => {
+                    let until = moment.now + hold;
+                    let since = moment.wall;
+                    keeper.idle = Some(Idle { since, until });
+                    self.expiries.insert((until, name.clone(), namespace));
+                    self.dirty.insert(name);
+                }
+                _ => {}
+            }
+        }
+        let mut freed = Vec::new();
+        while let Some((until, name, namespace)) = self.expiries.first().cloned() {
+            if until > moment.now {
+                break;
+            }
+            self.expiries.pop_first();
+            if has(&name, &namespace) {
+                self.put_off(moment.now + hold, name, namespace);
+            } else if self.lose(&name, &namespace) {
+                freed.push(name);
+            }
+        }
+        freed
+    }
+
+    /// A name is not let go before this time.
+    fn put_off(&mut self, until: Instant, name: Text, namespace: Text) {
+        let found = self.all.get_mut(&name);
+        let keeper = found.and_then(|found| found.keepers.get_mut(&namespace));
+        if let Some(idle) = keeper.and_then(|keeper| keeper.idle.as_mut()) {
+            idle.until = until;
+            self.expiries.insert((until, name, namespace));
+        }
+    }
+
+    /// When something is let go.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.expiries.first().map(|(until, _, _)| *until)
+    }
+
+    // === what Consul keeps ===
+
+    /// The name, or that of the service whose proxies bear it, of which what Consul keeps is not understood.
+    #[must_use]
+    pub fn unread<'a>(&self, name: &'a str) -> Option<&'a str> {
+        let mut names = [Some(name), stem_of_sidecar(name)].into_iter().flatten();
+        names.find(|name| self.unread.contains(*name))
+    }
+
+    /// Whether there are such names.
+    #[must_use]
+    pub fn lacks_any(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Of these names what Consul keeps is not understood. Returns of which it is by now.
+    pub fn set_unread(&mut self, names: BTreeSet<Text>) -> Vec<Text> {
+        let before = std::mem::replace(&mut self.unread, names);
+        before.difference(&self.unread).cloned().collect()
+    }
+
+    /// Takes over what Consul keeps in the place of what is known. `is_there` says whether a namespace with
+    /// this name and uid is there (one whose uid was not known when it was noted has an empty one): what
+    /// belongs to one that is gone, or is another by now, is free.
+    pub fn load(
+        &mut self,
+        records: impl Iterator<Item = (Text, NameRecord)>,
+        moment: Moment,
+        hold: Duration,
+        is_there: impl Fn(&Text, &str) -> bool,
+    ) {
+        *self = Self::default();
+        for (name, record) in records {
+            self.load_one(name, record, moment, hold, &is_there);
+        }
+    }
+
+    /// The same for one name.
+    pub fn load_one(
+        &mut self,
+        name: Text,
+        record: NameRecord,
+        moment: Moment,
+        hold: Duration,
+        is_there: impl Fn(&Text, &str) -> bool,
+    ) {
+        self.expiries.retain(|(_, of, _)| *of != name);
+        self.all.remove(&name);
+        let mut found = Name {
+            holder: record.holder.as_deref().map(Text::from),
+            keepers: BTreeMap::new(),
+            other: record.other,
+        };
+        for (namespace, keeper) in record.namespaces {
+            let namespace = Text::from(namespace);
+            if !is_there(&namespace, &keeper.uid) {
+                self.dirty.insert(name.clone());
+                continue;
+            }
+            let idle = keeper.unclaimed.map(|since| {
+                let ago = moment.wall.saturating_sub(since).max(0).unsigned_abs();
+                let left = hold.saturating_sub(Duration::from_secs(ago));
+                let until = moment.now + left;
+                let expiry = (until, name.clone(), namespace.clone());
+                self.expiries.insert(expiry);
+                Idle { since, until }
+            });
+            self.pending.insert((name.clone(), namespace.clone()));
+            let keeper = Keeper {
+                uid: keeper.uid.into(),
+                since: keeper.since,
+                idle,
+                other: keeper.other,
+            };
+            found.keepers.insert(namespace, keeper);
+        }
+        let holder = found.holder.take();
+        found.holder = holder.filter(|holder| found.keepers.contains_key(holder));
+        if found.keepers.is_empty() {
+            self.dirty.insert(name);
+        } else {
+            self.all.insert(name, found);
+        }
+    }
+
+    /// What Consul is to keep of a name; nothing where nobody keeps it.
+    #[must_use]
+    pub fn record(&self, name: &str) -> Option<NameRecord> {
+        let found = self.all.get(name)?;
+        let mut keepers: Vec<(&Text, &Keeper)> = found.keepers.iter().collect();
+        keepers.sort_by_key(|(namespace, keeper)| {
+            (found.holder.as_ref() != Some(*namespace), keeper.since)
+        });
+        let record = |(namespace, keeper): (&Text, &Keeper)| {
+            let record = KeeperRecord {
+                uid: keeper.uid.to_string(),
+                since: keeper.since,
+                unclaimed: keeper.idle.as_ref().map(|idle| idle.since),
+                other: keeper.other.clone(),
+            };
+            (namespace.to_string(), record)
+        };
+        Some(NameRecord {
+            holder: found.holder.as_ref().map(ToString::to_string),
+            namespaces: keepers.into_iter().take(MOST_KEEPERS).map(record).collect(),
+            other: found.other.clone(),
+        })
+    }
+
+    /// All names of which something is noted.
+    pub fn all(&self) -> impl Iterator<Item = &Text> {
+        self.all.keys()
+    }
+
+    /// The record of each of these may differ from what is kept.
+    pub fn doubt(&mut self, names: impl IntoIterator<Item = Text>) {
+        self.dirty.extend(names);
+    }
+
+    /// Names whose record may differ from what is kept.
+    pub fn take_dirty(&mut self) -> BTreeSet<Text> {
+        std::mem::take(&mut self.dirty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn text(text: &str) -> Text {
+        text.into()
+    }
+
+    fn keep(names: &mut Names, name: &str, namespace: &str) -> bool {
+        let who = Who {
+            name: &text(namespace),
+            uid: &text(&format!("uid-{namespace}")),
+        };
+        names.keep(&text(name), who, true)
+    }
+
+    fn at(now: Instant, wall: i64) -> Moment {
+        Moment { now, wall }
+    }
+
+    /// Consul has nothing of it.
+    fn gone(_: &Text, _: &Text) -> bool {
+        false
+    }
+
+    fn same(namespace: &Text, uid: &str) -> bool {
+        *uid == format!("uid-{namespace}")
+    }
+
+    #[test]
+    fn the_first_holds_a_name_and_that_of_its_proxies() {
+        let mut names = Names::default();
+        assert!(keep(&mut names, "web", "shop"));
+        assert!(!keep(&mut names, "web", "shop"), "that is no news");
+        keep(&mut names, "web", "other");
+        assert_eq!(names.holder("web"), Some(&text("shop")));
+        assert_eq!(names.other_holder("web", "other"), None, "it is shared");
+        for name in ["web", "web-sidecar-proxy"] {
+            assert_eq!(
+                names.other_holder(name, "third"),
+                Some(&text("shop")),
+                "{name}"
+            );
+            assert_eq!(names.other_holder(name, "shop"), None, "{name}");
+        }
+        assert_eq!(names.other_holder("-sidecar-proxy", "third"), None);
+    }
+
+    #[test]
+    fn who_is_left_holds_it_when_the_holder_loses_it() {
+        let mut names = Names::default();
+        keep(&mut names, "web", "shop");
+        keep(&mut names, "web", "other");
+        assert!(names.lose(&text("web"), &text("shop")));
+        assert_eq!(names.holder("web"), Some(&text("other")));
+        assert_eq!(names.lose_all(&text("other")), [text("web")]);
+        assert!(!names.knows("web"));
+        assert_eq!(names.take_dirty(), BTreeSet::from([text("web")]));
+        assert_eq!(names.record("web"), None);
+    }
+
+    #[test]
+    fn a_name_is_kept_for_a_while_after_its_last_claim() {
+        let (mut names, now) = (Names::default(), Instant::now());
+        keep(&mut names, "web", "shop");
+        assert!(
+            names
+                .tick(at(now, 100), HOUR, |_, _| (true, true), gone)
+                .is_empty()
+        );
+        assert_eq!(names.wake_at(), None);
+        names.look_at(&text("web"), &text("shop"));
+        names.tick(at(now, 200), HOUR, |_, _| (false, true), gone);
+        assert_eq!(names.wake_at(), Some(now + HOUR), "no intention holds it");
+        let kept = names.record("web").unwrap();
+        assert_eq!(kept.namespaces["shop"].unclaimed, Some(200));
+        assert_eq!(kept.namespaces["shop"].since, 100);
+        // Claimed once more.
+        names.look_at(&text("web"), &text("shop"));
+        names.tick(at(now, 300), HOUR, |_, _| (true, true), gone);
+        assert_eq!(names.wake_at(), None);
+        names.look_at(&text("web"), &text("shop"));
+        names.tick(at(now, 400), HOUR, |_, _| (false, false), gone);
+        let freed = names.tick(at(now + HOUR, 4000), HOUR, |_, _| (false, false), gone);
+        assert_eq!((freed, names.knows("web")), (vec![text("web")], false));
+    }
+
+    #[test]
+    fn what_is_kept_in_consul_says_all_of_it() {
+        let (mut names, now) = (Names::default(), Instant::now());
+        keep(&mut names, "web", "shop");
+        keep(&mut names, "web", "other");
+        let used = |_: &str, namespace: &Text| {
+            let used = **namespace == *"shop";
+            (used, used)
+        };
+        names.tick(at(now, 100), HOUR, used, gone);
+        let record = names.record("web").unwrap();
+        let json = serde_json::to_vec(&record).unwrap();
+        let again: NameRecord = serde_json::from_slice(&json).unwrap();
+        let load = |moment, is_there: fn(&Text, &str) -> bool| {
+            let mut loaded = Names::default();
+            let records = [(text("web"), again.clone())].into_iter();
+            loaded.load(records, moment, HOUR, is_there);
+            loaded
+        };
+        let loaded = load(at(now, 100 + 600), same);
+        assert_eq!(loaded.record("web"), Some(record));
+        let left = HOUR.saturating_sub(Duration::from_mins(10));
+        assert_eq!(loaded.wake_at(), Some(now + left));
+        // The clock on the wall jumped.
+        assert_eq!(load(at(now, 50), same).wake_at(), Some(now + HOUR));
+        assert_eq!(load(at(now, i64::MAX), same).wake_at(), Some(now));
+        // A namespace of the same name is another.
+        let other = load(at(now, 100), |_, uid| uid == "new");
+        assert!(!other.knows("web"));
+    }
+
+    #[test]
+    fn a_name_is_not_let_go_while_consul_has_instances_of_it() {
+        let (mut names, now) = (Names::default(), Instant::now());
+        keep(&mut names, "web", "shop");
+        names.tick(at(now, 100), HOUR, |_, _| (false, false), gone);
+        let later = at(now + HOUR, 3700);
+        let freed = names.tick(later, HOUR, |_, _| (false, false), |_, _| true);
+        assert!(freed.is_empty() && names.knows("web"));
+        assert_eq!(names.wake_at(), Some(now + 2 * HOUR));
+        let kept = names.record("web").unwrap();
+        assert_eq!(kept.namespaces["shop"].unclaimed, Some(100), "no write");
+        let later = at(now + 2 * HOUR, 7300);
+        let freed = names.tick(later, HOUR, |_, _| (false, false), gone);
+        assert_eq!(freed, [text("web")]);
+        assert_eq!(names.wake_at(), None);
+    }
+}

@@ -1,0 +1,471 @@
+//! What the engine reads and writes of whose names are, and when claims are judged by it.
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::time::Instant;
+
+use super::apply::{Done, ReadError, sure};
+use super::engine::Engine;
+use super::pass::Pass;
+use crate::consul::wire::KvPair;
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Quality, Txn, TxnFailure, TxnOp, TxnOutcome,
+    TxnResult,
+};
+use crate::desired::index::Touched;
+use crate::metrics::OperationLabels;
+use crate::model::backoff;
+use crate::model::key::{Place, Table};
+use crate::model::names::ClusterName;
+use crate::model::text::Text;
+use crate::plan::Mode;
+use crate::policy::ledger::{self, Entry, Ledger, Write};
+use crate::policy::names::Moment;
+use crate::policy::there;
+
+/// How soon it is read again after it could not be read, or not be written.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How soon it is read again where records of names are not understood: somebody may mend them.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// First ceiling of the pause after a read that failed and said nothing of the next one.
+const FIRST: Duration = Duration::from_secs(1);
+/// Highest ceiling of that pause.
+const CEILING: Duration = Duration::from_secs(10);
+/// How long nothing is written while it is tried to read it; then present claims go on without it.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// What is read and written of whose names are.
+#[derive(Debug, Default)]
+pub(super) struct NamesState {
+    /// The epoch under which what is known was learnt; 0 where nothing is ever written.
+    epoch: Option<u64>,
+    /// What Consul keeps, once it is known.
+    ledger: Option<Ledger>,
+    reading: bool,
+    writing: bool,
+    again_at: Option<Instant>,
+    /// When it is looked whether all of it is understood by now.
+    look_at: Option<Instant>,
+    /// What of it is not understood, as was told.
+    garbled: Vec<String>,
+    /// Since when it could not be read, and how often that was tried.
+    failing: Option<(Instant, u32)>,
+    /// Whether another process may have written since this one did.
+    pub(super) was_anothers: bool,
+    /// Tables of which all that is there stays, because the rule only begins.
+    kept: BTreeSet<Table>,
+    /// Why it cannot be read or written, as was told.
+    trouble: Option<String>,
+    /// Why nothing new is allowed, as was told.
+    told: Option<Text>,
+}
+
+/// It was read, or not.
+#[derive(Debug)]
+pub struct NamesRead {
+    epoch: u64,
+    pairs: Result<Vec<KvPair>, ReadError>,
+}
+
+/// Keys were written, or not.
+#[derive(Debug)]
+pub struct NamesWritten {
+    epoch: u64,
+    writes: Vec<Write>,
+    outcome: Result<TxnOutcome, ConsulError>,
+}
+
+/// Reads what Consul keeps of names.
+///
+/// # Errors
+///
+/// What may not be read, or not all of it: that is not missing.
+pub async fn read_pairs(client: &Client, cluster: &ClusterName) -> Result<Vec<KvPair>, ReadError> {
+    let prefix = ledger::prefix(cluster);
+    let pairs = sure(client.kv_list(&prefix, Consistency::Consistent).await)?;
+    let rule = ledger::rule_key(cluster);
+    if !pairs.iter().any(|pair| *pair.key == *rule) {
+        // Consul leaves keys out of a list without a word where the token may not read them; asked for
+        // one alone it says so.
+        client.kv_get(&rule, Consistency::Consistent).await?;
+    }
+    Ok(pairs)
+}
+
+async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
+    let pairs = read_pairs(&client, &cluster).await;
+    Done::ReadNames(NamesRead { epoch, pairs })
+}
+
+async fn write(client: Client, pass: Pass, txn: Txn, writes: Vec<Write>) -> Done {
+    let outcome = pass.apply(&client, &txn).await;
+    Done::WroteNames(NamesWritten {
+        epoch: pass.epoch(),
+        writes,
+        outcome,
+    })
+}
+
+fn key_of(cluster: &ClusterName, entry: &Entry) -> String {
+    match entry {
+        Entry::Name(name) => ledger::key(cluster, name),
+        Entry::Rule => ledger::rule_key(cluster),
+    }
+}
+
+fn transaction(cluster: &ClusterName, writes: &[Write]) -> Result<Txn, String> {
+    let mut txn = Txn::new();
+    for write in writes {
+        let key = key_of(cluster, &write.entry);
+        let (key, index) = (&*key, write.index);
+        let op = match &write.value {
+            Some(value) => TxnOp::KvCas { key, value, index },
+            None => TxnOp::KvDeleteCas { key, index },
+        };
+        txn.push(&op).map_err(|full| full.to_string())?;
+    }
+    Ok(txn)
+}
+
+/// Whether a further read would fail as well.
+fn is_final(error: &ReadError) -> bool {
+    match error {
+        ReadError::Failed(error) => matches!(
+            error.class(),
+            ErrorClass::AccessDenied | ErrorClass::Refused | ErrorClass::Malformed
+        ),
+        ReadError::NotAuthoritative(quality) => *quality == Quality::Filtered,
+    }
+}
+
+/// This moment, on both clocks.
+#[must_use]
+pub fn moment(now: Instant) -> Moment {
+    let wall = jiff::Timestamp::now().as_second();
+    Moment { now, wall }
+}
+
+impl NamesState {
+    /// When it is to be read again.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        self.again_at.into_iter().chain(self.look_at).min()
+    }
+}
+
+impl Engine {
+    /// Judges claims once all that they are judged by is known, and keeps in Consul whose names are.
+    pub(super) fn keep_names(&mut self, now: Instant) {
+        if !self.index.admission.is_on() {
+            return;
+        }
+        let rehearses = self.rules.mode == Mode::DryRun && self.is_ready();
+        let epoch = self.fence.index().or(rehearses.then_some(0));
+        if self.names.epoch != epoch {
+            self.names = NamesState {
+                epoch,
+                reading: self.names.reading,
+                was_anothers: self.names.was_anothers,
+                garbled: std::mem::take(&mut self.names.garbled),
+                trouble: self.names.trouble.take(),
+                told: self.names.told.take(),
+                ..NamesState::default()
+            };
+            self.index.admission.unsettle();
+        }
+        let Some(epoch) = epoch.filter(|_| self.is_ready()) else {
+            return;
+        };
+        if !self.index.admission.needs_ledger() && !self.index.admission.is_settled() {
+            self.settle(Ok(&Ledger::default()), now);
+        }
+        let unread = self.names.ledger.is_none();
+        let is_over = |at: Instant| at <= now;
+        let looks = self.names.look_at.is_some_and(is_over);
+        let due = self.names.again_at.map_or(unread || looks, is_over);
+        if due && !self.names.reading && self.outage.limit(now, 1) > 0 {
+            self.names.again_at = None;
+            self.names.look_at = None;
+            self.names.reading = true;
+            let cluster = self.index.cluster().clone();
+            self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
+        }
+        self.keep_what_is_there();
+        let registered = OnceCell::new();
+        let has = |name: &Text, namespace: &Text| {
+            // It is asked for only when a name is due to be let go.
+            let all = registered.get_or_init(|| there::registered(&self.mirror));
+            all.contains(&(name.clone(), namespace.clone()))
+        };
+        self.index.admission.tick(moment(now), has);
+        self.touch_judged(now);
+        self.write_names(now);
+        self.tell_freeze();
+    }
+
+    fn touch_judged(&mut self, now: Instant) {
+        if !self.index.admission.has_news() {
+            return;
+        }
+        let mut touched = Touched::default();
+        self.index.touch_judged(&mut touched);
+        self.touch(touched, now);
+    }
+
+    fn settle(&mut self, ledger: Result<&Ledger, &Text>, now: Instant) {
+        let registered = there::registered(&self.mirror);
+        let trusts_memory = !self.names.was_anothers;
+        // Until it is known what the other one kept, nothing that was known before counts.
+        self.names.was_anothers &= ledger.is_err();
+        let moment = moment(now);
+        let index = &mut self.index;
+        index
+            .admission
+            .settle(ledger, registered, trusts_memory, moment, &index.watches);
+        self.touch_judged(now);
+    }
+
+    /// Where the rule only begins, what is in Consul already stays, also what is on no node.
+    fn keep_what_is_there(&mut self) {
+        if !self.index.admission.begins() {
+            return;
+        }
+        for table in there::TABLES {
+            if self.mirror.is_unsure(&Place::Table(table)) || !self.names.kept.insert(table) {
+                continue;
+            }
+            for claim in there::in_table(table, &self.mirror) {
+                self.index.admission.keep_there(&claim);
+            }
+        }
+        if self.names.kept.len() == there::TABLES.len() {
+            self.index.admission.begun();
+        }
+    }
+
+    fn tell_freeze(&mut self) {
+        let freeze = self.index.admission.freeze().cloned();
+        if self.names.told != freeze {
+            if let Some(why) = &freeze {
+                tracing::warn!(
+                    "nothing new may be claimed, and nothing is withdrawn for a policy: {why}"
+                );
+            } else {
+                tracing::info!("policies are known, and claims are judged by them");
+            }
+            self.names.told = freeze;
+        }
+    }
+
+    // === what Consul keeps ===
+
+    pub(super) fn absorb_names_read(&mut self, read: NamesRead) {
+        let now = Instant::now();
+        self.names.reading = false;
+        let NamesRead { epoch, pairs } = read;
+        if self.names.epoch != Some(epoch) {
+            return;
+        }
+        let pairs = match pairs {
+            Ok(pairs) => pairs,
+            Err(error) => return self.cannot_read_names(&error, now),
+        };
+        self.answered();
+        self.names.failing = None;
+        self.names.trouble = None;
+        let (mut ledger, garbled) = Ledger::of(self.index.cluster(), &pairs);
+        if self.names.garbled != garbled {
+            for line in &garbled {
+                tracing::warn!("{line}");
+            }
+            self.names.garbled = garbled;
+        }
+        if self.index.admission.needs_ledger() {
+            // What was not written yet is looked at again.
+            let admission = &self.index.admission;
+            if admission.is_settled() && !admission.lacks_ledger() {
+                self.index.admission.reread(&ledger, moment(now));
+                self.touch_judged(now);
+            } else {
+                self.settle(Ok(&ledger), now);
+            }
+            if self.index.admission.lacks_names() {
+                self.names.look_at = Some(now + LOOK_AGAIN);
+            }
+        } else {
+            let names: Vec<Text> = ledger.names().collect();
+            ledger.want(names);
+        }
+        self.names.ledger = Some(ledger);
+    }
+
+    fn cannot_read_names(&mut self, error: &ReadError, now: Instant) {
+        let (since, failures) = self.names.failing.unwrap_or((now, 0));
+        self.names.failing = Some((since, failures.saturating_add(1)));
+        let last = is_final(error) || now.saturating_duration_since(since) >= PATIENCE;
+        if !last {
+            let ceiling = backoff::ceiling(FIRST, failures, CEILING);
+            let chance = rand::rng().random::<f64>();
+            let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
+            self.names.again_at = Some(now + pause);
+            return;
+        }
+        self.cannot_keep_names(&error.to_string(), now);
+        if self.index.admission.needs_ledger() && !self.index.admission.is_settled() {
+            let prefix = ledger::prefix(self.index.cluster());
+            let why = format!("{prefix} in Consul's KV cannot be read: {error}").into();
+            self.settle(Err(&why), now);
+        }
+    }
+
+    fn cannot_keep_names(&mut self, why: &str, now: Instant) {
+        self.names.again_at = Some(now + AGAIN);
+        if self.names.trouble.as_deref() != Some(why) {
+            let prefix = ledger::prefix(self.index.cluster());
+            tracing::warn!("whose names are is not kept: {prefix} in Consul's KV: {why}");
+        }
+        self.names.trouble = Some(why.to_owned());
+    }
+
+    fn write_names(&mut self, now: Instant) {
+        let exclusive = self.index.admission.needs_ledger();
+        let Some(ledger) = &mut self.names.ledger else {
+            return;
+        };
+        ledger.want(self.index.admission.take_dirty());
+        if !exclusive || self.index.admission.rule_stands() {
+            ledger.want_rule(exclusive);
+        }
+        let again = self.names.again_at.is_some_and(|at| at > now);
+        if !ledger.is_dirty()
+            || self.names.writing
+            || again
+            || self.rules.mode == Mode::DryRun
+            || !self.strange.is_empty()
+            || !self.may_write(now)
+        {
+            return;
+        }
+        let (Some(pass), Some(ledger)) = (self.pass(), &mut self.names.ledger) else {
+            return;
+        };
+        let wall = jiff::Timestamp::now().as_second();
+        let admission = &self.index.admission;
+        let writes = ledger.next_writes(wall, |name| admission.record(name));
+        if writes.is_empty() {
+            return;
+        }
+        let txn = match transaction(self.index.cluster(), &writes) {
+            Ok(txn) => txn,
+            Err(why) => return self.cannot_keep_names(&why, now),
+        };
+        self.names.writing = true;
+        self.entry_writes += 1;
+        self.pace.begun(writes.len(), now);
+        self.jobs
+            .spawn(write(self.consul.clone(), pass, txn, writes));
+    }
+
+    pub(super) fn absorb_names_write(&mut self, written: NamesWritten) {
+        let now = Instant::now();
+        let NamesWritten {
+            epoch,
+            writes,
+            outcome,
+        } = written;
+        self.entry_writes -= 1;
+        let is_current = self.names.epoch == Some(epoch);
+        if is_current {
+            self.names.writing = false;
+        }
+        self.count_names(&writes, &outcome);
+        match outcome {
+            Ok(TxnOutcome::Applied(results)) => {
+                self.writable();
+                let cluster = self.index.cluster();
+                let index_of = |entry: &Entry| {
+                    let key = key_of(cluster, entry);
+                    results.iter().find_map(|result| match result {
+                        TxnResult::Kv(pair) if *pair.key == *key => Some(pair.modify_index),
+                        _ => None,
+                    })
+                };
+                if let Some(ledger) = self.names.ledger.as_mut().filter(|_| is_current) {
+                    for write in &writes {
+                        let index = index_of(&write.entry).unwrap_or_default();
+                        ledger.written(write, index);
+                    }
+                }
+            }
+            Ok(TxnOutcome::Fenced { what, reason }) => {
+                tracing::warn!(epoch, "the write was fenced off: {what}");
+                self.fence.failed(epoch, reason);
+                if reason == TxnFailure::PermissionDenied {
+                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
+                }
+                self.doubt_names(is_current, &writes);
+            }
+            Ok(TxnOutcome::RolledBack(errors)) => {
+                self.writable();
+                self.doubt_names(is_current, &writes);
+                let refused = errors.iter().find(|error| {
+                    matches!(
+                        error.reason,
+                        TxnFailure::PermissionDenied | TxnFailure::Refused
+                    )
+                });
+                if let Some(error) = refused.filter(|_| is_current) {
+                    self.cannot_keep_names(&error.what, now);
+                }
+            }
+            Err(error) => {
+                self.doubt_names(is_current, &writes);
+                match error.class() {
+                    ErrorClass::Refused | ErrorClass::AccessDenied if is_current => {
+                        self.cannot_keep_names(&error.to_string(), now);
+                    }
+                    class => {
+                        if class == ErrorClass::SlowDown {
+                            self.pace.slow_down(now);
+                        }
+                        self.write_failed_for(&format!("cannot write to Consul: {error}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// It is not known what Consul keeps of these: all is read anew.
+    fn doubt_names(&mut self, is_current: bool, writes: &[Write]) {
+        let names = writes.iter().filter_map(|write| match &write.entry {
+            Entry::Name(name) => Some(name.clone()),
+            Entry::Rule => None,
+        });
+        self.index.admission.doubt_records(names);
+        if is_current {
+            self.names.ledger = None;
+        }
+    }
+
+    fn count_names(&self, writes: &[Write], outcome: &Result<TxnOutcome, ConsulError>) {
+        for write in writes {
+            let labels = OperationLabels {
+                kind: "name",
+                verb: match (&write.value, write.index) {
+                    (None, _) => "delete",
+                    (Some(_), 0) => "create",
+                    (Some(_), _) => "update",
+                },
+                outcome: match outcome {
+                    Ok(TxnOutcome::Applied(_)) => "ok",
+                    Ok(TxnOutcome::RolledBack(_)) => "conflict",
+                    Ok(TxnOutcome::Fenced { .. }) => "fenced",
+                    Err(error) => error.class().as_str(),
+                },
+            };
+            self.report.metrics.operations.get_or_create(&labels).inc();
+        }
+    }
+}
