@@ -1,5 +1,6 @@
 //! The composition root: what `lictor run` is made of. A part that ends ends the process.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
+use crate::model::text::Text;
 use crate::plan::critical::looks;
 use crate::server::{self, Shown};
 use crate::sync::engine::{Engine, Inputs, Options};
@@ -40,13 +42,30 @@ const SIGNAL_BUFFER: usize = 16;
 /// How long giving back what logins gave may take at the end.
 const LAST_CALLS: Duration = Duration::from_secs(2);
 
+/// The namespaces whose objects count.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Those that alone are watched (`--namespace`); empty for all.
+    pub namespaces: BTreeSet<Text>,
+    /// Those whose objects claim nothing (`--exclude-namespace`).
+    pub excluded: GlobSet,
+}
+
+impl Scope {
+    /// As the epoch has it.
+    #[must_use]
+    pub fn of_epoch(&self) -> Vec<String> {
+        self.namespaces.iter().map(ToString::to_string).collect()
+    }
+}
+
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
 pub struct Settings {
     /// `--cluster`.
     pub cluster: ClusterName,
-    /// `--exclude-namespace`.
-    pub excluded: GlobSet,
+    /// `--namespace` and `--exclude-namespace`.
+    pub scope: Scope,
     /// `--listen`.
     pub listen: SocketAddr,
     /// `--consistency`.
@@ -71,7 +90,7 @@ pub struct Settings {
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let Settings {
         cluster,
-        excluded,
+        scope,
         listen,
         consistency,
         engine: options,
@@ -102,7 +121,14 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let mut report = Report::new(events, statuses, metrics.clone());
     report.own_pod = own_pod();
     report.gates = Gates::new(readiness_gate);
-    let index = Index::new(cluster.clone(), excluded).with_runner(runner);
+    let watched = scope.of_epoch();
+    let Scope {
+        namespaces,
+        excluded,
+    } = scope;
+    let index = Index::new(cluster.clone(), excluded)
+        .with_runner(runner)
+        .in_namespaces(namespaces.clone());
     let (orders, prober, told) = checks::channel();
     let (questions, asked) = mpsc::channel(looks::AT_ONCE);
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);
@@ -111,8 +137,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
     let mut parts = JoinSet::new();
-    let home = Home::new(kube);
-    watch_kubernetes(&mut parts, &home, event_sender, &engine);
+    let home = Home::in_namespaces(kube, namespaces.clone());
+    watch_kubernetes(&mut parts, &home, &namespaces, event_sender, &engine);
     let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
     parts.spawn(ending("the look at single pods", look));
     let forbidden = look_up(&mut parts, apis, consul.clone(), allow_local_checks);
@@ -135,7 +161,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tokio::spawn(async move {
         let uid = home.uid().await.to_string();
         // Nobody waits for it any more only where the engine ended.
-        let _ = epoch_sender.send(epoch_of(uid, EpochKind::Run));
+        let _ = epoch_sender.send(epoch_of(uid, watched, EpochKind::Run));
     });
     let shown = Shown {
         readiness,
@@ -204,12 +230,16 @@ fn look_up(
 fn watch_kubernetes(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
     home: &Home,
+    namespaces: &BTreeSet<Text>,
     events: mpsc::Sender<k8s::KubeEvent>,
     engine: &Engine,
 ) {
     for kind in Kind::ALL {
-        let watch = k8s::watch(kind, home.clone(), None, events.clone(), engine.relists());
-        parts.spawn(ending("a watch of Kubernetes", watch));
+        let relists = engine.relists();
+        let watch = k8s::watch_in(kind, home.clone(), namespaces, events.clone(), relists);
+        if let Some(watch) = watch {
+            parts.spawn(ending("a watch of Kubernetes", watch));
+        }
     }
     let leases = k8s::watch_leases(engine.lease_namespaces(), home.clone(), events);
     parts.spawn(ending("the watch of Leases", leases));
@@ -222,11 +252,11 @@ async fn ending(part: &'static str, run: impl Future<Output = ()>) -> anyhow::Re
 
 /// The first epoch of this process.
 #[must_use]
-pub fn epoch_of(uid: String, kind: EpochKind) -> Epoch {
+pub fn epoch_of(uid: String, scope: Vec<String>, kind: EpochKind) -> Epoch {
     Epoch {
         holder: holder(),
         uid,
-        scope: Vec::new(),
+        scope,
         kind,
         term: 1,
         other: serde_json::Map::new(),

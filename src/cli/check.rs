@@ -11,6 +11,7 @@ use super::Failure;
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use super::run::{cluster, dead_after};
+use super::scope::ScopeFlags;
 use crate::access::Access;
 use crate::consul::Client;
 use crate::model::names::ClusterName;
@@ -30,6 +31,8 @@ pub(super) struct Check {
     /// The name that `lictor run` has, or is to have, for this Kubernetes cluster
     #[arg(long, env = "LICTOR_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: ClusterName,
+    #[command(flatten)]
+    scope: ScopeFlags,
     /// How the findings are shown
     #[arg(
         long,
@@ -68,6 +71,7 @@ impl Check {
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let settings = Settings {
             cluster: self.cluster,
+            scope: self.scope.scope()?,
             readiness_gate: self.readiness_gate,
             dead_after: self.dead_after,
             take_over: self.take_over,

@@ -7,15 +7,17 @@ use clap::Args;
 
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
-use super::run::{cluster, globs};
+use super::run::cluster;
+use super::scope::ScopeFlags;
 use super::{Failure, complain};
 use crate::access::Access;
-use crate::app;
+use crate::app::{self, Scope};
 use crate::consul::{Client, Fence};
 use crate::gc::entries::DoomedEntry;
 use crate::gc::remove::{Removed, Remover};
 use crate::gc::{Doomed, ask, dead, offline, verify_token};
-use crate::k8s::{self, home::kube_system_uid};
+use crate::k8s;
+use crate::k8s::home::{identity, uid_of};
 use crate::model::epoch::{self, EpochKind};
 use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
@@ -36,14 +38,8 @@ pub(super) struct Gc {
     /// Removes what is shown
     #[arg(long)]
     yes: bool,
-    /// Namespaces that `lictor run` excludes; a glob, may be repeated
-    #[arg(
-        long = "exclude-namespace",
-        env = "LICTOR_EXCLUDE_NAMESPACE",
-        value_delimiter = ',',
-        value_name = "GLOB"
-    )]
-    exclude_namespace: Vec<String>,
+    #[command(flatten)]
+    scope: ScopeFlags,
     #[command(flatten)]
     kubernetes: KubernetesFlags,
     #[command(flatten)]
@@ -59,7 +55,7 @@ impl Gc {
             let message = "--dead: the cluster that runs this is not dead: name another one";
             return Err(Failure::Usage(message.to_owned()));
         }
-        let excluded = globs(&self.exclude_namespace)?;
+        let scope = self.scope.scope()?;
         let method = self.consul.auth_method()?;
         let consul = Client::new(self.consul.config()?).context("cannot set up Consul access")?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -75,7 +71,7 @@ impl Gc {
             }
             let held = Held {
                 cluster: self.cluster,
-                excluded,
+                scope,
                 kubernetes: self.kubernetes.options(),
                 yes: self.yes,
             };
@@ -93,7 +89,7 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 struct Held {
     cluster: ClusterName,
-    excluded: globset::GlobSet,
+    scope: Scope,
     kubernetes: k8s::client::ClientOptions,
     yes: bool,
 }
@@ -156,11 +152,11 @@ impl Held {
             .context("cannot set up Kubernetes access")?;
         // What is read before the epoch is ours may be changed by whoever has it.
         let epoch = if self.yes {
-            Some(claim(&kube, consul, &self.cluster).await?)
+            Some(claim(&kube, consul, &self.cluster, &self.scope).await?)
         } else {
             None
         };
-        let found = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
+        let found = offline::find(&kube, consul, &self.cluster, self.scope).await?;
         let offline::Found {
             instances,
             entries,
@@ -190,11 +186,18 @@ impl Held {
     }
 }
 
-async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> anyhow::Result<u64> {
-    let uid = kube_system_uid(kube).await?.to_string();
+async fn claim(
+    kube: &kube::Client,
+    consul: &Client,
+    cluster: &ClusterName,
+    scope: &Scope,
+) -> anyhow::Result<u64> {
+    let uid = uid_of(kube, &identity(&scope.namespaces))
+        .await?
+        .to_string();
     let claimant = Claimant {
         cluster: cluster.clone(),
-        epoch: app::epoch_of(uid, EpochKind::Gc),
+        epoch: app::epoch_of(uid, scope.of_epoch(), EpochKind::Gc),
         take_over: None,
     };
     Ok(claimant.claim(consul, None).await?.index)

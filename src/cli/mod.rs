@@ -7,6 +7,7 @@ mod crds;
 mod gc;
 mod kubernetes;
 mod run;
+mod scope;
 
 use std::process::ExitCode;
 

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
+use super::scope::ScopeFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
 use crate::desired::esm::Runner;
@@ -31,14 +31,8 @@ pub(super) struct Run {
     /// among all that write to this Consul. Everything that Lictor writes carries it
     #[arg(long, env = "LICTOR_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: ClusterName,
-    /// Namespaces whose pods and resources claim nothing; a glob, may be repeated
-    #[arg(
-        long = "exclude-namespace",
-        env = "LICTOR_EXCLUDE_NAMESPACE",
-        value_delimiter = ',',
-        value_name = "GLOB"
-    )]
-    exclude_namespace: Vec<String>,
+    #[command(flatten)]
+    scope: ScopeFlags,
     /// Longest time in which a change that another hand made in Consul is found while Lictor writes
     #[arg(
         long,
@@ -137,7 +131,8 @@ pub(super) struct Run {
         value_name = "PERCENT"
     )]
     node_panic: u8,
-    /// How long a node in Consul stays when it is empty and its Kubernetes node is gone
+    /// How long a node in Consul stays when it is empty and its Kubernetes node is gone; with --namespace it goes
+    /// with its last instance
     #[arg(
         long,
         env = "LICTOR_NODE_GRACE",
@@ -176,8 +171,8 @@ pub(super) struct Run {
     /// all their instances; needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
-    /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
-    /// cluster name
+    /// UID of the Kubernetes cluster (of its namespace kube-system, or of the first of --namespace by name) that
+    /// this one replaces under its cluster name; its own UID where --namespace changed
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
     take_over: Option<String>,
     #[command(flatten)]
@@ -190,9 +185,16 @@ impl Run {
     pub(super) fn execute(self) -> Result<(), Failure> {
         let log_level = telemetry::start(&self.log_level, self.log_format)
             .map_err(|error| Failure::Usage(error.to_string()))?;
+        let scope = self.scope.scope()?;
+        // Nobody knows of a node there that it is gone: it goes with the last that is on it.
+        let node_grace = if scope.namespaces.is_empty() {
+            self.node_grace
+        } else {
+            Duration::ZERO
+        };
         let settings = Settings {
             cluster: self.cluster,
-            excluded: globs(&self.exclude_namespace)?,
+            scope,
             listen: self.listen,
             consistency: self.consistency,
             checks: self.checks,
@@ -216,7 +218,7 @@ impl Run {
                 take_over: self.take_over,
                 rules: Rules {
                     nodes: NodePanic::new(self.node_panic),
-                    vacancies: Vacancies::new(self.node_grace),
+                    vacancies: Vacancies::new(node_grace),
                     dead_after: self.dead_after,
                     ..Rules::default()
                 },
@@ -269,15 +271,4 @@ pub(super) fn dead_after(text: &str) -> Result<Duration, String> {
         return Err("must be a number of whole seconds".to_owned());
     }
     Ok(after)
-}
-
-pub(super) fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern)
-            .build()
-            .map_err(|error| Failure::Usage(format!("--exclude-namespace {pattern}: {error}")))?;
-        set.add(glob);
-    }
-    Ok(set.build()?)
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use globset::GlobSet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::entries::{self, DoomedEntry};
 use super::{Doomed, read_all};
+use crate::app::Scope;
 use crate::consul::Client;
 use crate::desired::index::{Index, Touched};
 use crate::desired::watches::Watch;
@@ -41,9 +41,9 @@ pub async fn find(
     kube: &kube::Client,
     consul: &Client,
     cluster: &ClusterName,
-    excluded: GlobSet,
+    scope: Scope,
 ) -> anyhow::Result<Found> {
-    let index = tokio::time::timeout(PATIENCE, listed(kube, cluster, excluded))
+    let index = tokio::time::timeout(PATIENCE, listed(kube, cluster, scope))
         .await
         .context("Kubernetes could not be listed completely in time")??;
     let mut mirror = read_all(consul, cluster).await?;
@@ -54,21 +54,22 @@ pub async fn find(
     })
 }
 
-async fn listed(
-    kube: &kube::Client,
-    cluster: &ClusterName,
-    excluded: GlobSet,
-) -> anyhow::Result<Index> {
+async fn listed(kube: &kube::Client, cluster: &ClusterName, scope: Scope) -> anyhow::Result<Index> {
     let (sender, mut events) = mpsc::channel(64);
     let (_asks, relist) = watch::channel(());
     // Ends them all when it is dropped.
     let mut watches = JoinSet::new();
-    let home = Home::new(kube.clone());
+    let Scope {
+        namespaces,
+        excluded,
+    } = scope;
+    let home = Home::in_namespaces(kube.clone(), namespaces.clone());
     for kind in Kind::ALL {
         let (home, sender, relist) = (home.clone(), sender.clone(), relist.clone());
-        watches.spawn(k8s::watch(kind, home, None, sender, relist));
+        let watch = k8s::watch_in(kind, home, &namespaces, sender, relist);
+        watch.map(|watch| watches.spawn(watch));
     }
-    let mut index = Index::new(cluster.clone(), excluded);
+    let mut index = Index::new(cluster.clone(), excluded).in_namespaces(namespaces);
     while !index.watches.all_complete() {
         let Some(event) = events.recv().await else {
             bail!("the watches of Kubernetes ended");

@@ -1,5 +1,8 @@
 //! The rights that `lictor run` needs in Kubernetes, by its settings: those that the chart gives it.
 
+use std::collections::BTreeSet;
+
+use super::home::identity;
 use crate::api::GROUP;
 use crate::model::kind::Kind;
 use crate::model::text::Text;
@@ -46,18 +49,33 @@ impl std::fmt::Display for Right {
 }
 
 /// Something that Lictor reads or writes, and the verbs for it.
-struct Need {
+struct Need<'a> {
     group: &'static str,
     resource: String,
-    name: Option<&'static str>,
+    name: Option<&'a str>,
     verbs: &'static [&'static str],
 }
 
 /// All that `lictor run` needs.
 ///
-/// `readiness_gate` is `--readiness-gate`.
+/// `readiness_gate` is `--readiness-gate`, `namespaces` those of `--namespace`, in each of which Roles give all of it.
 #[must_use]
-pub fn needed(readiness_gate: bool) -> Vec<Right> {
+pub fn needed(readiness_gate: bool, namespaces: &BTreeSet<Text>) -> Vec<Right> {
+    if namespaces.is_empty() {
+        return in_scope(readiness_gate, None);
+    }
+    let first = identity(namespaces);
+    let in_each = namespaces.iter().flat_map(|namespace| {
+        let mut rights = in_scope(readiness_gate, Some(namespace));
+        // Only one tells clusters apart.
+        rights.retain(|right| right.resource != "namespaces" || *namespace == first);
+        rights
+    });
+    in_each.collect()
+}
+
+/// What it needs in a namespace, or in the whole cluster.
+fn in_scope(readiness_gate: bool, namespace: Option<&Text>) -> Vec<Right> {
     const WATCH: &[&str] = &["get", "list", "watch"];
     let need = |group, resource: &str, verbs| Need {
         group,
@@ -66,22 +84,26 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
         verbs,
     };
     let mut needs = vec![Need {
-        name: Some(IDENTITY),
+        name: Some(namespace.map_or(IDENTITY, |namespace| namespace)),
         ..need("", "namespaces", &["get"])
     }];
     for kind in Kind::ALL {
         let Some(crd) = kind.crd() else {
-            needs.push(need("", kind.resource(), WATCH));
+            if kind != Kind::Node || namespace.is_none() {
+                needs.push(need("", kind.resource(), WATCH));
+            }
             continue;
         };
-        needs.push(Need {
-            name: Some(crd),
-            ..need(
-                "apiextensions.k8s.io",
-                "customresourcedefinitions",
-                &["get"],
-            )
-        });
+        if namespace.is_none() {
+            needs.push(Need {
+                name: Some(crd),
+                ..need(
+                    "apiextensions.k8s.io",
+                    "customresourcedefinitions",
+                    &["get"],
+                )
+            });
+        }
         needs.push(need(GROUP, kind.resource(), WATCH));
         let status = format!("{}/status", kind.resource());
         needs.push(need(GROUP, &status, &["patch"]));
@@ -97,7 +119,7 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
             group: need.group,
             resource: need.resource.clone(),
             name: need.name.map(Text::from),
-            namespace: None,
+            namespace: namespace.cloned(),
         })
     });
     rights.collect()
@@ -105,8 +127,6 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::Value;
 
     use super::*;
@@ -154,15 +174,17 @@ mod tests {
 
     #[test]
     fn the_chart_gives_what_is_needed_and_no_more() {
-        let needed: BTreeSet<String> = needed(false).iter().map(Right::to_string).collect();
+        let needed = needed(false, &BTreeSet::new());
+        let needed: BTreeSet<String> = needed.iter().map(Right::to_string).collect();
         assert_eq!(needed, allowed());
         assert!(needed.contains("list serviceregistrations.lictor.io"));
     }
 
     #[test]
     fn the_readiness_gate_needs_one_more() {
-        let mut with = needed(true);
-        with.retain(|right| !needed(false).contains(right));
+        let none = BTreeSet::new();
+        let mut with = needed(true, &none);
+        with.retain(|right| !needed(false, &none).contains(right));
         assert_eq!(with.len(), 1);
         assert_eq!(with[0].to_string(), "patch pods/status");
     }

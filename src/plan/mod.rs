@@ -243,6 +243,7 @@ fn decide_instance(
             (Some(there), Some(Standing::Ours(owner))) => {
                 let candidate = gate::Candidate {
                     key: full_key,
+                    owner: &owner,
                     absence,
                     watches: &desired.watches,
                 };

@@ -84,6 +84,7 @@ fn judge_crd(name: &str, crd: &Seen<Crd>) -> Finding {
             "not the one of this release: the API server checks, or drops, other fields than are read",
         )
         .remedy(format!("with the newest release of those that run: {install}")),
+        Ok(Crd::Served) => Finding::ok(CRD, "served; which one is not known with --namespace"),
         Ok(Crd::Installed { .. }) => Finding::ok(CRD, "installed, as of this release"),
     };
     finding.about(name)

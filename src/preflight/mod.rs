@@ -17,6 +17,7 @@ pub use gather::gather;
 
 use std::time::Duration;
 
+use crate::app::Scope;
 use crate::model::names::ClusterName;
 
 /// What `lictor run` would be started with, as far as something here depends on it.
@@ -24,6 +25,8 @@ use crate::model::names::ClusterName;
 pub struct Settings {
     /// `--cluster`.
     pub cluster: ClusterName,
+    /// `--namespace`; empty for all.
+    pub scope: Scope,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
     /// `--dead-after`.

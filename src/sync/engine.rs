@@ -214,6 +214,10 @@ impl Engine {
         let cluster = index.cluster().clone();
         let mirror = Mirror::new(cluster.clone());
         let fence_key = epoch::key(index.cluster()).into();
+        let unwatched = Kind::ALL.into_iter();
+        let unwatched = unwatched
+            .filter(|kind| !index.watches.watches(*kind))
+            .collect();
         report.mute = rules.mode == Mode::DryRun;
         let settings = Settings::new(&cluster, settings);
         let (readiness, ready) = watch::channel(Readiness {
@@ -222,6 +226,7 @@ impl Engine {
         });
         let engine = Self {
             consul,
+            rounds: Rounds::without(unwatched),
             index,
             mirror,
             dirty: Dirty::default(),
@@ -239,7 +244,6 @@ impl Engine {
             unwatched: Topic::OF_NODES.into(),
             waiting: BTreeMap::new(),
             rules,
-            rounds: Rounds::default(),
             confirmation: Confirmation::default(),
             relist: watch::Sender::new(()),
             held: BTreeSet::new(),

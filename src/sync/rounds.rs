@@ -23,9 +23,20 @@ pub struct Rounds {
     begun: BTreeSet<Kind>,
     /// Kinds that were listed in it.
     done: BTreeSet<Kind>,
+    /// Kinds that are not watched: of these no list will say anything else.
+    unwatched: BTreeSet<Kind>,
 }
 
 impl Rounds {
+    /// Rounds without lists of these kinds, which are not watched.
+    #[must_use]
+    pub fn without(unwatched: BTreeSet<Kind>) -> Self {
+        Self {
+            unwatched,
+            ..Self::default()
+        }
+    }
+
     /// Whether a round is wanted now, of these kinds. Returns whether one begins: they are to be listed.
     pub fn want(&mut self, wanted: bool, kinds: &BTreeSet<Kind>, now: Instant) -> bool {
         if !wanted || kinds.is_empty() {
@@ -36,7 +47,7 @@ impl Rounds {
         if !self.lacking.is_empty() || now < since + SPACING {
             return false;
         }
-        self.lacking.clone_from(kinds);
+        self.lacking = kinds - &self.unwatched;
         self.begun.clear();
         self.done.clear();
         true
@@ -81,7 +92,7 @@ impl Rounds {
             return None;
         }
         self.wanted = None;
-        Some(std::mem::take(&mut self.done))
+        Some(&std::mem::take(&mut self.done) | &self.unwatched)
     }
 }
 

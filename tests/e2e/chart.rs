@@ -94,6 +94,7 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
     let scene = Scene::new().await?;
     let values = json!({
         "cluster": "a",
+        "namespaces": ["shop", "web"],
         "excludeNamespaces": ["kube-*"],
         "readinessGate": true,
         "checks": "esm",
@@ -117,6 +118,7 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
         .collect();
     for expected in [
         "LICTOR_CLUSTER",
+        "LICTOR_NAMESPACE",
         "LICTOR_EXCLUDE_NAMESPACE",
         "LICTOR_READINESS_GATE",
         "LICTOR_CHECKS",

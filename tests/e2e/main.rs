@@ -30,6 +30,7 @@ mod invalid;
 mod login;
 mod mesh;
 mod modes;
+mod namespaces;
 mod nodes;
 mod ownership;
 mod pods;

@@ -154,7 +154,7 @@ fn unclaimed(
         };
         EntryFinding::of(key, vec![stand], step)
     };
-    let why = match context.may_remove(key, Table::Defaults) {
+    let why = match context.may_remove(key, owner, Table::Defaults) {
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
     };

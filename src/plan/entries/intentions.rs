@@ -292,7 +292,7 @@ impl<'a> Merge<'a> {
                 continue;
             }
             let key = source_key(self.destination, name.clone());
-            match context.may_remove(&key, Table::Intentions) {
+            match context.may_remove(&key, owner, Table::Intentions) {
                 Ok(why) => {
                     self.stand(name, owner, false, true, State::Pending);
                     self.removed.push(Gone {

@@ -329,10 +329,11 @@ impl Context<'_> {
     }
 
     /// Whether what nothing claims under a key may be removed now.
-    fn may_remove(&self, key: &Key, table: Table) -> Result<Why, Hold> {
+    fn may_remove(&self, key: &Key, owner: &Owner, table: Table) -> Result<Why, Hold> {
         self.is_whole(table)?;
         let candidate = gate::Candidate {
             key,
+            owner,
             absence: self.desired.absence_of_entry(key),
             watches: &self.desired.watches,
         };

@@ -235,7 +235,7 @@ fn unclaimed(name: &QueryName, there: &ObservedQuery, context: Context<'_>) -> E
         let write = EntryWrite::new(&owner, Change::DeleteLedger(*index));
         return finding(State::Pending, EntryStep::Write(write));
     };
-    let why = match context.may_remove(key, Table::Queries) {
+    let why = match context.may_remove(key, &owner, Table::Queries) {
         Ok(why) => why,
         Err(hold) => return finding(State::Held(hold), EntryStep::Settled),
     };
