@@ -1,21 +1,25 @@
 //! The composition root: what `lictor run` is made of. A part that ends ends the process.
 
+mod election;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures::future::OptionFuture;
 use globset::GlobSet;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::election::{Ballot, Running};
 use crate::access::{Access, AuthMethod};
 use crate::checks;
-use crate::checks::apis::{self, Api};
+use crate::checks::apis::{self, Apis};
 use crate::checks::forbidden::Forbidden;
 use crate::consul::{self, Consistency, ConsulConfig};
 use crate::desired::esm::Runner;
@@ -23,14 +27,16 @@ use crate::desired::index::Index;
 use crate::k8s;
 use crate::k8s::client::ClientOptions;
 use crate::k8s::{Home, Regarding};
+use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
+use crate::plan::Mode;
 use crate::plan::critical::looks;
 use crate::server::{self, Shown};
-use crate::sync::engine::{Engine, Inputs, Options};
+use crate::sync::engine::{Engine, EngineError, Inputs, Options};
 use crate::sync::gates::Gates;
 use crate::sync::report::Report;
 use crate::sync::signals;
@@ -40,7 +46,7 @@ const EVENT_BUFFER: usize = 4096;
 /// Signals of Consul that may wait for the engine.
 const SIGNAL_BUFFER: usize = 16;
 /// How long giving back what logins gave may take at the end.
-const LAST_CALLS: Duration = Duration::from_secs(2);
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// The namespaces whose objects count.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +58,12 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// An index of the objects that count, without any yet.
+    #[must_use]
+    pub fn index(&self, cluster: ClusterName) -> Index {
+        Index::new(cluster, self.excluded.clone()).in_namespaces(self.namespaces.clone())
+    }
+
     /// As the epoch has it.
     #[must_use]
     pub fn of_epoch(&self) -> Vec<String> {
@@ -78,6 +90,10 @@ pub struct Settings {
     pub allow_local_checks: bool,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
+    /// `--leader-election`.
+    pub election: Election,
+    /// `--lease-namespace`; else that of the pod, else `default`.
+    pub lease_namespace: Option<String>,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -97,6 +113,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         checks: runner,
         allow_local_checks,
         readiness_gate,
+        election,
+        lease_namespace,
         kubernetes,
         consul,
         auth_method,
@@ -106,7 +124,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (kube, api_server) = k8s::client::client_and_address(&kubernetes)
         .await
         .context("cannot set up Kubernetes access")?;
-    let apis = api_server.into_iter().chain(consul.hosts()).collect();
+    let apis = Apis {
+        kubernetes: api_server,
+        consul: consul.hosts().collect(),
+    };
     let consul = consul::Client::with_observer(consul, Arc::new(metrics.clone()))
         .context("cannot set up Consul access")?;
     let listener = TcpListener::bind(listen)
@@ -115,40 +136,38 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let listen = listener.local_addr()?;
     tracing::info!(%cluster, %listen, version = env!("CARGO_PKG_VERSION"), "starting");
 
-    let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
-    let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
-    let status_writer = status_writer.telling(events.clone());
-    let mut report = Report::new(events, statuses, metrics.clone());
-    report.own_pod = own_pod();
+    let mut parts = JoinSet::new();
+    let mut report = report(&mut parts, &kube, metrics.clone());
     report.gates = Gates::new(readiness_gate);
-    let watched = scope.of_epoch();
-    let Scope {
-        namespaces,
-        excluded,
-    } = scope;
-    let index = Index::new(cluster.clone(), excluded)
-        .with_runner(runner)
-        .in_namespaces(namespaces.clone());
+    let index = scope.index(cluster.clone()).with_runner(runner);
     let (orders, prober, told) = checks::channel();
     let (questions, asked) = mpsc::channel(looks::AT_ONCE);
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);
-    let (engine, readiness) =
-        Engine::new(consul.clone(), index, report, orders, questions, options);
+    let ballot = Ballot {
+        election: (options.settings.policy != Mode::DryRun).then_some(election),
+        lease_namespace,
+        cluster: cluster.clone(),
+        node: index.external_node(),
+    };
+    let released = CancellationToken::new();
+    let (candidate, election) = ballot.open(&kube, &consul, released.clone());
+    let (engine, readiness) = Engine::new(
+        consul.clone(),
+        index,
+        report,
+        (orders, questions),
+        candidate,
+        options,
+    );
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
-    let mut parts = JoinSet::new();
-    let home = Home::in_namespaces(kube, namespaces.clone());
-    watch_kubernetes(&mut parts, &home, &namespaces, event_sender, &engine);
+    let home = Home::in_namespaces(kube, scope.namespaces.clone());
+    watch_kubernetes(&mut parts, &home, &scope.namespaces, event_sender, &engine);
     let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
     parts.spawn(ending("the look at single pods", look));
     let forbidden = look_up(&mut parts, apis, consul.clone(), allow_local_checks);
     parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
-    parts.spawn(ending("Events", event_writer.run()));
-    parts.spawn(ending("statuses", status_writer.run()));
-    let (token_sender, token_problem) = watch::channel(None);
-    let access = Access::new(consul.clone(), auth_method);
-    let done = CancellationToken::new();
-    let access = tokio::spawn(access.keep(token_sender, done.clone()));
+    let (access, token_problem) = KeptAccess::begin(consul.clone(), auth_method);
     let signals = signals::watch(
         consul.clone(),
         cluster,
@@ -157,12 +176,6 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         stop.clone(),
     );
     parts.spawn(ending("the watch of Consul", signals));
-    let (epoch_sender, epoch_receiver) = oneshot::channel();
-    tokio::spawn(async move {
-        let uid = home.uid().await.to_string();
-        // Nobody waits for it any more only where the engine ended.
-        let _ = epoch_sender.send(epoch_of(uid, watched, EpochKind::Run));
-    });
     let shown = Shown {
         readiness,
         registry: Arc::new(registry),
@@ -179,40 +192,134 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         told,
         forbidden,
         looked,
-        epoch: epoch_receiver,
+        epoch: first_epoch(home, &scope),
     };
     let engine = engine.run(inputs, stop.clone());
-
-    let engine = Box::pin(async { engine.await.context("the engine ended") });
-    let ended = first_to_end(engine, &mut parts, &stop).await;
-    // After the last write, which needs the token.
-    done.cancel();
-    let _ = tokio::time::timeout(LAST_CALLS, access).await;
-    ended
+    let whole = Whole {
+        parts,
+        election,
+        released,
+        access,
+        stop,
+    };
+    Box::pin(whole.end(engine)).await
 }
 
-/// Waits until the engine ends, or a part, which ends the process too.
-async fn first_to_end(
-    mut engine: std::pin::Pin<Box<impl Future<Output = anyhow::Result<()>>>>,
+/// What people are told by, and what sends that.
+fn report(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
-    stop: &CancellationToken,
-) -> anyhow::Result<()> {
-    tokio::select! {
-        ended = &mut engine => ended,
-        // Parts end when told to stop; the engine then still waits for its writes.
-        Some(ended) = parts.join_next() => match ended {
-            _ if stop.is_cancelled() => engine.await,
-            Ok(Ok(part)) => Err(anyhow::anyhow!("{part} ended")),
-            Ok(Err(error)) => Err(error),
-            Err(error) => Err(error).context("a part broke down"),
+    kube: &kube::Client,
+    metrics: Metrics,
+) -> Report {
+    let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
+    let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
+    let status_writer = status_writer.telling(events.clone());
+    parts.spawn(ending("Events", event_writer.run()));
+    parts.spawn(ending("statuses", status_writer.run()));
+    let mut report = Report::new(events, statuses, metrics);
+    report.own_pod = own_pod();
+    report
+}
+
+/// Finds out what the epoch is to say.
+fn first_epoch(home: Home, scope: &Scope) -> oneshot::Receiver<Epoch> {
+    let (sender, epoch) = oneshot::channel();
+    let scope = scope.of_epoch();
+    tokio::spawn(async move {
+        let uid = home.uid().await.to_string();
+        // Nobody waits for it any more only where the engine ended.
+        let _ = sender.send(epoch_of(uid, scope, EpochKind::Run));
+    });
+    epoch
+}
+
+/// The token, while it is kept.
+struct KeptAccess {
+    task: JoinHandle<()>,
+    done: CancellationToken,
+}
+
+impl KeptAccess {
+    /// Returns, too, where to see why the token cannot be relied on, while it cannot.
+    fn begin(
+        consul: consul::Client,
+        method: Option<AuthMethod>,
+    ) -> (Self, watch::Receiver<Option<String>>) {
+        let (sender, problem) = watch::channel(None);
+        let done = CancellationToken::new();
+        let task = tokio::spawn(Access::new(consul, method).keep(sender, done.clone()));
+        (Self { task, done }, problem)
+    }
+
+    /// Gives back what logins gave.
+    async fn end(self) {
+        self.done.cancel();
+        let _ = tokio::time::timeout(LAST_CALLS, self.task).await;
+    }
+}
+
+/// All that runs beside the engine.
+struct Whole {
+    parts: JoinSet<anyhow::Result<&'static str>>,
+    election: Option<Running>,
+    /// Ends the election.
+    released: CancellationToken,
+    access: KeptAccess,
+    stop: CancellationToken,
+}
+
+impl Whole {
+    /// Waits for the end of the engine, or of a part; then lets another process lead.
+    async fn end(
+        self,
+        engine: impl Future<Output = Result<bool, EngineError>>,
+    ) -> anyhow::Result<()> {
+        let Self {
+            mut parts,
+            mut election,
+            released,
+            access,
+            stop,
+        } = self;
+        let engine = async { engine.await.context("the engine ended") };
+        tokio::pin!(engine);
+        let settled = tokio::select! {
+            ended = &mut engine => ended,
+            Some(ended) = OptionFuture::from(election.as_mut()) => match ended {
+                Ok(Err(taken)) => Err(taken.into()),
+                Ok(Ok(())) => Err(anyhow::anyhow!("the election ended")),
+                Err(error) => Err(error).context("the election broke down"),
+            },
+            // Parts end when told to stop; the engine then still waits for its writes.
+            Some(ended) = parts.join_next() => match ended {
+                _ if stop.is_cancelled() => engine.await,
+                Ok(Ok(part)) => Err(anyhow::anyhow!("{part} ended")),
+                Ok(Err(error)) => Err(error),
+                Err(error) => Err(error).context("a part broke down"),
+            }
+        };
+        match settled {
+            Ok(true) => {
+                // Only now may another process write.
+                released.cancel();
+                // However it went, this process ends.
+                let _ = OptionFuture::from(election).await;
+            }
+            Ok(false) => tracing::warn!(
+                "writes are still under way: the leadership is not released, and ends by itself"
+            ),
+            Err(_) => {}
         }
+        // After the last write, which needs the token.
+        access.end().await;
+        settled.map(drop)
     }
 }
 
 /// Keeps it known where no check may connect to.
 fn look_up(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
-    apis: Vec<Api>,
+    apis: Apis,
     consul: consul::Client,
     allows_local: bool,
 ) -> watch::Receiver<Option<Arc<Forbidden>>> {

@@ -21,6 +21,9 @@
 //!      status::board, status::derive   (pure) ─▶ k8s::status, k8s::events, metrics, logs
 //! ```
 //!
+//! [`leader`] says whether this process may write: the engine plans only while it leads, and
+//! [`sync::pass`] looks once more directly before each write.
+//!
 //! [`sync::engine`] is the one task that owns the index, the mirror and the set of dirty keys; it
 //! is the only imperative part that knows both sides. Purity of `api`, `model`, `desired`,
 //! `observed`, `plan` and `status` is kept by a lint (`clippy.toml`).
@@ -36,11 +39,13 @@ pub mod desired;
 pub mod gc;
 pub mod heartbeat;
 pub mod k8s;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod observed;
 pub mod plan;
 pub mod preflight;
+pub mod preview;
 pub mod server;
 pub mod settings;
 pub mod status;

@@ -12,7 +12,7 @@ use super::forbidden::Forbidden;
 
 /// How often their names are looked up again.
 const LOOK_UP: Duration = Duration::from_mins(1);
-/// How soon, while one of them has no address.
+/// How soon, while one of them has no address, or Consul's servers are not known.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(5);
 /// How often it is read where Consul's servers are, once it was.
 const READ_SERVERS: Duration = Duration::from_mins(10);
@@ -26,13 +26,25 @@ const MOST_ADDRESSES: usize = 64;
 /// A host, which is an address or a name, and a port.
 pub type Api = (String, u16);
 
+/// The APIs, as Lictor itself reaches them.
+#[derive(Clone, Debug, Default)]
+pub struct Apis {
+    /// The API server.
+    pub kubernetes: Option<Api>,
+    /// Consul, which may be known by several addresses.
+    pub consul: Vec<Api>,
+}
+
 /// Keeps it known what is forbidden, until nobody asks any more. It is told for the first time once all of
 /// them were found, or after [`PATIENCE`].
 ///
-/// `read` tells where Consul's servers are, as Consul knows it, or nothing where that cannot be read: then
-/// what was read last holds.
+/// Behind an address of Consul may be others, which listen where that does: its servers are kept away from at
+/// the ports of all of them.
+///
+/// `read` tells where Consul's servers are, as Consul knows it, or nothing where that cannot be read, and none
+/// where it may not be: then what was read last holds.
 pub async fn follow<F, R>(
-    apis: Vec<Api>,
+    apis: Apis,
     read: F,
     allows_local: bool,
     forbidden: watch::Sender<Option<Arc<Forbidden>>>,
@@ -42,8 +54,10 @@ pub async fn follow<F, R>(
 {
     let began = Instant::now();
     let mut servers = Servers::default();
-    let names = apis.clone();
-    let known = apis.into_iter().map(|api| (api, Vec::new()));
+    let Apis { kubernetes, consul } = apis;
+    let ports: Vec<u16> = consul.iter().map(|(_, port)| *port).collect();
+    let names: Vec<Api> = kubernetes.into_iter().chain(consul).collect();
+    let known = names.iter().map(|api| (api.clone(), Vec::new()));
     let mut known: Vec<(Api, Vec<SocketAddr>)> = known.collect();
     loop {
         let mut complete = true;
@@ -68,16 +82,25 @@ pub async fn follow<F, R>(
         }
         let is_told = forbidden.borrow().is_some();
         if complete || is_told || allows_local || began.elapsed() >= PATIENCE {
-            let all = known.iter().flat_map(|(_, addresses)| addresses);
-            let all = all.chain(&servers.at);
-            let now = Forbidden::new(allows_local, all.copied()).with_names(&names);
+            let all = known.iter().flat_map(|(_, addresses)| addresses).copied();
+            let all = all.chain(servers.listening_at(&ports));
+            let now = Forbidden::new(allows_local, all).with_names(&names);
             if forbidden.send(Some(Arc::new(now))).is_err() {
                 return;
             }
         } else if forbidden.is_closed() {
             return;
         }
-        sleep(if complete { LOOK_UP } else { LOOK_UP_AGAIN }).await;
+        sleep(pause_after(complete, allows_local || servers.are_known())).await;
+    }
+}
+
+/// How long until the next look-up, after one that found all that have a name, or not, and Consul's servers.
+fn pause_after(complete: bool, knows_servers: bool) -> Duration {
+    if complete && knows_servers {
+        LOOK_UP
+    } else {
+        LOOK_UP_AGAIN
     }
 }
 
@@ -89,6 +112,20 @@ struct Servers {
 }
 
 impl Servers {
+    /// Where they listen, as the catalog says, and at these ports too.
+    fn listening_at(&self, ports: &[u16]) -> impl Iterator<Item = SocketAddr> {
+        let of = move |at: &SocketAddr| {
+            let (ip, own) = (at.ip(), at.port());
+            let ports = [own].into_iter().chain(ports.iter().copied());
+            ports.map(move |port| SocketAddr::new(ip, port))
+        };
+        self.at.iter().flat_map(of)
+    }
+
+    fn are_known(&self) -> bool {
+        self.read_at.is_some()
+    }
+
     /// Reads where they are, unless that was done lately.
     async fn read<R>(&mut self, read: &impl Fn() -> R, now: Instant)
     where
@@ -98,12 +135,13 @@ impl Servers {
             return;
         }
         match timeout(DEADLINE, read()).await {
-            Ok(Some(mut found)) => {
+            // Consul has one at least. Whoever may not read them, as before a login, is shown none.
+            Ok(Some(mut found)) if !found.is_empty() => {
                 found.truncate(MOST_ADDRESSES);
                 self.at = found;
                 self.read_at = Some(now);
             }
-            Ok(None) | Err(_) => {
+            Ok(_) | Err(_) => {
                 tracing::debug!("where Consul's servers are cannot be read: checks may ask them");
             }
         }
@@ -131,9 +169,13 @@ mod tests {
     /// Whether something is told soon of these, one of which has no address.
     async fn is_told_soon(allows_local: bool) -> bool {
         let (sender, mut forbidden) = watch::channel(None);
-        let apis = ["10.0.0.1", "nowhere.invalid"].map(|host| (host.to_owned(), 8500));
+        let consul = ["10.0.0.1", "nowhere.invalid"].map(|host| (host.to_owned(), 8500));
+        let apis = Apis {
+            consul: consul.to_vec(),
+            ..Apis::default()
+        };
         let read = async || None;
-        let follows = tokio::spawn(follow(apis.to_vec(), read, allows_local, sender));
+        let follows = tokio::spawn(follow(apis, read, allows_local, sender));
         let told = forbidden.wait_for(Option::is_some);
         let is_told = timeout(Duration::from_secs(1), told).await.is_ok();
         follows.abort();
@@ -156,32 +198,50 @@ mod tests {
     #[tokio::test]
     async fn the_servers_of_consul_are_kept_away_from() {
         let (sender, mut forbidden) = watch::channel(None);
-        let apis = vec![("10.0.0.1".to_owned(), 18501)];
+        let apis = Apis {
+            kubernetes: Some(("10.0.0.2".to_owned(), 16443)),
+            consul: vec![("10.0.0.1".to_owned(), 18501)],
+        };
         let read = || std::future::ready(Some(vec![at("10.0.0.7:8300")]));
         let follows = tokio::spawn(follow(apis, read, false, sender));
         let told = forbidden.wait_for(Option::is_some).await.unwrap().clone();
         let told = told.unwrap();
-        for address in ["10.0.0.1:18501", "10.0.0.7:8300", "10.0.0.7:8501"] {
+        for address in [
+            "10.0.0.1:18501",
+            "10.0.0.2:16443",
+            "10.0.0.7:8300",
+            "10.0.0.7:8501",
+            // 10.0.0.1 may be what is before it.
+            "10.0.0.7:18501",
+        ] {
             assert!(told.why(at(address)).is_some(), "{address}");
         }
-        assert_eq!(told.why(at("10.0.0.7:8080")), None);
+        for address in ["10.0.0.7:8080", "10.0.0.7:16443"] {
+            assert_eq!(told.why(at(address)), None, "{address}");
+        }
         follows.abort();
     }
 
     #[tokio::test]
     async fn they_are_read_rarely_and_stay_while_they_cannot_be() {
         let (one, other) = (vec![at("10.0.0.7:8300")], vec![at("10.0.0.8:8300")]);
-        let answers = [Some(one.clone()), None, Some(other.clone())];
+        let answers = [
+            Some(one.clone()),
+            None,
+            Some(Vec::new()),
+            Some(other.clone()),
+        ];
         let answers = Mutex::new(VecDeque::from(answers));
         let read = || std::future::ready(answers.lock().unwrap().pop_front().unwrap());
         let (mut servers, start) = (Servers::default(), Instant::now());
         for (minute, at, left) in [
-            (0, &one, 2),
-            (1, &one, 2),
-            (9, &one, 2),
-            (10, &one, 1),
-            (11, &other, 0),
-            (20, &other, 0),
+            (0, &one, 3),
+            (1, &one, 3),
+            (9, &one, 3),
+            (10, &one, 2),
+            (11, &one, 1),
+            (12, &other, 0),
+            (21, &other, 0),
         ] {
             let now = start + Duration::from_mins(minute);
             servers.read(&read, now).await;
@@ -191,10 +251,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn they_are_looked_for_again_soon_until_they_are_known() {
+        // Consul is away, then nobody is logged in yet.
+        let answers = [None, Some(Vec::new()), Some(vec![at("10.0.0.7:8300")])];
+        let answers = Mutex::new(VecDeque::from(answers));
+        let read = || std::future::ready(answers.lock().unwrap().pop_front().unwrap());
+        let (mut servers, now) = (Servers::default(), Instant::now());
+        for pause in [LOOK_UP_AGAIN, LOOK_UP_AGAIN, LOOK_UP] {
+            servers.read(&read, now).await;
+            assert_eq!(pause_after(true, servers.are_known()), pause);
+        }
+        assert_eq!(pause_after(false, true), LOOK_UP_AGAIN);
+    }
+
+    #[tokio::test]
     async fn where_all_may_be_asked_no_server_is_looked_for() {
         let (sender, mut forbidden) = watch::channel(None);
         let read = || -> std::future::Ready<_> { panic!("it is asked for") };
-        let follows = tokio::spawn(follow(Vec::new(), read, true, sender));
+        let follows = tokio::spawn(follow(Apis::default(), read, true, sender));
         forbidden.wait_for(Option::is_some).await.unwrap();
         follows.abort();
     }

@@ -4,27 +4,19 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use anyhow::Context as _;
 use clap::Args;
 
-use super::Failure;
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
-use super::run::{cluster, dead_after};
+use super::planning::dead_after;
+use super::run::cluster;
 use super::scope::ScopeFlags;
+use super::{Failure, Output, runtime};
 use crate::access::Access;
 use crate::consul::Client;
 use crate::model::names::ClusterName;
 use crate::preflight::{self, Settings, Status};
 use crate::telemetry::{self, LogFormat};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
-    /// Lines for people, in colours on a terminal
-    Text,
-    /// One JSON object
-    Json,
-}
 
 #[derive(Args, Debug)]
 pub(super) struct Check {
@@ -84,11 +76,7 @@ impl Check {
             .as_ref()
             .ok()
             .map(|client| Access::new(client.clone(), method));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let facts = runtime.block_on(async {
+        let facts = runtime()?.block_on(async {
             let consul = match (&client, &mut access) {
                 (Ok(client), Some(access)) => Ok((client, access)),
                 (Err(why), _) => Err(why.clone()),

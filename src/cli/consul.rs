@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::Failure;
-use crate::access::AuthMethod;
+use super::{Failure, runtime};
+use crate::access::{Access, AuthMethod};
 use crate::app::told;
-use crate::consul::{ConsulConfig, ConsulSettings};
+use crate::consul::{Client, ConsulConfig, ConsulSettings};
+use crate::gc::verify_token;
 
 #[derive(Args, Debug)]
 #[expect(
@@ -107,6 +109,24 @@ impl ConsulFlags {
             bearer: self.consul_bearer_token_file.clone(),
             pod: pod.map(|(namespace, name)| format!("{namespace}/{name}")),
         }))
+    }
+
+    /// Does one thing with Consul, logged in before where a login it is, and out again afterwards.
+    pub(super) fn once<T>(
+        self,
+        work: impl AsyncFnOnce(&Client) -> anyhow::Result<T>,
+    ) -> Result<T, Failure> {
+        let method = self.auth_method()?;
+        let consul = Client::new(self.config()?).context("cannot set up Consul access")?;
+        let runtime = runtime()?;
+        let mut access = Access::new(consul.clone(), method);
+        let done = runtime.block_on(async {
+            access.log_in().await?;
+            verify_token(&consul).await?;
+            work(&consul).await
+        });
+        runtime.block_on(access.log_out());
+        Ok(done?)
     }
 
     pub(super) fn config(self) -> Result<ConsulConfig, Failure> {

@@ -10,18 +10,17 @@ use super::kubernetes::KubernetesFlags;
 use super::run::cluster;
 use super::scope::ScopeFlags;
 use super::{Failure, complain};
-use crate::access::Access;
 use crate::app::{self, Scope};
 use crate::consul::{Client, Fence};
 use crate::gc::entries::DoomedEntry;
 use crate::gc::remove::{Removed, Remover};
-use crate::gc::{Doomed, ask, dead, offline, verify_token};
+use crate::gc::{Doomed, ask, dead, offline};
 use crate::k8s;
 use crate::k8s::home::{identity, uid_of};
 use crate::model::epoch::{self, EpochKind};
 use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
-use crate::sync::claim::Claimant;
+use crate::sync::claim::{Claimant, Mandate};
 use crate::telemetry::{self, LogFormat};
 
 #[derive(Args, Debug)]
@@ -56,18 +55,9 @@ impl Gc {
             return Err(Failure::Usage(message.to_owned()));
         }
         let scope = self.scope.scope()?;
-        let method = self.consul.auth_method()?;
-        let consul = Client::new(self.consul.config()?).context("cannot set up Consul access")?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        let mut access = Access::new(consul.clone(), method);
-        let work = async {
-            access.log_in().await?;
-            verify_token(&consul).await?;
+        self.consul.once(async |consul| {
             if let Some(dead) = &self.dead {
-                return bury(&consul, dead, self.yes).await;
+                return bury(consul, dead, self.yes).await;
             }
             let held = Held {
                 cluster: self.cluster,
@@ -75,11 +65,8 @@ impl Gc {
                 kubernetes: self.kubernetes.options(),
                 yes: self.yes,
             };
-            held.handle(&consul).await
-        };
-        let done = runtime.block_on(work);
-        runtime.block_on(access.log_out());
-        Ok(done?)
+            held.handle(consul).await
+        })
     }
 }
 
@@ -156,7 +143,7 @@ impl Held {
         } else {
             None
         };
-        let found = offline::find(&kube, consul, &self.cluster, self.scope).await?;
+        let found = offline::find(&kube, consul, &self.cluster, &self.scope).await?;
         let offline::Found {
             instances,
             entries,
@@ -200,7 +187,8 @@ async fn claim(
         epoch: app::epoch_of(uid, scope.of_epoch(), EpochKind::Gc),
         take_over: None,
     };
-    Ok(claimant.claim(consul, None).await?.index)
+    let mandate = Mandate::unopposed();
+    Ok(claimant.claim(consul, None, &mandate).await?.index)
 }
 
 async fn bury(consul: &Client, dead: &ClusterName, yes: bool) -> anyhow::Result<()> {

@@ -6,12 +6,16 @@ mod consul;
 mod crds;
 mod gc;
 mod kubernetes;
+mod plan;
+mod planning;
 mod run;
 mod scope;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime::Runtime;
 
 /// Exit code for a command line that is not understood (`EX_USAGE` of BSD's sysexits).
 const USAGE: u8 = 64;
@@ -29,6 +33,8 @@ struct Cli {
 enum Command {
     /// Watches Kubernetes and keeps Consul equal to it, until stopped
     Run(Box<run::Run>),
+    /// Shows what `run` would change in Consul, from the cluster or from manifests, and changes nothing
+    Plan(Box<plan::Plan>),
     /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
     /// it
     Gc(Box<gc::Gc>),
@@ -53,15 +59,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
     };
+    let succeeded = |()| ExitCode::SUCCESS;
     let done = match cli.command {
-        Command::Run(run) => run.execute(),
-        Command::Gc(gc) => gc.execute(),
-        Command::Check(check) => check.execute(),
-        Command::AclPolicy(policy) => policy.execute(),
-        Command::Crds => crds::execute(),
+        Command::Run(run) => run.execute().map(succeeded),
+        Command::Plan(plan) => plan.execute(),
+        Command::Gc(gc) => gc.execute().map(succeeded),
+        Command::Check(check) => check.execute().map(succeeded),
+        Command::AclPolicy(policy) => policy.execute().map(succeeded),
+        Command::Crds => crds::execute().map(succeeded),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure::Told) => ExitCode::FAILURE,
         Err(Failure::Usage(message)) => {
             complain(&message);
@@ -72,6 +80,23 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// How a command shows what it found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Lines for people, in colours on a terminal
+    Text,
+    /// One JSON object
+    Json,
+}
+
+/// What a command that does one thing and ends runs on.
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 /// Why a command failed.

@@ -12,16 +12,17 @@ use tokio_util::sync::CancellationToken;
 use super::Failure;
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
+use super::planning::PlanningFlags;
 use super::scope::ScopeFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
-use crate::desired::esm::Runner;
+use crate::leader::Election;
 use crate::model::names::{ClusterName, InvalidName};
 use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
-use crate::plan::{DriftMode, Mode, Rules};
-use crate::settings::{Values, critical_time, duration};
+use crate::plan::{DriftMode, Rules};
+use crate::settings::{Values, duration};
 use crate::sync::engine::Options;
 use crate::telemetry::{self, LogFormat};
 
@@ -78,14 +79,6 @@ pub(super) struct Run {
         value_name = "LEVEL"
     )]
     log_level: String,
-    /// What may be written to Consul
-    #[arg(
-        long,
-        env = "LICTOR_POLICY",
-        default_value = "sync",
-        value_name = "POLICY"
-    )]
-    policy: Mode,
     /// What is done about a change that another hand made in Consul
     #[arg(
         long,
@@ -94,24 +87,6 @@ pub(super) struct Run {
         value_name = "MODE"
     )]
     drift: DriftMode,
-    /// Largest share of all entries, in percent, that may be removed within ten minutes without
-    /// anybody having been seen to delete what they were for
-    #[arg(
-        long,
-        env = "LICTOR_MAX_DELETE_PERCENT",
-        default_value_t = Limits::default().percent,
-        value_parser = clap::value_parser!(u8).range(0..=100),
-        value_name = "PERCENT"
-    )]
-    max_delete_percent: u8,
-    /// So many entries may be removed that way whatever their share
-    #[arg(
-        long,
-        env = "LICTOR_MAX_DELETE_FLOOR",
-        default_value_t = Limits::default().floor,
-        value_name = "COUNT"
-    )]
-    max_delete_floor: usize,
     /// Complete lists, 30 s apart, that must agree before something is removed that way
     #[arg(
         long,
@@ -141,28 +116,6 @@ pub(super) struct Run {
         value_name = "DURATION"
     )]
     node_grace: Duration,
-    /// Let Consul itself turn all instances critical when no Lictor has reached it for this long, or up to
-    /// twice as long; by default their health stays as it was last seen. 1m to 24h; needs Consul 1.21 or later
-    #[arg(long, env = "LICTOR_DEAD_AFTER", value_parser = dead_after, value_name = "DURATION")]
-    dead_after: Option<Duration>,
-    /// Deregister any instance of ours whose own checks were critical for that long, at least 30s, until they
-    /// are not; by default only where deregisterCriticalServiceAfter asks for it
-    #[arg(
-        long,
-        env = "LICTOR_SWEEP_CRITICAL_AFTER",
-        value_parser = critical_time,
-        value_name = "DURATION"
-    )]
-    sweep_critical_after: Option<Duration>,
-    /// Who runs the checks of `ServiceRegistration`s: Lictor, or consul-esm by definitions that Lictor
-    /// writes
-    #[arg(
-        long,
-        env = "LICTOR_CHECKS",
-        default_value = "lictor",
-        value_name = "WHO"
-    )]
-    checks: Runner,
     /// Let checks ask loopback and link-local addresses, the API server and Consul: for tests, or where
     /// all is on one machine
     #[arg(long, env = "LICTOR_ALLOW_LOCAL_CHECKS")]
@@ -171,10 +124,24 @@ pub(super) struct Run {
     /// all their instances; needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
+    /// How several processes with the same cluster name agree on which of them writes: by a Lease in
+    /// Kubernetes, by a lock in Consul, or not at all, where only one runs
+    #[arg(
+        long,
+        env = "LICTOR_LEADER_ELECTION",
+        default_value = "lease",
+        value_name = "HOW"
+    )]
+    leader_election: Election,
+    /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
+    #[arg(long, env = "LICTOR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
     /// UID of the Kubernetes cluster (of its namespace kube-system, or of the first of --namespace by name) that
     /// this one replaces under its cluster name; its own UID where --namespace changed
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
     take_over: Option<String>,
+    #[command(flatten)]
+    planning: PlanningFlags,
     #[command(flatten)]
     kubernetes: KubernetesFlags,
     #[command(flatten)]
@@ -197,21 +164,22 @@ impl Run {
             scope,
             listen: self.listen,
             consistency: self.consistency,
-            checks: self.checks,
+            checks: self.planning.checks,
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
+            election: self.leader_election,
+            lease_namespace: self.lease_namespace,
             engine: Options {
                 settings: Values {
                     log_level: self.log_level,
-                    policy: self.policy,
+                    policy: self.planning.policy,
                     drift: self.drift,
                     drift_interval: self.drift_interval,
                     limits: Limits {
-                        percent: self.max_delete_percent,
-                        floor: self.max_delete_floor,
                         confirm: self.delete_confirm,
+                        ..self.planning.limits()
                     },
-                    sweep_critical_after: self.sweep_critical_after,
+                    sweep_critical_after: self.planning.sweep_critical_after,
                     consul_write_rate: self.consul_write_rate,
                 },
                 log_level: Some(log_level),
@@ -219,7 +187,7 @@ impl Run {
                 rules: Rules {
                     nodes: NodePanic::new(self.node_panic),
                     vacancies: Vacancies::new(node_grace),
-                    dead_after: self.dead_after,
+                    dead_after: self.planning.dead_after,
                     ..Rules::default()
                 },
             },
@@ -255,20 +223,4 @@ impl Run {
 
 pub(super) fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
     name.parse()
-}
-
-/// What the time to live of a session may be, but for less than a minute, which would be an outage whenever
-/// Lictor is started anew.
-pub(super) fn dead_after(text: &str) -> Result<Duration, String> {
-    let after = duration(text)?;
-    if after < Duration::from_mins(1) {
-        return Err("must be at least 1m".to_owned());
-    }
-    if after > Duration::from_hours(24) {
-        return Err("must be at most 24h".to_owned());
-    }
-    if after.subsec_nanos() != 0 {
-        return Err("must be a number of whole seconds".to_owned());
-    }
-    Ok(after)
 }

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
-use super::{Client, ConsulError, ErrorClass, Request};
+use super::wire::null_is_default;
+use super::{Client, ConsulError, ErrorClass, Observed, Quality, Request};
 use crate::model::text::Text;
 
 /// Who answers.
@@ -35,27 +36,35 @@ struct SelfBody {
     config: SelfConfig,
 }
 
+/// As lenient as all of the catalog is read: anybody may register a service of this name.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Server {
+    #[serde(deserialize_with = "null_is_default")]
     node: ServerNode,
+    #[serde(deserialize_with = "null_is_default")]
     service: ServerService,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct ServerNode {
+    #[serde(deserialize_with = "null_is_default")]
     address: Text,
+    #[serde(deserialize_with = "null_is_default")]
     datacenter: Text,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct ServerService {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", deserialize_with = "null_is_default")]
     id: Text,
+    #[serde(deserialize_with = "null_is_default")]
     address: Text,
-    port: u16,
+    #[serde(deserialize_with = "null_is_default")]
+    port: i64,
+    #[serde(deserialize_with = "null_is_default")]
     meta: ServerMeta,
 }
 
@@ -130,7 +139,7 @@ impl Client {
     /// The lowest version among the servers that are well, as they tell it in the catalog; `None` where they do
     /// not. Needs `service:read` on `consul`.
     pub async fn oldest_server(&self) -> Result<Option<Text>, ConsulError> {
-        let servers = self.read_servers(true).await?.into_iter();
+        let servers = self.read_servers(true).await?.value.into_iter();
         let versions = servers.filter_map(|server| server.service.meta.version);
         Ok(versions.min_by_key(|version| {
             let numbers = version
@@ -146,31 +155,37 @@ impl Client {
         if let Ok(agent) = self.agent().await {
             return Ok(Some(Text::from(&*agent.datacenter)));
         }
-        let servers = self.read_servers(false).await?.into_iter();
+        let servers = self.read_servers(false).await?.value.into_iter();
         let mut told = servers.map(|server| server.node.datacenter);
         Ok(told.find(|name| !name.is_empty()))
     }
 
-    /// Where the servers of this datacenter are, as the catalog tells it; none where it may not be read. Needs
-    /// `service:read` on `consul`, and `node:read` on the servers' nodes.
+    /// Where the servers of this datacenter are, as the catalog tells it; none where it does not, or not of all.
+    /// Needs `service:read` on `consul`, and `node:read` on the servers' nodes.
     pub async fn servers(&self) -> Result<Vec<SocketAddr>, ConsulError> {
         let servers = self.read_servers(false).await?;
-        let addresses = servers.iter().flat_map(|Server { node, service }| {
+        if let Quality::Filtered | Quality::Unidentified = servers.quality {
+            return Ok(Vec::new());
+        }
+        let addresses = servers.value.iter().flat_map(|Server { node, service }| {
             let told = [&node.address, &service.address];
-            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, service.port)))
+            let port = u16::try_from(service.port).ok();
+            told.map(|address| Some(SocketAddr::new(address.parse().ok()?, port?)))
         });
         Ok(addresses.flatten().collect())
     }
 
     /// The servers as the catalog has them, or only those that are well.
-    async fn read_servers(&self, well: bool) -> Result<Vec<Server>, ConsulError> {
-        let mut request = Request::get("health/service").segment("consul");
+    async fn read_servers(&self, well: bool) -> Result<Observed<Vec<Server>>, ConsulError> {
+        let mut request = Request::get("health/service")
+            .segment("consul")
+            .of_servers();
         if well {
             request = request.query("passing", "");
         }
-        let mut found: Vec<Server> = self.send(&request).await?.json()?.value;
+        let mut found: Observed<Vec<Server>> = self.send(&request).await?.json()?;
         // Anybody may register a service of that name, but only servers have this id.
-        found.retain(|server| *server.service.id == *"consul");
+        found.value.retain(|server| *server.service.id == *"consul");
         Ok(found)
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/kv>
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 
 use super::wire::KvPair;
@@ -71,6 +73,35 @@ impl Client {
     ) -> Result<bool, ConsulError> {
         let request = Request::put("kv").path(key).query("cas", index.to_string());
         self.send(&request.body(value.to_vec()))
+            .await
+            .and_then(yes_or_no)
+    }
+
+    /// Locks a key for a session and writes it; `false` if another session holds it, or if it may not be
+    /// locked yet after one that ended. Where the session holds it already it is only written.
+    pub async fn kv_acquire(
+        &self,
+        key: &str,
+        value: &[u8],
+        session: &str,
+        deadline: Duration,
+    ) -> Result<bool, ConsulError> {
+        let request = Request::put("kv").path(key).query("acquire", session);
+        self.send(&request.body(value.to_vec()).within(deadline))
+            .await
+            .and_then(yes_or_no)
+    }
+
+    /// Unlocks a key that a session holds, and writes it; `false` if it does not.
+    pub async fn kv_release(
+        &self,
+        key: &str,
+        value: &[u8],
+        session: &str,
+        deadline: Duration,
+    ) -> Result<bool, ConsulError> {
+        let request = Request::put("kv").path(key).query("release", session);
+        self.send(&request.body(value.to_vec()).within(deadline))
             .await
             .and_then(yes_or_no)
     }

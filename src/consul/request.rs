@@ -17,6 +17,8 @@ const READ: Duration = Duration::from_secs(30);
 const WRITE: Duration = Duration::from_secs(25);
 /// What a blocking query may take beyond its wait and the sixteenth that Consul adds to it.
 const BLOCKING_MARGIN: Duration = Duration::from_secs(10);
+/// The name of the namespace, and of the partition, that there always are.
+const DEFAULT_TENANCY: &str = "default";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Method {
@@ -62,6 +64,8 @@ pub struct Request<'a> {
     pub(super) token: RequestToken,
     pub(super) wait: Option<Duration>,
     limit: Option<Duration>,
+    /// Whether it asks of what is in the default namespace and partition, whatever the client's are.
+    of_servers: bool,
 }
 
 /// Which token a request carries.
@@ -94,6 +98,7 @@ impl<'a> Request<'a> {
             token: RequestToken::OfClient,
             wait: None,
             limit: None,
+            of_servers: false,
         }
     }
 
@@ -199,6 +204,13 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Asks of Consul's own servers, which are in the default namespace and partition.
+    #[must_use]
+    pub fn of_servers(mut self) -> Self {
+        self.of_servers = true;
+        self
+    }
+
     pub(super) fn deadline(&self) -> Duration {
         let usual = match (self.method, self.wait) {
             (Method::Get, Some(wait)) => wait * 17 / 16 + BLOCKING_MARGIN,
@@ -208,7 +220,8 @@ impl<'a> Request<'a> {
         self.limit.map_or(usual, |limit| limit.min(usual))
     }
 
-    /// The URL at an address, with the tenancy (`ns`, `partition`) of the client.
+    /// The URL at an address, with the tenancy (`ns`, `partition`) of the client, or of the servers where a
+    /// client has one: what is not set there Consul takes from the token.
     pub(super) fn url(&self, base: &Url, tenancy: &Tenancy) -> Url {
         let mut url = base.clone();
         // Never fails: the addresses are http or https, which have paths.
@@ -218,9 +231,17 @@ impl<'a> Request<'a> {
         }
         {
             let mut query = url.query_pairs_mut();
+            let of_servers = |(name, value)| {
+                let value = if self.of_servers {
+                    DEFAULT_TENANCY
+                } else {
+                    value
+                };
+                (name, value)
+            };
             query
                 .extend_pairs(&self.query)
-                .extend_pairs(tenancy.query());
+                .extend_pairs(tenancy.query().map(of_servers));
             match self.consistency {
                 Consistency::Default => {}
                 Consistency::Consistent => drop(query.append_key_only("consistent")),
@@ -293,6 +314,22 @@ mod tests {
             url.as_str(),
             "https://example.org/consul/v1/catalog/nodes?ns=team&consistent"
         );
+    }
+
+    #[test]
+    fn servers_are_asked_for_where_they_are() {
+        let base = Url::parse("http://127.0.0.1:8500").unwrap();
+        let request = Request::get("health/service").of_servers();
+        let mut tenancy = Tenancy {
+            namespace: Some("team".to_owned()),
+            partition: None,
+        };
+        let at = |tenancy: &Tenancy| request.url(&base, tenancy).query().map(str::to_owned);
+        assert_eq!(at(&tenancy).as_deref(), Some("ns=default"));
+        tenancy.partition = Some("emea".to_owned());
+        let both = Some("ns=default&partition=default");
+        assert_eq!(at(&tenancy).as_deref(), both);
+        assert_eq!(at(&Tenancy::default()), None);
     }
 
     #[test]

@@ -40,7 +40,7 @@ struct CreateBody<'a> {
     name: &'a str,
     #[serde(rename = "TTL")]
     ttl: String,
-    lock_delay: &'a str,
+    lock_delay: String,
     behavior: &'a str,
     // By default it would depend on the check of an agent, which these nodes have not.
     checks: [&'a str; 0],
@@ -70,19 +70,20 @@ impl Client {
     }
 
     /// Creates a session on a node, that ends by itself once it was not renewed for `ttl`, 10 s to a day,
-    /// or up to twice as long. It depends on no check. Returns its id.
+    /// or up to twice as long, and takes the keys that it holds with it; for `lock_delay` nobody else can
+    /// lock these then. It depends on no check. Returns its id.
     pub async fn create_session(
         &self,
         node: &str,
         name: &str,
         ttl: Duration,
+        lock_delay: Duration,
     ) -> Result<Text, ConsulError> {
         let body = CreateBody {
             node,
             name,
             ttl: format!("{}s", ttl.as_secs()),
-            // It holds no lock.
-            lock_delay: "0s",
+            lock_delay: format!("{}s", lock_delay.as_secs()),
             behavior: "delete",
             checks: [],
             node_checks: [],

@@ -55,6 +55,12 @@ impl Watches {
         this
     }
 
+    /// The namespaces that alone are watched; empty for all.
+    #[must_use]
+    pub fn namespaces(&self) -> &BTreeSet<Text> {
+        &self.namespaces
+    }
+
     /// Whether there is a watch of the kind.
     #[must_use]
     pub fn watches(&self, kind: Kind) -> bool {

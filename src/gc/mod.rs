@@ -12,13 +12,13 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, bail};
 
 use crate::audit::{self, Removed};
-use crate::consul::{Client, Consistency, ConsulError, Observed, TokenStanding};
+use crate::consul::{Client, Consistency, TokenStanding};
 use crate::model::key::{InstanceKey, Table};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::owner::Owner;
 use crate::observed::mirror::Mirror;
 use crate::observed::table::Knowledge;
-use crate::sync::apply::{self, Done, ReadError};
+use crate::sync::apply::{self, Done, sure};
 use crate::sync::carry::{self, Rows};
 
 /// An instance that is to be removed.
@@ -47,7 +47,11 @@ pub async fn verify_token(client: &Client) -> anyhow::Result<()> {
 
 /// Reads all nodes of a cluster with all that is on them, and all that is on none; only what is known
 /// for sure.
-async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirror> {
+///
+/// # Errors
+///
+/// What cannot be read, or only in part.
+pub async fn read_all(client: &Client, cluster: &ClusterName) -> anyhow::Result<Mirror> {
     let mut mirror = Mirror::new(cluster.clone());
     for name in nodes(client, cluster).await? {
         let ticket = mirror.start_read();
@@ -111,15 +115,6 @@ async fn nodes(client: &Client, cluster: &ClusterName) -> anyhow::Result<BTreeSe
     Ok(names
         .filter_map(|node| NodeName::parse(cluster, &node.name))
         .collect())
-}
-
-/// The value of an answer that leaves nothing out.
-fn sure<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
-    let answer = answer?;
-    let quality = answer.quality;
-    answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))
 }
 
 /// The line of the audit log for a removal.

@@ -41,11 +41,9 @@ pub async fn find(
     kube: &kube::Client,
     consul: &Client,
     cluster: &ClusterName,
-    scope: Scope,
+    scope: &Scope,
 ) -> anyhow::Result<Found> {
-    let index = tokio::time::timeout(PATIENCE, listed(kube, cluster, scope))
-        .await
-        .context("Kubernetes could not be listed completely in time")??;
+    let index = listed(kube, scope.index(cluster.clone())).await?;
     let mut mirror = read_all(consul, cluster).await?;
     Ok(Found {
         owned: mirror.owned_instances() + mirror.owned_entries(),
@@ -54,22 +52,29 @@ pub async fn find(
     })
 }
 
-async fn listed(kube: &kube::Client, cluster: &ClusterName, scope: Scope) -> anyhow::Result<Index> {
+/// Puts all that Kubernetes has into an empty index, each kind listed once from a quorum.
+///
+/// # Errors
+///
+/// A kind that cannot be listed, or not within two minutes.
+pub async fn listed(kube: &kube::Client, index: Index) -> anyhow::Result<Index> {
+    tokio::time::timeout(PATIENCE, list(kube, index))
+        .await
+        .context("Kubernetes could not be listed completely in time")?
+}
+
+async fn list(kube: &kube::Client, mut index: Index) -> anyhow::Result<Index> {
     let (sender, mut events) = mpsc::channel(64);
     let (_asks, relist) = watch::channel(());
     // Ends them all when it is dropped.
     let mut watches = JoinSet::new();
-    let Scope {
-        namespaces,
-        excluded,
-    } = scope;
+    let namespaces = index.watches.namespaces().clone();
     let home = Home::in_namespaces(kube.clone(), namespaces.clone());
     for kind in Kind::ALL {
         let (home, sender, relist) = (home.clone(), sender.clone(), relist.clone());
         let watch = k8s::watch_in(kind, home, &namespaces, sender, relist);
         watch.map(|watch| watches.spawn(watch));
     }
-    let mut index = Index::new(cluster.clone(), excluded).in_namespaces(namespaces);
     while !index.watches.all_complete() {
         let Some(event) = events.recv().await else {
             bail!("the watches of Kubernetes ended");

@@ -18,6 +18,7 @@ use crate::observed::mirror::Mirror;
 use crate::plan::entries::{Change, owner_of};
 use crate::sync::apply::ReadError;
 use crate::sync::carry::{Carried, carry_out};
+use crate::sync::pass::Pass;
 
 /// Removals in a transaction.
 const TOGETHER: usize = 100;
@@ -186,8 +187,9 @@ impl<'a> Remover<'a> {
         change: &Change,
     ) -> anyhow::Result<Result<(), String>> {
         let mut lost: Option<ConsulError> = None;
+        let pass = Pass::of(self.fence);
         for _ in 0..ATTEMPTS {
-            let outcome = carry_out(self.client, cluster, self.fence, &doomed.key, change).await;
+            let outcome = carry_out(self.client, cluster, &pass, &doomed.key, change).await;
             let done = matches!(outcome, Ok(Carried::Done(..) | Carried::Unseen(_)));
             if done || (lost.is_some() && self.is_done(cluster, doomed, change).await?) {
                 return Ok(Ok(()));

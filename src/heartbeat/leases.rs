@@ -143,8 +143,8 @@ impl Leases {
     pub fn listing(&mut self, namespace: &str, at: Instant) {
         if let Some(scope) = self.0.get_mut(namespace) {
             scope.listed = Some((at, BTreeSet::new()));
-            // What was known until now is good for as long as the watch was.
-            if scope.view == View::Listing || scope.leases.is_empty() {
+            // What was known until now, that there are none too, is good for as long as the watch was.
+            if scope.view != View::Complete && scope.leases.is_empty() {
                 scope.view = View::Listing;
             }
         }
@@ -416,6 +416,22 @@ mod tests {
         let at = bench.at(3);
         bench.leases.listed("shop", at);
         assert!(matches!(bench.beat(3, true), Beat::Lapsed(_)));
+    }
+
+    #[test]
+    fn that_there_is_none_is_known_while_they_are_listed_anew() {
+        let mut bench = Bench::new();
+        bench.leases.deleted(&lease("1"));
+        let at = bench.at(5);
+        bench.leases.listing("shop", at);
+        let Beat::Lapsed(why) = bench.beat(5, true) else {
+            panic!()
+        };
+        assert!(why.contains("no Lease"), "{why}");
+        // Unless that could not be seen.
+        bench.leases.broken("shop", &"refused".into(), false);
+        bench.leases.listing("shop", at);
+        assert!(matches!(bench.beat(5, true), Beat::Unknown(_)));
     }
 
     #[test]

@@ -62,6 +62,15 @@ impl Act {
     }
 }
 
+/// An act that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// What is to be done.
+    pub act: Act,
+    /// The row that it is for: another one may take its place before it is answered.
+    row: u64,
+}
+
 /// A session that there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -94,11 +103,26 @@ pub struct Pulses {
     rows: HashMap<Place, Row>,
     due: BTreeSet<(Instant, Place)>,
     unsure: HashSet<Place>,
-    /// Checks that have, or may have, sessions and are not followed; `None` where that is not known, or
-    /// others make some. A check that is followed from now on and is not among them has none.
-    strays: Option<HashSet<Place>>,
+    /// Checks that have, or may have, sessions and are not followed.
+    strays: HashMap<Place, Stray>,
+    /// Whether these are all: a check that is followed from now on and is not among them has none. Not where
+    /// others make some.
+    relies: bool,
+    /// The number of the row that came last.
+    last: u64,
+    /// How many rows have sessions.
+    alive: usize,
     /// When all that was known was doubted last.
     doubted: Option<Instant>,
+}
+
+/// A check that has, or may have, sessions and is not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stray {
+    /// As of this moment: a list that was asked for later tells.
+    Since(Instant),
+    /// One is being created or ended for the row with this number, which is not there any more.
+    UnderWay(u64),
 }
 
 impl Pulses {
@@ -110,13 +134,22 @@ impl Pulses {
         check: Option<Health>,
         now: Instant,
     ) {
-        let strays = self.strays.as_mut();
         let row = self.rows.entry(place.clone()).or_insert_with(|| {
-            let sure = strays.is_some_and(|strays| !strays.remove(place));
+            let stray = self.strays.remove(place);
+            let sure = self.relies && stray.is_none();
             if !sure {
                 self.unsure.insert(place.clone());
             }
-            Row::new((ttl, want), sure, now)
+            let mut row = Row::new((ttl, want), sure, now);
+            if let Some(Stray::UnderWay(number)) = stray {
+                // What is under way is for this one now: nothing else is begun before it is answered.
+                row.number = number;
+                row.doing = Some(Doing::Changes);
+            } else {
+                self.last += 1;
+                row.number = self.last;
+            }
+            row
         });
         if row.check == Some(Health::Passing) && row.ttl != ttl {
             // A session keeps the time that it was created with.
@@ -155,33 +188,34 @@ impl Pulses {
         }
     }
 
-    /// Its node is gone, and the sessions on it with that.
+    /// Its node is gone, and the sessions on it with that, but for what is under way.
     pub fn drop(&mut self, place: &Place) {
         self.unsure.remove(place);
-        if let Some(row) = self.rows.remove(place)
-            && let Some(at) = row.due
-        {
+        let Some(row) = self.rows.remove(place) else {
+            return;
+        };
+        if let Some(at) = row.due {
             self.due.remove(&(at, place.clone()));
+        }
+        self.alive -= usize::from(!row.sessions.is_empty());
+        if row.doing == Some(Doing::Changes) {
+            let stray = Stray::UnderWay(row.number);
+            self.strays.insert(place.clone(), stray);
         }
     }
 
     /// Its node is not ours any more, and the sessions on it stay.
-    pub fn leave(&mut self, place: &Place) {
+    pub fn leave(&mut self, place: &Place, now: Instant) {
         if self.rows.contains_key(place) {
             self.drop(place);
-            self.has_strays(place);
-        }
-    }
-
-    fn has_strays(&mut self, place: &Place) {
-        if let Some(strays) = &mut self.strays {
-            strays.insert(place.clone());
+            let since = Stray::Since(now);
+            self.strays.entry(place.clone()).or_insert(since);
         }
     }
 
     /// What was known of sessions may be wrong.
     pub fn doubt(&mut self, now: Instant) {
-        self.strays = None;
+        self.relies = false;
         self.doubted = Some(now);
         let places: Vec<Place> = self.rows.keys().cloned().collect();
         for place in places {
@@ -203,6 +237,12 @@ impl Pulses {
         !self.unsure.is_empty()
     }
 
+    /// Whether a check is followed.
+    #[must_use]
+    pub fn follows(&self, place: &Place) -> bool {
+        self.rows.contains_key(place)
+    }
+
     /// The checks that are followed.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         self.rows.keys()
@@ -221,26 +261,41 @@ impl Pulses {
             return row.sure.then_some(!row.sessions.is_empty());
         }
         // It is not followed yet.
-        let strays = self.strays.as_ref()?;
-        (!strays.contains(place)).then_some(false)
+        let has_none = self.relies && !self.strays.contains_key(place);
+        has_none.then_some(false)
     }
 
     /// Only this process makes sessions, and these are those of no check here, of all that there were when
     /// it was `asked`: for what is made from now on there is no need to list them again.
     pub fn rely_on(&mut self, strays: &[Found], asked: Instant) {
-        if self.doubted.is_none_or(|doubted| doubted <= asked) {
-            let places = strays.iter().map(|stray| stray.place.clone());
-            self.strays = Some(places.collect());
+        if self.doubted.is_some_and(|doubted| doubted > asked) {
+            return;
+        }
+        self.relies = true;
+        // What came since then is not in that list.
+        self.strays.retain(|_, stray| match stray {
+            Stray::Since(since) => *since >= asked,
+            Stray::UnderWay(_) => true,
+        });
+        for stray in strays {
+            let since = Stray::Since(asked);
+            self.strays.entry(stray.place.clone()).or_insert(since);
         }
     }
 
     /// How many sessions are known to live.
     #[must_use]
     pub fn alive(&self) -> usize {
-        self.rows
-            .values()
-            .filter(|row| !row.sessions.is_empty())
-            .count()
+        self.alive
+    }
+
+    /// A row has other sessions than before.
+    fn count(alive: &mut usize, row: &Row, had_some: bool) {
+        match (had_some, !row.sessions.is_empty()) {
+            (false, true) => *alive += 1,
+            (true, false) => *alive -= 1,
+            _ => {}
+        }
     }
 
     /// These are all sessions that there were when it was `asked`. `chance` gives numbers from 0 to 1, by
@@ -272,7 +327,9 @@ impl Pulses {
             let found: Vec<Text> = found.into_iter().map(|found| found.id).collect();
             if !row.sure || row.sessions != found {
                 row.sure = true;
+                let had_some = !row.sessions.is_empty();
                 row.sessions = found;
+                Self::count(&mut self.alive, row, had_some);
                 row.found_ttl = ttl;
                 // A session keeps the time that it was created with.
                 row.remake |= ttl.is_some_and(|ttl| ttl != row.ttl) && row.want == Want::Alive;
@@ -286,7 +343,7 @@ impl Pulses {
 
     /// What is to be done now; `changes` is from when on this process may create and end sessions, if at
     /// all. Each act is to be answered with [`Self::done`].
-    pub fn next(&mut self, changes: Option<Instant>, now: Instant) -> Option<Act> {
+    pub fn next(&mut self, changes: Option<Instant>, now: Instant) -> Option<Begun> {
         let leads = changes.is_some_and(|from| from <= now);
         let later = changes.filter(|from| *from > now);
         while let Some((at, place)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
@@ -306,7 +363,8 @@ impl Pulses {
                         Act::Renew(..) => Doing::Renews,
                         Act::Create(..) | Act::End(..) => Doing::Changes,
                     });
-                    return Some(act);
+                    let row = row.number;
+                    return Some(Begun { act, row });
                 }
                 Next::At(at) => self.schedule(&place, at),
                 Next::Never => {}
@@ -320,19 +378,25 @@ impl Pulses {
     /// ended does not.
     pub fn done(
         &mut self,
-        act: &Act,
+        begun: &Begun,
         outcome: Outcome,
         now: Instant,
         mut chance: impl FnMut() -> f64,
     ) {
+        let act = &begun.act;
         let place = act.place();
-        let Some(row) = self.rows.get_mut(place) else {
-            if let Outcome::Created(_) | Outcome::Lost = outcome {
-                self.has_strays(place);
+        let row = self.rows.get_mut(place);
+        let Some(row) = row.filter(|row| row.number == begun.row) else {
+            // A renewal for one that was there before says nothing of the one that is there now.
+            if let Some(stray) = self.strays.get_mut(place)
+                && *stray == Stray::UnderWay(begun.row)
+            {
+                *stray = Stray::Since(now);
             }
             return;
         };
         row.doing = None;
+        let had_some = !row.sessions.is_empty();
         if outcome != Outcome::Renewed {
             row.changed = Some(now);
         }
@@ -340,6 +404,7 @@ impl Pulses {
         match outcome {
             Outcome::Created(id) => {
                 row.sessions = vec![id];
+                Self::count(&mut self.alive, row, had_some);
                 row.found_ttl = None;
                 row.failures = 0;
                 // What the check is now is not known before it is read.
@@ -356,6 +421,7 @@ impl Pulses {
                 if let Act::Renew(_, gone) | Act::End(_, gone) = act {
                     row.sessions.retain(|id| id != gone);
                 }
+                Self::count(&mut self.alive, row, had_some);
                 if let Act::Renew(..) = act {
                     // Somebody ended it, and may have made another.
                     self.doubt_one(place, now);

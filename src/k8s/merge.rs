@@ -272,7 +272,7 @@ mod tests {
             Change::Node(WatchEvent::Applied(node)) => format!("+{}", node.name),
             other => format!("{other:?}"),
         };
-        let asked = asked.iter().map(|name| name.to_string()).collect();
+        let asked = asked.iter().map(ToString::to_string).collect();
         (told.into_iter().map(short).collect(), asked)
     }
 

@@ -26,7 +26,7 @@ use crate::desired::claim::{Claim, Held, Resolved, Shape};
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::desired::probe::Asked;
-use crate::model::entry::{Check, Health};
+use crate::model::entry::{Check, Health, Service};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks::{self, Standing};
 use crate::model::owner::{Owner, OwnerKind};
@@ -398,7 +398,47 @@ fn create(key: &InstanceKey, claim: &Claim, scope: &Scope<'_>) -> Step {
     }
 }
 
-fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Scope<'_>) -> Step {
+/// All that differs between an instance as it is there and as it is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Differences {
+    /// The entry as it is wanted.
+    pub service: Service,
+    /// What of the entry differs.
+    pub fields: Vec<&'static str>,
+    /// The checks that differ, or are missing.
+    pub checks: Vec<CheckWrite>,
+    /// Checks of ours that nobody asks for, by id; the `ModifyIndex` of each.
+    pub surplus: Vec<(Text, u64)>,
+}
+
+/// All that differs under a key that is claimed and held by us, or may be adopted. A write may have but
+/// a part of it, and leave the rest for the next one.
+#[must_use]
+pub fn differences(
+    key: &InstanceKey,
+    desired: &Index,
+    observed: &Mirror,
+    rules: &Rules,
+) -> Option<Differences> {
+    let there = observed.instance(key)?;
+    let held = held_under(key, observed);
+    let Resolved::Claimed(claim) = desired.resolve(key, held.as_ref()) else {
+        return None;
+    };
+    let scope = Scope {
+        desired,
+        observed,
+        rules,
+    };
+    Some(differing(key, &claim, there, &scope))
+}
+
+fn differing(
+    key: &InstanceKey,
+    claim: &Claim,
+    there: &ObservedInstance,
+    scope: &Scope<'_>,
+) -> Differences {
     let mut wanted = match &claim.shape {
         Shape::Valid(service) => service.clone(),
         Shape::Frozen(_) => claim.live.onto(&there.service),
@@ -414,10 +454,23 @@ fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Sc
     if there.embellished && !frozen && !fields.contains(&"kind") {
         fields.push("kind");
     }
+    Differences {
+        checks: checks::differing(key, &wanted_checks, Some(there)),
+        surplus: checks::surplus(key, claim, &wanted_checks, there, scope.rules.mode),
+        service: wanted,
+        fields,
+    }
+}
+
+fn update(key: &InstanceKey, claim: &Claim, there: &ObservedInstance, scope: &Scope<'_>) -> Step {
+    let Differences {
+        service: wanted,
+        mut fields,
+        checks,
+        surplus,
+    } = differing(key, claim, there, scope);
     let service = (!fields.is_empty()).then(|| (wanted.clone(), there.modify_index));
     let service_in_transaction = service.is_some() && !wanted.needs_register();
-    let checks = checks::differing(key, &wanted_checks, Some(there));
-    let surplus = checks::surplus(key, claim, &wanted_checks, there, scope.rules.mode);
     if !checks.is_empty() {
         fields.push("check");
     }

@@ -255,10 +255,9 @@ fn rights(settings: &Settings, seen: &Seen<Vec<(Permission, bool)>>) -> Vec<Find
         }
         Ok(answers) => answers,
         Err(why) => {
-            return vec![Finding::skipped(
-                RIGHT,
-                format!("Consul does not say what the token allows: {why}"),
-            )];
+            // Whoever asks must not take it for a yes.
+            let why = format!("Consul does not say what the token allows: {why}");
+            return vec![Finding::error(RIGHT, why)];
         }
     };
     let cluster = &settings.cluster;

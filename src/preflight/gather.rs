@@ -19,7 +19,9 @@ use super::facts::{Consul, ConsulNode, Crd, Facts, Held, Kubernetes, Rest, Seen,
 use super::{Settings, consul as judged};
 use crate::access::Access;
 use crate::api;
-use crate::consul::{Client, Consistency, ConsulError, Observed, Quality, Request, TokenStanding};
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Request, TokenStanding,
+};
 use crate::k8s::client::{CallError, ClientOptions, client, within};
 use crate::k8s::home::{identity, uid_of};
 use crate::k8s::rights::{Right, needed};
@@ -28,10 +30,13 @@ use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Text;
-use crate::sync::apply::{ReadError, node_filter};
+use crate::sync::apply::{ReadError, node_filter, sure};
 
 /// How long one call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How often all is asked again where a server does not know the token yet, and after which pause.
+const TOKEN_SPREADS: usize = 5;
+const TOKEN_SPREADS_AFTER: Duration = Duration::from_secs(1);
 /// Questions about rights under way at once.
 const AT_ONCE: usize = 8;
 /// The API group of consul-k8s' kinds.
@@ -259,7 +264,8 @@ async fn ask_consul(
     };
     let rest = match token.as_ref().map(|token| &token.standing) {
         Ok(TokenStanding::AclsOff | TokenStanding::Token { .. }) => {
-            Ok(Box::new(rest(settings, client, token.as_ref().ok()).await))
+            let token = token.as_ref().ok();
+            Ok(Box::new(rest_once_known(settings, client, token).await))
         }
         Ok(TokenStanding::Anonymous | TokenStanding::Unknown) => {
             Err("there is no token that Consul knows".to_owned())
@@ -288,7 +294,24 @@ async fn token(client: &Client, access: &mut Access) -> Seen<Token> {
     Ok(Token { standing, own })
 }
 
-async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> Rest {
+/// Asks again where a server does not know the token that another one knows: a new one takes a moment to
+/// reach them all.
+async fn rest_once_known(settings: &Settings, client: &Client, token: Option<&Token>) -> Rest {
+    let mut again = TOKEN_SPREADS;
+    loop {
+        let (rest, agreed) = rest(settings, client, token).await;
+        if agreed || again == 0 {
+            return rest;
+        }
+        again -= 1;
+        tokio::time::sleep(TOKEN_SPREADS_AFTER).await;
+        // Nothing is read with a token that was refused, before it is known again.
+        let _ = client.check_token().await;
+    }
+}
+
+/// What there is, and whether the servers agree about the token.
+async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> (Rest, bool) {
     let acls = token.is_some_and(|token| token.standing != TokenStanding::AclsOff);
     let rights = async {
         if !acls {
@@ -312,7 +335,9 @@ async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> Re
         services(client, &settings.cluster),
     );
     let text = |error: ConsulError| error.to_string();
-    Rest {
+    let is_unknown = |error: &ConsulError| error.class() == ErrorClass::TokenUnknown;
+    let agreed = !rights.as_ref().is_err_and(is_unknown);
+    let rest = Rest {
         version: version.map_err(text),
         datacenter: datacenter.map_err(text),
         primary: primary.map_err(text),
@@ -320,16 +345,8 @@ async fn rest(settings: &Settings, client: &Client, token: Option<&Token>) -> Re
         epoch: epoch.map_err(|error| error.to_string()),
         nodes: nodes.map_err(|error| error.to_string()),
         services: services.map_err(|error| error.to_string()),
-    }
-}
-
-/// What was read, if it leaves nothing out.
-fn whole<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
-    let answer = answer?;
-    let quality = answer.quality;
-    answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))
+    };
+    (rest, agreed)
 }
 
 /// What was read, even where more may be hidden from us.
@@ -343,7 +360,7 @@ fn shown<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
 
 async fn held(client: &Client, cluster: &ClusterName) -> Result<Held, ReadError> {
     let key = epoch::key(cluster);
-    let pair = whole(client.kv_get(&key, Consistency::Consistent).await)?;
+    let pair = sure(client.kv_get(&key, Consistency::Consistent).await)?;
     Ok(match pair {
         None => Held::Free,
         Some(pair) => match serde_json::from_slice::<Epoch>(&pair.value) {

@@ -84,13 +84,15 @@ fn with_rest(change: impl FnOnce(&mut Rest)) -> Facts {
     with(kubernetes(), consul(rest))
 }
 
+const CLOCKS: [&str; 2] = ["consul.clock", "kubernetes.clock"];
+
 /// The findings that are neither good nor about clocks, as text.
 fn bad(settings: &Settings, facts: &Facts) -> Vec<String> {
     let report = judge(settings, facts);
     let bad = report
         .findings
         .iter()
-        .filter(|finding| finding.status != Status::Ok && !finding.name.ends_with(".clock"));
+        .filter(|finding| finding.status != Status::Ok && !CLOCKS.contains(&finding.name));
     bad.map(|finding| {
         let subject = finding.subject.as_deref().unwrap_or_default();
         let status = finding.status.as_str();
@@ -460,4 +462,15 @@ fn what_others_say_stays_in_its_line_and_colours_are_asked_for() {
         "{text}"
     );
     assert!(text.contains("\n         see CONSUL_HTTP_ADDR"), "{text}");
+}
+
+#[test]
+fn rights_that_consul_does_not_tell_are_no_yes() {
+    let facts = with_rest(|rest| rest.rights = Err("403: ACL not found".to_owned()));
+    let errors = bad(&settings(), &facts);
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(
+        errors[0].starts_with("error") && errors[0].contains("ACL not found"),
+        "{errors:#?}"
+    );
 }

@@ -35,6 +35,7 @@ impl Engine {
             Done::ReadCritical(read) => self.absorb_critical_read(read),
             Done::WroteCritical(written) => self.absorb_critical_write(written),
             Done::Claimed(claimed) => self.absorb_claim(claimed),
+            Done::LookedAtName(looked) => self.absorb_name(looked),
             Done::Answered(answered) => self.absorb_answer(answered),
             Done::Listed { ticket, nodes } => self.absorb_list(ticket, nodes),
             Done::Read {
@@ -50,18 +51,43 @@ impl Engine {
     fn absorb_claim(&mut self, claimed: Result<Claimed, ClaimError>) {
         let now = Instant::now();
         match claimed {
-            Ok(Claimed { index, before }) => {
+            Ok(Claimed {
+                index,
+                before,
+                retaken,
+            }) => {
                 self.no_epoch = None;
-                self.fence.claimed(index);
                 self.answered();
+                if !self.fence.claimed(index) {
+                    tracing::info!(
+                        index,
+                        "the epoch was taken too late: this process does not lead any more"
+                    );
+                    return;
+                }
+                if retaken {
+                    self.retook(now);
+                }
                 if before != Before::Kept {
                     tracing::info!(index, "epoch taken");
                 }
-                match before {
-                    Before::None | Before::Kept => {}
-                    Before::Taken => self.look_again(),
-                    Before::Lost => self.start_over(),
+                // The name moves once.
+                if let Some(claimant) = &mut self.claimant {
+                    claimant.take_over = None;
                 }
+                let follows = self.lead.follows_another();
+                self.lead.caught_up();
+                match before {
+                    Before::Lost => self.start_over(),
+                    Before::Taken | Before::Lapsed => self.look_again(),
+                    Before::None | Before::Kept if follows => self.look_again(),
+                    Before::None | Before::Kept => {}
+                }
+            }
+            Err(ClaimError::Contested(holder)) => self.epoch_contested(holder, now),
+            Err(error @ ClaimError::NotLeading) => {
+                tracing::warn!("the epoch is not taken: {error}");
+                self.fence.claim_failed(now);
             }
             Err(ClaimError::Refused(why)) => {
                 self.no_epoch = None;
@@ -71,11 +97,7 @@ impl Engine {
                 self.fence.refused(&why);
             }
             Err(error @ ClaimError::Unreadable { .. }) => {
-                let why = error.to_string();
-                if self.no_epoch.as_ref() != Some(&why) {
-                    tracing::error!("nothing is written: {why}");
-                }
-                self.no_epoch = Some(why);
+                self.unreadable_epoch(error.to_string());
                 self.fence.claim_failed(now);
             }
             Err(error) => {
@@ -85,10 +107,17 @@ impl Engine {
         }
     }
 
-    /// Someone else had the epoch meanwhile and may have written with it: everything is read before
-    /// it is planned again. What is known of entries' pasts still holds.
+    pub(super) fn unreadable_epoch(&mut self, why: String) {
+        if self.no_epoch.as_ref() != Some(&why) {
+            tracing::error!("nothing is written: {why}");
+        }
+        self.no_epoch = Some(why);
+    }
+
+    /// Someone else had the epoch meanwhile and may have written with it, or this process did not lead:
+    /// everything is read before it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
-        tracing::warn!("the epoch was another's meanwhile: what Consul holds is read again");
+        tracing::info!("this process did not lead meanwhile: what Consul holds is read again");
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));
@@ -150,6 +179,7 @@ impl Engine {
         }
         let changed = self.mirror.finish_list(ticket, &nodes, self.dirty.busy());
         self.changed(changed);
+        self.forget_what_went();
         if self.loading.is_none() {
             self.loading = Some(nodes.clone());
             self.unread.extend(nodes);

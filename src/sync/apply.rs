@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::claim::{ClaimError, Claimant, Claimed};
+use super::claim::{ClaimError, Claimant, Claimed, Mandate};
 use super::critical::{CriticalRead, CriticalWritten};
 use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
+use super::pass::Pass;
 use super::sessions::Acted;
 use crate::consul::wire::HealthCheck;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Observed, Quality, Txn, TxnError,
-    TxnFailure, TxnOp, TxnOutcome,
+    Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Txn, TxnError, TxnFailure,
+    TxnOp, TxnOutcome,
 };
 use crate::model::gc::{self, Exchange};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::names::{ClusterName, InstanceId, NodeName};
-use crate::model::text::Text;
 use crate::observed::content::NodeContent;
 use crate::observed::mirror::Ticket;
 use crate::plan::Step;
@@ -56,6 +56,8 @@ pub enum Done {
     ReadSessions(Box<super::sessions::Read>),
     /// The epoch was claimed.
     Claimed(Result<Claimed, ClaimError>),
+    /// It was looked whether the name of the cluster is this one's.
+    LookedAtName(Result<(), ClaimError>),
     /// The list of our nodes was read.
     Listed {
         /// The read.
@@ -104,6 +106,19 @@ impl ReadError {
     }
 }
 
+/// The value of an answer that leaves nothing out.
+///
+/// # Errors
+///
+/// The call failed, or what is missing in its answer may be there all the same.
+pub fn sure<T>(answer: Result<Observed<T>, ConsulError>) -> Result<T, ReadError> {
+    let answer = answer?;
+    let quality = answer.quality;
+    answer
+        .authoritative()
+        .ok_or(ReadError::NotAuthoritative(quality))
+}
+
 fn quality(quality: Quality) -> &'static str {
     match quality {
         Quality::Authoritative => "the answer is authoritative",
@@ -124,30 +139,36 @@ fn quality(quality: Quality) -> &'static str {
 }
 
 /// Claims the epoch.
-pub async fn claim(client: Client, claimant: Claimant, last: Option<Last>) -> Done {
-    Done::Claimed(claimant.claim(&client, last).await)
+pub async fn claim(
+    client: Client,
+    claimant: Claimant,
+    last: Option<Last>,
+    mandate: Mandate,
+) -> Done {
+    Done::Claimed(claimant.claim(&client, last, &mandate).await)
+}
+
+/// Looks whether the name of the cluster is this one's.
+pub async fn look_at_name(client: Client, claimant: Claimant) -> Done {
+    Done::LookedAtName(claimant.look(&client).await)
 }
 
 /// Answers `lictor gc`, which says what is to be released then. Whoever does not get an answer asks
 /// again.
 pub async fn answer(
     client: Client,
-    (key, epoch): (Text, u64),
+    pass: Pass,
     cluster: ClusterName,
     exchange: Exchange,
     asked_at: u64,
     release: BTreeSet<Key>,
 ) -> Done {
-    let fence = Fence {
-        key: &key,
-        index: epoch,
-    };
-    let given = give(&client, fence, &gc::key(&cluster), &exchange, asked_at).await;
+    let given = give(&client, &pass, &gc::key(&cluster), &exchange, asked_at).await;
     if let Err(why) = &given {
         tracing::warn!("cannot answer lictor gc: {why}");
     }
     Done::Answered(Answered {
-        epoch,
+        epoch: pass.epoch(),
         release,
         given: given.is_ok(),
     })
@@ -155,7 +176,7 @@ pub async fn answer(
 
 async fn give(
     client: &Client,
-    fence: Fence<'_>,
+    pass: &Pass,
     key: &str,
     exchange: &Exchange,
     index: u64,
@@ -165,7 +186,7 @@ async fn give(
     let value = &value;
     txn.push(&TxnOp::KvCas { key, value, index })
         .map_err(|full| full.to_string())?;
-    match client.apply_fenced(fence, &txn).await {
+    match pass.apply(client, &txn).await {
         Ok(TxnOutcome::Applied(_)) => Ok(()),
         Ok(TxnOutcome::RolledBack(_)) => Err("it does not ask any more".to_owned()),
         Ok(TxnOutcome::Fenced { what, .. }) => Err(what.into()),
@@ -188,19 +209,18 @@ pub async fn write(
     client: Client,
     cluster: ClusterName,
     id: u64,
-    (key, index): (Text, u64),
+    pass: Pass,
     (txn, steps): (Txn, Vec<BatchedStep<Due>>),
 ) -> Done {
-    let fence = Fence { key: &key, index };
     let outcome = match may_go(&client, &cluster, &steps).await {
-        Ok(stale) if stale.is_empty() => client.apply_fenced(fence, &txn).await,
+        Ok(stale) if stale.is_empty() => pass.apply(&client, &txn).await,
         Ok(stale) => Ok(TxnOutcome::RolledBack(stale)),
         Err(error) => Err(error),
     };
     let at = Instant::now();
     Done::Wrote {
         id,
-        epoch: index,
+        epoch: pass.epoch(),
         steps,
         outcome,
         at,
@@ -289,11 +309,7 @@ async fn list_nodes(
         client.check_token().await?;
     }
     let filter = node_filter(cluster);
-    let answer = client.nodes(Some(&filter), Consistency::Consistent).await?;
-    let quality = answer.quality;
-    let nodes = answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))?;
+    let nodes = sure(client.nodes(Some(&filter), Consistency::Consistent).await)?;
     let ours = |name: &str| NodeName::parse(cluster, name);
     let nodes = nodes.iter().filter_map(|node| ours(&node.name)).collect();
     // Nothing depends on it; the nodes tell it too, once there are some.
@@ -349,10 +365,12 @@ mod tests {
 
     use super::*;
     use crate::consul::{ConsulConfig, ConsulSettings};
+    use crate::leader::Tenure;
     use crate::model::owner::Owner;
     use crate::plan::Removal;
     use crate::plan::batch::Batch;
     use crate::plan::gate::Why;
+    use crate::sync::carry::{self, Carried};
     use crate::sync::dirty::Cause;
 
     fn authoritative(body: &str) -> ResponseTemplate {
@@ -381,6 +399,29 @@ mod tests {
         };
         let client = Client::new(ConsulConfig::new(settings).unwrap()).unwrap();
         (server, client)
+    }
+
+    /// Whatever is to be written: nothing is sent once the leadership is over, not even behind an epoch
+    /// that still holds.
+    #[tokio::test]
+    async fn nothing_is_written_once_the_leadership_is_over() {
+        let epoch = r#"[{"Key":"lictor/v1/a/epoch","Value":"e30=","ModifyIndex":5}]"#;
+        let (server, client) = consul(&[("/v1/kv/lictor/v1/a/epoch", authoritative(epoch))]).await;
+        client.check_token().await.unwrap();
+        let pass = |tenure| Pass::new("lictor/v1/a/epoch".into(), 5, tenure);
+        let mut txn = Txn::new();
+        let key = "k";
+        txn.push(&TxnOp::KvSet { key, value: b"v" }).unwrap();
+        let outcome = pass(Tenure::over()).apply(&client, &txn).await;
+        let lapsed = TxnFailure::Lapsed;
+        assert!(matches!(outcome, Ok(TxnOutcome::Fenced { reason, .. }) if reason == lapsed));
+        let asked = server.received_requests().await.unwrap();
+        assert!(asked.iter().all(|asked| asked.url.path() != "/v1/txn"));
+        // What cannot be in a transaction looks at both.
+        let checked = carry::check(&client, &pass(Tenure::unlimited())).await;
+        assert!(matches!(checked, Ok(None)), "{checked:?}");
+        let checked = carry::check(&client, &pass(Tenure::over())).await;
+        assert!(matches!(checked, Ok(Some(Carried::Fenced { reason, .. })) if reason == lapsed));
     }
 
     #[tokio::test]
@@ -414,8 +455,8 @@ mod tests {
         };
         let mut batch = Batch::default();
         batch.push(key, step, due).unwrap();
-        let fence = ("lictor/v1/a/epoch".into(), 5);
-        let done = write(client, "a".parse().unwrap(), 1, fence, batch.into_parts()).await;
+        let pass = Pass::new("lictor/v1/a/epoch".into(), 5, Tenure::unlimited());
+        let done = write(client, "a".parse().unwrap(), 1, pass, batch.into_parts()).await;
         let Done::Wrote { outcome, .. } = done else {
             panic!("{done:?}")
         };

@@ -37,6 +37,9 @@ const AT_ONCE: usize = 32;
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long after a list the next one may begin.
 const LIST_PAUSE: Duration = Duration::from_secs(2);
+/// How long after this process began to write sessions are listed once more: whoever wrote before may have read
+/// the epoch before that and created one since. Longer than a write takes.
+const LIST_LATE: Duration = Duration::from_secs(30);
 /// The least time between two lines about calls that failed.
 const TELL_PAUSE: Duration = Duration::from_secs(10);
 /// The first version of Consul with checks that follow sessions.
@@ -69,6 +72,8 @@ pub(super) struct Beats {
     known: bool,
     listing: bool,
     list_at: Option<Instant>,
+    /// When they are to be listed whatever is known of them.
+    list_again_at: Option<Instant>,
     leads: bool,
     /// When it was told last that a call failed, and how many that failed since were not.
     told_at: Option<Instant>,
@@ -128,6 +133,7 @@ impl Beats {
             known: false,
             listing: false,
             list_at: None,
+            list_again_at: None,
             leads: false,
             told_at: None,
             untold: 0,
@@ -138,7 +144,8 @@ impl Beats {
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let lapse = self.lapses.first().map(|(at, _)| *at);
         let pulse = self.pulses.wake_at().filter(|_| self.under_way < AT_ONCE);
-        let list = self.list_at.filter(|_| !self.listing);
+        let list = self.list_at.or(self.list_again_at);
+        let list = list.filter(|_| !self.listing);
         let leave = self.looks_in.values().filter_map(|it| it.until).min();
         [lapse, pulse, list, leave].into_iter().flatten().min()
     }
@@ -268,6 +275,7 @@ impl Engine {
             self.beats.pulses.doubt(now);
             self.beats.pulses.reconsider(now);
             self.beats.list_at = None;
+            self.beats.list_again_at = leads.then_some(now + LIST_LATE);
         }
         let lapse = self.beats.lapses.first().map(|(at, _)| *at);
         if lapse.is_some_and(|at| at + LATE < now) {
@@ -289,16 +297,13 @@ impl Engine {
         while self.beats.under_way < AT_ONCE {
             // Renewals change nothing, and are held up by nothing.
             let changes = leads.then(|| self.pace.begins_at().unwrap_or(now));
-            let Some(act) = self.beats.pulses.next(changes, now) else {
+            let Some(begun) = self.beats.pulses.next(changes, now) else {
                 break;
             };
             self.beats.under_way += 1;
-            let fence = self
-                .fence
-                .index()
-                .map(|index| (self.fence_key.clone(), index));
+            let pass = self.pass();
             // A renewal changes nothing that anybody could see.
-            let changes = !matches!(act, Act::Renew(..));
+            let changes = !matches!(begun.act, Act::Renew(..));
             let id = changes.then(|| self.own.start());
             if changes {
                 self.beats.changing += 1;
@@ -306,7 +311,7 @@ impl Engine {
             }
             let client = self.consul.clone();
             self.jobs.spawn(async move {
-                Done::Acted(Box::new(sessions::act(client, id, fence, act).await))
+                Done::Acted(Box::new(sessions::act(client, id, pass, begun).await))
             });
         }
         self.beats.look_at(now);
@@ -345,7 +350,7 @@ impl Engine {
                     .follow(&place, (after, Want::Alive), check, now);
             }
             _ if self.mirror.node(name).is_none() => self.beats.pulses.drop(&place),
-            _ if node.is_none() => self.beats.pulses.leave(&place),
+            _ if node.is_none() => self.beats.pulses.leave(&place, now),
             _ => self.beats.pulses.forget(&place, check, now),
         }
     }

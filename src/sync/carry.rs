@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::apply::ReadError;
+use super::pass::{LAPSED, Pass};
 use crate::consul::wire::{self, ConfigEntry};
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Observed, Quality, Txn, TxnError,
-    TxnFailure, TxnOp, TxnOutcome, TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Txn, TxnError, TxnFailure,
+    TxnOp, TxnOutcome, TxnResult,
 };
 use crate::model::key::{Key, Table};
 use crate::model::ledger::{self, Ledger};
@@ -43,7 +44,7 @@ pub enum Carried {
     Unseen(ConsulError),
     /// What it was planned with is not what is there.
     Outdated,
-    /// Another process took the epoch, or it may not be read.
+    /// Another process took the epoch, or it may not be read, or the leadership is over.
     Fenced {
         /// What Consul said.
         what: String,
@@ -73,12 +74,12 @@ pub enum Row {
 pub async fn carry_out(
     client: &Client,
     cluster: &ClusterName,
-    fence: Fence<'_>,
+    pass: &Pass,
     key: &Key,
     change: &Change,
 ) -> Result<Carried, ConsulError> {
     if let (Key::Query(name), Change::PutLedger(..) | Change::DeleteLedger(_)) = (key, change) {
-        return note(client, fence, &ledger::key(cluster, name), change).await;
+        return note(client, pass, &ledger::key(cluster, name), change).await;
     }
     // Before the epoch, so that nothing is between that and the write.
     if let Change::UpdateQuery(wire::PreparedQuery { id, .. }, index)
@@ -87,7 +88,7 @@ pub async fn carry_out(
     {
         return Ok(Carried::Outdated);
     }
-    if let Some(why_not) = check_epoch(client, fence).await? {
+    if let Some(why_not) = check(client, pass).await? {
         return Ok(why_not);
     }
     match change {
@@ -140,11 +141,10 @@ fn name_of(key: &Key) -> Text {
     }
 }
 
-/// Why nothing is to be written, if the epoch is not ours or may not be read.
-pub(super) async fn check_epoch(
-    client: &Client,
-    fence: Fence<'_>,
-) -> Result<Option<Carried>, ConsulError> {
+/// Why nothing is to be written, if the epoch is not ours or may not be read, or if the leadership is
+/// over by then.
+pub(super) async fn check(client: &Client, pass: &Pass) -> Result<Option<Carried>, ConsulError> {
+    let fence = pass.fence();
     let epoch = match client.kv_get(fence.key, Consistency::Consistent).await {
         Ok(epoch) => epoch,
         Err(error) if error.class() == ErrorClass::AccessDenied => {
@@ -154,7 +154,12 @@ pub(super) async fn check_epoch(
     };
     let quality = epoch.quality;
     Ok(match epoch.authoritative() {
-        Some(Some(pair)) if pair.modify_index == fence.index => None,
+        Some(Some(pair)) if pair.modify_index == fence.index => {
+            (!pass.leads()).then(|| Carried::Fenced {
+                what: LAPSED.to_owned(),
+                reason: TxnFailure::Lapsed,
+            })
+        }
         Some(pair) => Some(replaced(fence.index, pair.map(|pair| pair.modify_index))),
         None => {
             let why = ReadError::NotAuthoritative(quality).to_string();
@@ -212,7 +217,7 @@ async fn read_query(client: &Client, id: &str) -> Carried {
 
 async fn note(
     client: &Client,
-    fence: Fence<'_>,
+    pass: &Pass,
     key: &str,
     change: &Change,
 ) -> Result<Carried, ConsulError> {
@@ -233,7 +238,7 @@ async fn note(
     if txn.push(&op).is_err() {
         return Ok(Carried::Outdated);
     }
-    match client.apply_fenced(fence, &txn).await? {
+    match pass.apply(client, &txn).await? {
         TxnOutcome::Applied(results) => {
             let index = results.iter().find_map(|result| match result {
                 TxnResult::Kv(pair) => Some(pair.modify_index),

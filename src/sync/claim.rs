@@ -1,10 +1,13 @@
 //! Taking the epoch in Consul.
 
-use super::apply::ReadError;
+use tokio::time::Instant;
+
+use super::apply::{ReadError, sure};
 use super::fence::{self, Claim, Last, Refusal, Standing};
 use crate::consul::{
     Client, Consistency, ConsulError, Txn, TxnFailure, TxnOp, TxnOutcome, TxnResult,
 };
+use crate::leader::{Tenure, Verifier};
 use crate::model::epoch::{self, Epoch};
 use crate::model::names::ClusterName;
 
@@ -19,6 +22,29 @@ pub struct Claimant {
     pub take_over: Option<String>,
 }
 
+/// What the epoch is claimed by.
+#[derive(Clone, Debug)]
+pub struct Mandate {
+    /// The leadership.
+    pub tenure: Tenure,
+    /// Who knows whether this process leads, where that was elected.
+    pub verifier: Option<Verifier>,
+    /// Whether the epoch may be taken back from another process now.
+    pub may_retake: bool,
+}
+
+impl Mandate {
+    /// Of a process that nobody competes with, as `lictor gc`.
+    #[must_use]
+    pub fn unopposed() -> Self {
+        Self {
+            tenure: Tenure::unlimited(),
+            verifier: None,
+            may_retake: false,
+        }
+    }
+}
+
 /// The epoch is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claimed {
@@ -26,6 +52,8 @@ pub struct Claimed {
     pub index: u64,
     /// What became of the one that this process had before, if it had one.
     pub before: Before,
+    /// Whether it was taken back from a process that took it while this one led.
+    pub retaken: bool,
 }
 
 /// What became of the epoch that this process had.
@@ -35,6 +63,8 @@ pub enum Before {
     None,
     /// It is the same.
     Kept,
+    /// Nobody else had it, and the leadership that it was had under is over.
+    Lapsed,
     /// Someone took it meanwhile, in a Consul that kept what it holds.
     Taken,
     /// Consul lost it, or went back to an earlier one: so it may have with everything.
@@ -66,6 +96,12 @@ pub enum ClaimError {
     /// It may not be taken.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// Another process took it, though this one leads, and it was taken back often enough of late.
+    #[error("{0} took the epoch")]
+    Contested(String),
+    /// This process does not lead any more, or that is not known.
+    #[error("this process does not lead any more, or cannot be told that it does")]
+    NotLeading,
 }
 
 impl From<ConsulError> for ClaimError {
@@ -75,9 +111,28 @@ impl From<ConsulError> for ClaimError {
 }
 
 impl Claimant {
+    /// Looks whether the name of the cluster is this one's, or free. Writes nothing.
+    pub async fn look(self, client: &Client) -> Result<(), ClaimError> {
+        let there = read(client, &epoch::key(&self.cluster)).await?;
+        let before = there.as_ref().map(|there| &there.epoch);
+        let taken = self
+            .epoch
+            .succeed(before, &self.cluster, self.take_over.as_deref());
+        taken.map_err(Refusal::from)?;
+        Ok(())
+    }
+
     /// Takes the epoch by compare-and-set, if it may be taken. `last` is the one that this process
     /// had.
-    pub async fn claim(self, client: &Client, last: Option<Last>) -> Result<Claimed, ClaimError> {
+    ///
+    /// Where another process took it, whoever was elected asks first whether it still leads, and takes it
+    /// back.
+    pub async fn claim(
+        self,
+        client: &Client,
+        last: Option<Last>,
+        mandate: &Mandate,
+    ) -> Result<Claimed, ClaimError> {
         let Self {
             cluster,
             epoch,
@@ -86,31 +141,64 @@ impl Claimant {
         let key = epoch::key(&cluster);
         let there = read(client, &key).await?;
         let index = there.as_ref().map_or(0, |there| there.index);
-        let claim = fence::decide(epoch, there.as_ref(), last, &cluster, take_over.as_deref())?;
+        let decide = |last| {
+            let (ours, there) = (epoch.clone(), there.as_ref());
+            fence::decide(ours, there, last, &cluster, take_over.as_deref())
+        };
+        let mut retaken = false;
+        let claim = match (decide(last), &mandate.verifier) {
+            (Err(Refusal::Replaced { holder }), Some(_)) if !mandate.may_retake => {
+                return Err(ClaimError::Contested(holder));
+            }
+            (Err(Refusal::Replaced { .. }), Some(verifier)) => {
+                if !verifier.leads().await {
+                    return Err(ClaimError::NotLeading);
+                }
+                retaken = true;
+                decide(last.map(|last| Last { over: true, ..last }))?
+            }
+            (claim, _) => claim?,
+        };
+        if !mandate.tenure.holds(Instant::now()) {
+            return Err(ClaimError::NotLeading);
+        }
         match claim {
             Claim::Keep => Ok(Claimed {
                 index,
                 before: Before::Kept,
+                retaken,
             }),
             Claim::Write(next) => {
-                let before = match last {
-                    None => Before::None,
-                    Some(last) if index > last.index => Before::Taken,
-                    Some(_) => Before::Lost,
-                };
+                let before = before(last, there.as_ref(), &epoch.holder);
                 let index = write(client, &key, &next, index).await?;
-                Ok(Claimed { index, before })
+                Ok(Claimed {
+                    index,
+                    before,
+                    retaken,
+                })
             }
         }
     }
 }
 
+/// What became of the epoch that this process had, by what is there now.
+fn before(last: Option<Last>, there: Option<&Standing>, holder: &str) -> Before {
+    let Some(last) = last else {
+        return Before::None;
+    };
+    match there {
+        Some(there) if there.index > last.index => Before::Taken,
+        Some(there)
+            if there.index == last.index && there.epoch.holder == holder && !last.failed =>
+        {
+            Before::Lapsed
+        }
+        _ => Before::Lost,
+    }
+}
+
 async fn read(client: &Client, key: &str) -> Result<Option<Standing>, ClaimError> {
-    let answer = client.kv_get(key, Consistency::Consistent).await?;
-    let quality = answer.quality;
-    let there = answer
-        .authoritative()
-        .ok_or(ReadError::NotAuthoritative(quality))?;
+    let there = sure(client.kv_get(key, Consistency::Consistent).await)?;
     let Some(pair) = there else { return Ok(None) };
     match serde_json::from_slice(&pair.value) {
         Ok(epoch) => Ok(Some(Standing {
@@ -157,5 +245,45 @@ pub async fn write(
             _ => Err(ClaimError::Raced),
         },
         TxnOutcome::Fenced { what, .. } => Err(ClaimError::RefusedByConsul(what.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::epoch::EpochKind;
+
+    #[test]
+    fn a_leadership_that_lapsed_is_no_consul_that_lost_what_it_held() {
+        let last = |failed| {
+            Some(Last {
+                index: 9,
+                failed,
+                over: true,
+            })
+        };
+        let there = |index, holder: &str| Standing {
+            epoch: Epoch {
+                holder: holder.to_owned(),
+                uid: "uid".to_owned(),
+                scope: Vec::new(),
+                kind: EpochKind::Run,
+                term: 4,
+                other: serde_json::Map::new(),
+            },
+            index,
+        };
+        let ours = there(9, "we");
+        assert_eq!(before(None, Some(&ours), "we"), Before::None);
+        assert_eq!(before(last(false), Some(&ours), "we"), Before::Lapsed);
+        // A restored snapshot may have what failed as it was, or another's under the very same index.
+        assert_eq!(before(last(true), Some(&ours), "we"), Before::Lost);
+        let theirs = there(9, "they");
+        assert_eq!(before(last(false), Some(&theirs), "we"), Before::Lost);
+        for (index, expected) in [(8, Before::Lost), (10, Before::Taken)] {
+            let there = there(index, "they");
+            assert_eq!(before(last(false), Some(&there), "we"), expected);
+        }
+        assert_eq!(before(last(false), None, "we"), Before::Lost);
     }
 }

@@ -10,14 +10,15 @@ use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::apply::{Done, ReadError};
+use super::apply::{Done, ReadError, sure};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::pass::Pass;
 use super::signals::Signal;
 use crate::consul::wire::KvPair;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Fence, Quality, Txn, TxnFailure, TxnOp,
-    TxnOutcome, TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Quality, Txn, TxnFailure, TxnOp, TxnOutcome,
+    TxnResult,
 };
 use crate::k8s::{Question, WatchEvent};
 use crate::metrics::OperationLabels;
@@ -80,30 +81,14 @@ pub struct CriticalWritten {
 
 async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
     let prefix = critical::prefix(&cluster);
-    let pairs = match client.kv_list(&prefix, Consistency::Consistent).await {
-        Ok(answer) => {
-            let quality = answer.quality;
-            let pairs = answer.authoritative();
-            pairs.ok_or(ReadError::NotAuthoritative(quality))
-        }
-        Err(error) => Err(error.into()),
-    };
+    let pairs = sure(client.kv_list(&prefix, Consistency::Consistent).await);
     Done::ReadCritical(CriticalRead { epoch, pairs })
 }
 
-async fn write(
-    client: Client,
-    (fence_key, epoch): (Text, u64),
-    txn: Txn,
-    write: KeptWrite,
-) -> Done {
-    let fence = Fence {
-        key: &fence_key,
-        index: epoch,
-    };
-    let outcome = client.apply_fenced(fence, &txn).await;
+async fn write(client: Client, pass: Pass, txn: Txn, write: KeptWrite) -> Done {
+    let outcome = pass.apply(&client, &txn).await;
     Done::WroteCritical(CriticalWritten {
-        epoch,
+        epoch: pass.epoch(),
         write,
         outcome,
     })
@@ -285,7 +270,7 @@ impl Engine {
         while self.rules.criticals.has_changed()
             && self.strange.is_empty()
             && self.may_write(now)
-            && let Some(epoch) = self.fence.index()
+            && let Some(pass) = self.pass()
             && let Some(planned) = self.rules.criticals.next_write()
         {
             let txn = match transaction(self.index.cluster(), &planned) {
@@ -294,9 +279,8 @@ impl Engine {
             };
             self.entry_writes += 1;
             self.pace.begun(1, now);
-            let fence = (self.fence_key.clone(), epoch);
             self.jobs
-                .spawn(write(self.consul.clone(), fence, txn, planned));
+                .spawn(write(self.consul.clone(), pass, txn, planned));
         }
     }
 

@@ -76,6 +76,16 @@ pub struct Dirty {
 }
 
 impl Dirty {
+    /// Forgets what is to be planned, and what was learned of keys that failed; what is being written is
+    /// still waited for.
+    pub fn clear(&mut self) {
+        let busy = std::mem::take(&mut self.busy);
+        *self = Self {
+            busy,
+            ..Self::default()
+        };
+    }
+
     /// A key is to be planned. An event of Kubernetes' lifts a penalty, because it may mend the fault; how an
     /// instance was found lifts only a wait for another hand.
     pub fn touch(&mut self, key: Key, due: Due) {

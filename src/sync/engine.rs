@@ -20,6 +20,7 @@ use super::dirty::{Dirty, Due};
 use super::entries::{self, TableState};
 use super::fence::Fence;
 use super::gc::Shown;
+use super::lead::Lead;
 use super::nodes::Confirmation;
 use super::outage::Outage;
 use super::own::OwnWrites;
@@ -35,6 +36,7 @@ use crate::consul::Client;
 use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s::{Answer, KubeEvent, Question, Relist};
+use crate::leader::Candidate;
 use crate::model::epoch::{self, Epoch};
 use crate::model::key::{Key, Place, Table};
 use crate::model::kind::Kind;
@@ -55,7 +57,7 @@ const READS: usize = 8;
 /// Events taken in a row.
 const EVENTS_IN_A_ROW: usize = 256;
 /// How long writes that are under way may take at the end.
-const LAST_WRITES: Duration = Duration::from_secs(3);
+const LAST_WRITES: Duration = Duration::from_millis(2500);
 
 /// Settings of the engine.
 #[derive(Debug)]
@@ -165,6 +167,8 @@ pub struct Engine {
     pub(super) unread_settings: Option<String>,
     pub(super) log_level: Option<LogLevel>,
     pub(super) fence: Fence,
+    /// Whether this process leads.
+    pub(super) lead: Lead,
     pub(super) fence_key: Text,
     /// What `lictor gc` was shown last, and may release.
     pub(super) shown: Option<Shown>,
@@ -199,8 +203,8 @@ impl Engine {
         consul: Client,
         index: Index,
         mut report: Report,
-        orders: Orders,
-        questions: mpsc::Sender<Question>,
+        (orders, questions): (Orders, mpsc::Sender<Question>),
+        candidate: Candidate,
         options: Options,
     ) -> (Self, watch::Receiver<Readiness>) {
         let Options {
@@ -263,6 +267,7 @@ impl Engine {
             unread_settings: None,
             log_level,
             fence: Fence::new(),
+            lead: Lead::new(candidate),
             fence_key,
             shown: None,
             no_epoch: None,
@@ -287,8 +292,13 @@ impl Engine {
         self.relist.subscribe()
     }
 
-    /// Works until stopped; then waits a moment for the writes that are under way.
-    pub async fn run(mut self, inputs: Inputs, stop: CancellationToken) -> Result<(), EngineError> {
+    /// Works until stopped; then waits a moment for the writes that are under way. Returns whether all of
+    /// them have ended: only then another process may be let write.
+    pub async fn run(
+        mut self,
+        inputs: Inputs,
+        stop: CancellationToken,
+    ) -> Result<bool, EngineError> {
         let Inputs {
             mut kubernetes,
             mut signals,
@@ -322,6 +332,7 @@ impl Engine {
                     }
                 }
                 Ok(known) = &mut epoch, if self.claimant.is_none() => self.introduce(known),
+                () = self.lead.candidate.changed() => {}
                 Some(answer) = looked.recv() => self.absorb_look(answer),
                 Some(signal) = signals.recv() => self.heed(&signal, Instant::now()),
                 Some(news) = told.recv() => {
@@ -344,8 +355,7 @@ impl Engine {
             }
         };
         // Whatever is left may or may not be applied; the next process reads before it writes.
-        let _ = tokio::time::timeout(LAST_WRITES, last).await;
-        Ok(())
+        Ok(tokio::time::timeout(LAST_WRITES, last).await.is_ok())
     }
 
     /// When there is something to do without an event.
@@ -363,6 +373,7 @@ impl Engine {
             self.unwritable.wake_at(),
             self.pace.wake_at(),
             self.fence.wake_at(),
+            self.lead.wake_at(),
             self.rounds.wake_at(),
             self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
@@ -384,6 +395,7 @@ impl Engine {
 
     /// Does all that can be done now.
     fn work(&mut self, now: Instant) {
+        self.follow_election(now);
         self.dirty.ripen(now);
         self.pace.ripen(now);
         self.audit(now);
@@ -412,7 +424,8 @@ impl Engine {
         // Whoever replaced this process tells people from now on, and another cluster's objects are
         // nobody's that are known here.
         let replaced = self.fence.is_replaced() || !self.strange.is_empty();
-        let tells = !replaced && self.rules.mode != Mode::DryRun;
+        let silent = self.lead.is_silent() && self.fence.name_taken().is_none();
+        let tells = !replaced && !silent && self.rules.mode != Mode::DryRun;
         if self.index.watches.all_listed() && known && tells {
             self.report.flush(&self.index, outage, now);
             if self.fence.index().is_some() && self.is_ready() {
@@ -537,9 +550,10 @@ impl Engine {
         if self.rules.mode != Mode::DryRun
             && self.settings.is_known()
             && self.outage.limit(now, 1) > 0
+            && let Some(mandate) = self.mandate(now)
             && let Some(last) = self.fence.begin(now)
         {
-            let claim = apply::claim(self.consul.clone(), claimant.clone(), last);
+            let claim = apply::claim(self.consul.clone(), claimant.clone(), last, mandate);
             self.jobs.spawn(claim);
         }
     }

@@ -31,6 +31,8 @@ pub enum Fence {
         last: Option<Last>,
         /// What the key was seen to hold since the claim began.
         seen: Option<Sighting>,
+        /// Whether the leadership that it is claimed under is over: then it is worth nothing.
+        void: bool,
     },
     /// It is ours, with this index.
     Held(u64),
@@ -50,6 +52,9 @@ pub struct Last {
     pub index: u64,
     /// Whether a transaction failed at it; else it is only in doubt.
     pub failed: bool,
+    /// Whether the leadership is over that it was had under: then it is no wonder that another process
+    /// has it.
+    pub over: bool,
 }
 
 /// The epoch as Consul has it.
@@ -101,11 +106,11 @@ pub fn decide(
 ) -> Result<Claim, Refusal> {
     if let (Some(there), Some(last)) = (there, last) {
         let is_ours = there.epoch.holder == ours.holder;
-        if is_ours && there.index == last.index && !last.failed {
+        if is_ours && there.index == last.index && !last.failed && !last.over {
             return Ok(Claim::Keep);
         }
         let newer = there.index > last.index;
-        if newer && !is_ours && there.epoch.kind == EpochKind::Run {
+        if newer && !is_ours && there.epoch.kind == EpochKind::Run && !last.over {
             let holder = there.epoch.holder.clone();
             return Err(Refusal::Replaced { holder });
         }
@@ -166,7 +171,11 @@ impl Fence {
             return None;
         }
         let last = *last;
-        *self = Self::Claiming { last, seen: None };
+        *self = Self::Claiming {
+            last,
+            seen: None,
+            void: false,
+        };
         Some(last)
     }
 
@@ -187,6 +196,38 @@ impl Fence {
         }
     }
 
+    /// It is not claimed before this time.
+    pub fn wait_until(&mut self, at: Instant) {
+        if let Self::Claiming { last, .. } = *self {
+            let after = Some(at);
+            *self = Self::Wanted { after, last };
+        }
+    }
+
+    /// The leadership is over that the epoch was had, or is being claimed, under.
+    pub fn lapse(&mut self) {
+        let over = |last: Last| Last { over: true, ..last };
+        match self {
+            Self::Held(index) => {
+                let last = Some(Last {
+                    index: *index,
+                    failed: false,
+                    over: true,
+                });
+                *self = Self::Wanted { after: None, last };
+            }
+            Self::Claiming { last, void, .. } => {
+                *last = last.map(over);
+                *void = true;
+            }
+            Self::Wanted { last, after } => {
+                *last = last.map(over);
+                *after = None;
+            }
+            Self::Replaced(_) | Self::NameTaken(_) => {}
+        }
+    }
+
     /// A claim was refused.
     pub fn refused(&mut self, why: &Refusal) {
         let text = why.to_string();
@@ -201,17 +242,30 @@ impl Fence {
         // The right to read it may be missing, which says nothing about the epoch; and a transaction
         // of an earlier epoch of ours says nothing about this one.
         if self.index() == Some(index) && reason != TxnFailure::PermissionDenied {
+            // Where the leadership was over nothing was sent.
+            let over = reason == TxnFailure::Lapsed;
             let last = Some(Last {
                 index,
-                failed: true,
+                failed: !over,
+                over,
             });
             *self = Self::Wanted { after: None, last };
         }
     }
 
-    /// The claim was carried out: the epoch is ours with this index.
-    pub fn claimed(&mut self, index: u64) {
+    /// The claim was carried out: the epoch is ours with this index, unless the leadership was lost
+    /// meanwhile. Returns whether it is.
+    pub fn claimed(&mut self, index: u64) -> bool {
         let sighting = match self {
+            Self::Claiming { void: true, .. } => {
+                let last = Some(Last {
+                    index,
+                    failed: false,
+                    over: true,
+                });
+                *self = Self::Wanted { after: None, last };
+                return false;
+            }
             Self::Claiming { seen, .. } => *seen,
             _ => None,
         };
@@ -220,6 +274,7 @@ impl Fence {
         if let Some(seen) = sighting {
             self.seen(seen);
         }
+        true
     }
 
     /// The key was seen to have this index; `None` if it is not there.
@@ -230,11 +285,14 @@ impl Fence {
                 let last = Some(Last {
                     index: *index,
                     failed: false,
+                    over: false,
                 });
                 *self = Self::Wanted { after: None, last };
             }
             Self::Claiming { seen, .. } => *seen = Some(now),
             Self::NameTaken(_) => *self = Self::new(),
+            // What kept it from being claimed may be over.
+            Self::Wanted { after, .. } => *after = None,
             _ => {}
         }
     }
@@ -276,7 +334,11 @@ mod tests {
     }
 
     fn had(index: u64, failed: bool) -> Last {
-        Last { index, failed }
+        Last {
+            index,
+            failed,
+            over: false,
+        }
     }
 
     #[test]
@@ -297,15 +359,57 @@ mod tests {
             let Err(why @ Refusal::Replaced { .. }) = refused else {
                 panic!("{refused:?}");
             };
-            let mut fence = Fence::Claiming {
-                last: None,
-                seen: None,
-            };
+            let mut fence = Fence::new();
+            fence.begin(Instant::now());
             fence.refused(&why);
             assert!(fence.stands_by().unwrap().contains("they"));
             fence.seen(None);
             assert_eq!(fence.begin(Instant::now()), None);
         }
+    }
+
+    #[test]
+    fn a_new_leadership_takes_it_from_whoever_led_meanwhile() {
+        let over = Last {
+            over: true,
+            ..had(9, true)
+        };
+        let decided = decided("they", EpochKind::Run, 12, Some(over));
+        assert!(matches!(decided, Ok(Claim::Write(_))), "{decided:?}");
+    }
+
+    #[test]
+    fn an_epoch_whose_leadership_lapsed_is_never_used_again() {
+        let now = Instant::now();
+        let over = |index| Last {
+            over: true,
+            ..had(index, false)
+        };
+        let mut fence = Fence::Held(9);
+        fence.lapse();
+        assert_eq!(fence.index(), None);
+        // What is under way comes too late, whether it was carried out or not.
+        assert_eq!(fence.begin(now), Some(Some(over(9))));
+        fence.lapse();
+        assert!(!fence.claimed(12));
+        assert_eq!(fence.index(), None);
+        assert_eq!(fence.begin(now), Some(Some(over(12))));
+        assert!(fence.claimed(13));
+        assert_eq!(fence.index(), Some(13));
+        // Also one that failed before the leadership did.
+        fence.failed(13, TxnFailure::Missing);
+        fence.lapse();
+        let failed = Last {
+            failed: true,
+            ..over(13)
+        };
+        assert_eq!(fence.begin(now), Some(Some(failed)));
+        let mut fence = Fence::Held(9);
+        fence.failed(9, TxnFailure::Lapsed);
+        assert_eq!(fence.begin(now), Some(Some(over(9))));
+        // Nor where nobody else had it meanwhile.
+        let again = decided("we", EpochKind::Run, 9, Some(over(9)));
+        assert!(matches!(again, Ok(Claim::Write(_))), "{again:?}");
     }
 
     #[test]

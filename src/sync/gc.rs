@@ -91,9 +91,10 @@ impl Shown {
 impl Engine {
     /// Answers a question, if this process is the one that writes.
     pub(super) fn asked(&mut self, exchange: &Exchange, index: u64, fresh: bool, now: Instant) {
-        let (Some(epoch), Some(claimant)) = (self.fence.index(), &self.claimant) else {
+        let (Some(pass), Some(claimant)) = (self.pass(), &self.claimant) else {
             return;
         };
+        let epoch = pass.epoch();
         if !exchange.is_open() {
             return;
         }
@@ -127,16 +128,8 @@ impl Engine {
             request: request.clone(),
             answer: Some(answer),
         };
-        let fence = (self.fence_key.clone(), epoch);
         let cluster = self.index.cluster().clone();
-        let job = apply::answer(
-            self.consul.clone(),
-            fence,
-            cluster,
-            exchange,
-            index,
-            release,
-        );
+        let job = apply::answer(self.consul.clone(), pass, cluster, exchange, index, release);
         self.jobs.spawn(job);
     }
 

@@ -219,6 +219,15 @@ impl Engine {
             touched.extend(self.mirror.held_by(&owner, node.as_ref()));
         }
         touched.extend(self.held_at(&addresses));
+        if self.lead.stands_by() {
+            // All of it is planned, and told, when this process leads.
+            for owner in registrations {
+                if owner.kind == OwnerKind::Intention {
+                    self.rules.refusals.forget(&owner);
+                }
+            }
+            return;
+        }
         for key in touched {
             match &key {
                 Key::Instance(_) => self.report.expect(&key, &self.index),
@@ -240,7 +249,9 @@ impl Engine {
             }
             self.report.touch(owner);
         }
-        self.report.tell_problems(problems, &self.index);
+        if !self.lead.is_silent() {
+            self.report.tell_problems(problems, &self.index);
+        }
     }
 
     /// Whether nothing claims the key any more, and an object of another kind may do so by now.
@@ -325,7 +336,7 @@ impl Engine {
                 index,
                 fresh,
             } => self.asked(exchange, *index, *fresh, now),
-            Signal::Epoch { index } => self.fence.seen(*index),
+            Signal::Epoch { index } => self.epoch_seen(*index),
             Signal::Settings(reading) => self.take_settings(reading, now),
             Signal::NoSettings(why) => self.unread_settings = Some(why.clone()),
             Signal::Failed { topic, error } if self.unwatched.contains(topic) => {

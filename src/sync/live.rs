@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::apply::ReadError;
+use super::apply::{ReadError, sure};
 use super::dirty::Cause;
 use super::engine::Engine;
 use super::signals::Signal;
@@ -25,7 +25,32 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Values by the names of the keys.
-type Keys = BTreeMap<Text, Box<[u8]>>;
+pub type Keys = BTreeMap<Text, Box<[u8]>>;
+
+/// Reads what a folder of settings holds.
+///
+/// # Errors
+///
+/// What may not be read, or not all of it: that is not missing.
+pub async fn read(client: &Client, folder: &str) -> Result<Keys, ReadError> {
+    let pairs = sure(client.kv_list(folder, Consistency::Consistent).await)?;
+    let keys = named(folder, pairs);
+    if keys.is_empty() {
+        // Consul leaves keys out of a list without a word where the token may not read them; asked for
+        // one alone it says so.
+        let key = format!("{folder}{}", Setting::Policy.name());
+        client.kv_get(&key, Consistency::Consistent).await?;
+    }
+    Ok(keys)
+}
+
+fn named(folder: &str, pairs: Vec<KvPair>) -> Keys {
+    let named = |pair: KvPair| {
+        let name = pair.key.strip_prefix(folder)?;
+        Some((name.into(), pair.value))
+    };
+    pairs.into_iter().filter_map(named).collect()
+}
 
 /// The folder of the settings in Consul, as it is followed.
 pub(super) struct Followed {
@@ -71,7 +96,7 @@ impl Followed {
                 }
             };
             // It only tells that there may be something to read.
-            if seen.quality <= Quality::Leased && known == Some(self.named(seen.value)) {
+            if seen.quality <= Quality::Leased && known == Some(named(&self.folder, seen.value)) {
                 continue;
             }
             let keys = self.read(signals).await;
@@ -96,36 +121,13 @@ impl Followed {
     async fn read(&self, signals: &mpsc::Sender<Signal>) -> Keys {
         let mut backoff = Backoff::new(FIRST_PAUSE, AGAIN);
         loop {
-            let why = match self.try_read().await {
+            let why = match read(&self.client, &self.folder).await {
                 Ok(keys) => return keys,
                 Err(why) => why.to_string(),
             };
             let _ = signals.send(Signal::NoSettings(why)).await;
             sleep(backoff.next_delay()).await;
         }
-    }
-
-    async fn try_read(&self) -> Result<Keys, ReadError> {
-        let read = self.client.kv_list(&self.folder, Consistency::Consistent);
-        let answer = read.await?;
-        let quality = answer.quality;
-        let pairs = answer.authoritative();
-        let keys = self.named(pairs.ok_or(ReadError::NotAuthoritative(quality))?);
-        if keys.is_empty() {
-            // Consul leaves keys out of a list without a word where the token may not read them; asked for
-            // one alone it says so.
-            let key = format!("{}{}", self.folder, Setting::Policy.name());
-            self.client.kv_get(&key, Consistency::Consistent).await?;
-        }
-        Ok(keys)
-    }
-
-    fn named(&self, pairs: Vec<KvPair>) -> Keys {
-        let named = |pair: KvPair| {
-            let name = pair.key.strip_prefix(&self.folder)?;
-            Some((name.into(), pair.value))
-        };
-        pairs.into_iter().filter_map(named).collect()
     }
 
     /// Whether Consul lost the epoch since the settings were read last, where that `matters`.

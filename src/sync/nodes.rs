@@ -118,16 +118,21 @@ impl Engine {
         }
     }
 
+    /// Sends an Event that the checks of nodes are held, if they are.
+    pub(super) fn tell_nodes_held(&self) {
+        if self.rules.nodes.holds() {
+            let (down, of) = self.rules.nodes.share();
+            let note = nodes_held(down, of);
+            self.report.own_event(EventReason::NodesHeld, note);
+        }
+    }
+
     /// The checks of nodes are held from now on, or not any more.
     fn nodes_turned(&mut self, now: Instant) {
         let (down, of) = self.rules.nodes.share();
         if self.rules.nodes.holds() {
-            let note = format!(
-                "{down} of {of} nodes turned not Ready, or went missing, at once: their checks in \
-                 Consul stay as they are until it is no more than --node-panic allows"
-            );
-            tracing::error!(reason = "NodesHeld", "{note}");
-            self.report.own_event(EventReason::NodesHeld, note);
+            tracing::error!(reason = "NodesHeld", "{}", nodes_held(down, of));
+            self.tell_nodes_held();
         } else {
             tracing::warn!(
                 "{down} of {of} nodes are not Ready or missing: their checks are no longer held"
@@ -142,6 +147,13 @@ impl Engine {
             self.dirty.touch(key, due);
         }
     }
+}
+
+fn nodes_held(down: usize, of: usize) -> String {
+    format!(
+        "{down} of {of} nodes turned not Ready, or went missing, at once: their checks in Consul stay as \
+         they are until it is no more than --node-panic allows"
+    )
 }
 
 #[cfg(test)]

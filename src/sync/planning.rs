@@ -1,5 +1,7 @@
 //! What the engine plans, and what it starts to write.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::apply;
@@ -10,18 +12,21 @@ use crate::desired::watches::Watch;
 use crate::model::key::{InstanceKey, Key, Place};
 use crate::model::kind::Kind;
 use crate::plan::batch::{Batch, Overflow};
+use crate::plan::critical::Watched;
 use crate::plan::gate::Hold;
 use crate::plan::{self, Finding, Mode, Step};
 use crate::status::board::{Reason, Trouble};
 
 /// Room for an instance and for the proxy beside it, in operations: more than they commonly need.
 const ROOM_FOR_TWO: usize = 44;
+/// How long what goes for want of a heartbeat waits for the list of the Leases.
+const LEASES_ARE_LISTED: Duration = Duration::from_secs(1);
 /// Keys planned in a row before events are looked at again.
 const PLANNED_IN_A_ROW: usize = 512;
 
 impl Engine {
     pub(super) fn start_writes(&mut self, now: Instant) {
-        let Some(epoch) = self.fence.index() else {
+        let Some(pass) = self.pass() else {
             return;
         };
         let mut planned = 0;
@@ -59,13 +64,12 @@ impl Engine {
             }
             self.pace.begun(steps.len(), now);
             let id = self.own.start();
-            let fence = (self.fence_key.clone(), epoch);
             let cluster = self.index.cluster().clone();
             self.jobs.spawn(apply::write(
                 self.consul.clone(),
                 cluster,
                 id,
-                fence,
+                pass.clone(),
                 (txn, steps),
             ));
         }
@@ -147,7 +151,7 @@ impl Engine {
     }
 
     /// Adds what a finding asks for to the batch. Returns whether the batch is full.
-    fn add(
+    pub(super) fn add(
         &mut self,
         batch: &mut Batch<Due>,
         key: Key,
@@ -164,9 +168,9 @@ impl Engine {
             | Step::Lingering => {
                 if let Key::Node(_) = &key {
                     self.go_on(&key.place());
-                } else if let Some(waiting) = self.waiting.get_mut(&key.place()) {
+                } else {
                     // Such as one whose pod went while its node had no address.
-                    waiting.remove(&key);
+                    self.wait_no_more(&key);
                 }
                 return false;
             }
@@ -187,6 +191,9 @@ impl Engine {
             return false;
         }
         if self.leaves_drift(&key, due) {
+            return false;
+        }
+        if self.awaits_leases((&key, due), &step, finding.critical.as_ref(), now) {
             return false;
         }
         if due.cause == Cause::Audit {
@@ -257,18 +264,38 @@ impl Engine {
         true
     }
 
+    /// Whether an instance would go for want of a heartbeat, and the Leases are to be listed before it does.
+    fn awaits_leases(
+        &mut self,
+        (key, due): (&Key, Due),
+        step: &Step,
+        critical: Option<&Watched>,
+        now: Instant,
+    ) -> bool {
+        let awaits = match (step, critical) {
+            (Step::Remove(removal), Some(watched)) if removal.why.is_critical() => {
+                !self.lapses_are_read(&watched.instance, now)
+            }
+            _ => false,
+        };
+        if awaits {
+            // What the list shows may keep it, and then it is planned at once.
+            self.dirty.park(key, due, now + LEASES_ARE_LISTED);
+        }
+        awaits
+    }
+
     /// Starts a write that cannot be in a transaction. Returns whether there is no room for it now.
     fn register(&mut self, key: Key, step: Step, due: Due, now: Instant) -> bool {
-        let Some(epoch) = self.fence.index().filter(|_| self.may_write(now)) else {
+        let Some(pass) = self.pass().filter(|_| self.may_write(now)) else {
             self.dirty.put_back(key, due);
             return true;
         };
         self.dirty.start(key.clone());
         self.pace.begun(1, now);
         let id = self.own.start();
-        let fence = (self.fence_key.clone(), epoch);
         let cluster = self.index.cluster().clone();
-        let job = register::write(self.consul.clone(), cluster, id, fence, (key, step, due));
+        let job = register::write(self.consul.clone(), cluster, id, pass, (key, step, due));
         self.jobs.spawn(job);
         false
     }
@@ -295,6 +322,16 @@ impl Engine {
             .entry(key)
             .and_modify(|known| *known = due.merged(Some(*known)))
             .or_insert(due);
+    }
+
+    fn wait_no_more(&mut self, key: &Key) {
+        let place = key.place();
+        if let Some(waiting) = self.waiting.get_mut(&place) {
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.waiting.remove(&place);
+            }
+        }
     }
 
     fn too_large(&mut self, key: &Key, due: Due) {

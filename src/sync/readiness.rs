@@ -59,16 +59,21 @@ impl Engine {
             let flag = self.settings.flags().policy == Mode::DryRun;
             let whose = if flag { "--policy" } else { "policy in Consul" };
             remarks.push(format!("nothing is written: {whose} is dry-run"));
+            remarks.extend(self.lead.remark().filter(|_| !flag));
         } else if !self.settings.is_known() {
             let why = self.unread_settings.as_deref().unwrap_or("being read");
             remarks.push(format!("consul: {}: {why}", self.settings.folder()));
+        } else if let Some(remark) = self.lead.remark() {
+            remarks.push(remark);
         } else if self.fence.index().is_none() {
             remarks.push("consul: the epoch is not taken yet".to_owned());
         }
         remarks.extend(self.settings.complaints());
         let rehearses = self.rules.mode == Mode::DryRun;
-        self.known_once |=
-            self.is_ready() && tables_known && (rehearses || self.fence.index().is_some());
+        let follows = self.lead.stands_by();
+        self.known_once |= self.is_ready()
+            && tables_known
+            && (rehearses || follows || self.fence.index().is_some());
         let stands_by = stands_by.is_some();
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
@@ -96,6 +101,14 @@ impl Engine {
                 .get_or_create(&KindLabel { kind })
                 .set(count);
         };
+        if follows {
+            // The leader tells, and two that tell would count everything twice.
+            for kind in ["instance", "node", "intention", "service-defaults", "query"] {
+                owned(kind, 0);
+            }
+            self.report.count_nothing();
+            return;
+        }
         owned("instance", self.mirror.owned_instances());
         owned("node", self.mirror.owned_nodes());
         owned("intention", self.mirror.intentions.owned());

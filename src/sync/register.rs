@@ -11,16 +11,16 @@ use tokio::time::Instant;
 use super::apply::Done;
 use super::carry::{self, Carried};
 use super::dirty::Due;
+use super::pass::Pass;
 use crate::consul::wire::{HealthCheck, Node, NodeService};
 use crate::consul::{
-    Client, Consistency, ConsulError, Fence, RegisteredNode, Registration, Txn, TxnError,
-    TxnFailure, TxnOp, TxnOutcome, TxnResult,
+    Client, Consistency, ConsulError, RegisteredNode, Registration, Txn, TxnError, TxnFailure,
+    TxnOp, TxnOutcome, TxnResult,
 };
 use crate::model::entry::{ALIVE_CHECK_ID, Health};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::marks;
 use crate::model::names::{ClusterName, InstanceId, NodeName};
-use crate::model::text::Text;
 use crate::observed::entry::{wire_alive_check, wire_check, wire_service};
 use crate::plan::batch::BatchedStep;
 use crate::plan::{InstanceWrite, NodeWrite, Step};
@@ -31,16 +31,12 @@ pub async fn write(
     client: Client,
     cluster: ClusterName,
     id: u64,
-    (fence_key, epoch): (Text, u64),
+    pass: Pass,
     (key, step, tag): (Key, Step, Due),
 ) -> Done {
-    let fence = Fence {
-        key: &fence_key,
-        index: epoch,
-    };
     let outcome = match (&key, &step) {
         (Key::Instance(key), Step::Put(write)) => {
-            registered(&client, &cluster, fence, key, write).await
+            registered(&client, &cluster, &pass, key, write).await
         }
         (
             Key::Node(name),
@@ -48,7 +44,7 @@ pub async fn write(
                 alive: Some(status),
                 ..
             }),
-        ) => alive(&client, &cluster, fence, name, *status).await,
+        ) => alive(&client, &cluster, &pass, name, *status).await,
         _ => Ok(outdated("it is no write of an instance or a node")),
     };
     let ops = match &outcome {
@@ -63,7 +59,7 @@ pub async fn write(
     };
     Done::Wrote {
         id,
-        epoch,
+        epoch: pass.epoch(),
         steps: vec![step],
         outcome,
         at: Instant::now(),
@@ -73,7 +69,7 @@ pub async fn write(
 async fn registered(
     client: &Client,
     cluster: &ClusterName,
-    fence: Fence<'_>,
+    pass: &Pass,
     key: &InstanceKey,
     write: &InstanceWrite,
 ) -> Result<TxnOutcome, ConsulError> {
@@ -84,7 +80,7 @@ async fn registered(
         Ok(node) => node,
         Err(why) => return Ok(outdated(why)),
     };
-    if let Some(why_not) = fenced(client, fence).await? {
+    if let Some(why_not) = fenced(client, pass).await? {
         return Ok(why_not);
     }
     let checks = write.checks.iter();
@@ -100,7 +96,7 @@ async fn registered(
         checks: &checks,
     };
     client.register(&registration).await?;
-    remove_surplus(client, fence, key, write).await?;
+    remove_surplus(client, pass, key, write).await?;
     stored(client, key, write).await
 }
 
@@ -108,7 +104,7 @@ async fn registered(
 async fn alive(
     client: &Client,
     cluster: &ClusterName,
-    fence: Fence<'_>,
+    pass: &Pass,
     name: &NodeName,
     status: Health,
 ) -> Result<TxnOutcome, ConsulError> {
@@ -116,7 +112,7 @@ async fn alive(
         Ok((node, _)) => node,
         Err(why) => return Ok(outdated(why)),
     };
-    if let Some(why_not) = fenced(client, fence).await? {
+    if let Some(why_not) = fenced(client, pass).await? {
         return Ok(why_not);
     }
     let registration = Registration {
@@ -140,9 +136,9 @@ async fn alive(
     ))
 }
 
-/// Why the epoch forbids to write, if it does.
-async fn fenced(client: &Client, fence: Fence<'_>) -> Result<Option<TxnOutcome>, ConsulError> {
-    Ok(match carry::check_epoch(client, fence).await? {
+/// Why the epoch or the leadership forbids to write, if one does.
+async fn fenced(client: &Client, pass: &Pass) -> Result<Option<TxnOutcome>, ConsulError> {
+    Ok(match carry::check(client, pass).await? {
         None => None,
         Some(Carried::Fenced { what, reason }) => {
             let what = what.into();
@@ -201,7 +197,7 @@ fn of(key: &InstanceKey, services: Vec<NodeService>) -> Option<NodeService> {
 
 async fn remove_surplus(
     client: &Client,
-    fence: Fence<'_>,
+    pass: &Pass,
     key: &InstanceKey,
     write: &InstanceWrite,
 ) -> Result<(), ConsulError> {
@@ -220,7 +216,7 @@ async fn remove_surplus(
     }
     if !txn.is_empty() {
         // What is left is found with the next read, and planned again.
-        client.apply_fenced(fence, &txn).await?;
+        pass.apply(client, &txn).await?;
     }
     Ok(())
 }

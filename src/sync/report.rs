@@ -33,8 +33,10 @@ pub struct Report {
     pub statuses: StatusSender,
     /// Counters.
     pub metrics: Metrics,
-    /// Whether no Events are sent (`--policy dry-run`).
+    /// Whether no Events are sent: by `--policy dry-run`, and by a process that stands by.
     pub mute: bool,
+    /// Whether another process writes statuses: what the API server shows counts then.
+    pub follows: bool,
     /// The pod that this process runs as, for what belongs to no object.
     pub own_pod: Option<Regarding>,
     /// Consul's datacenter, once it is known.
@@ -63,6 +65,7 @@ impl Report {
             statuses,
             metrics,
             mute: false,
+            follows: false,
             own_pod: None,
             datacenter: None,
             gates: Gates::default(),
@@ -95,7 +98,7 @@ impl Report {
             name: object.name.clone(),
         };
         let known = self.last.get(&owner);
-        if known.is_some_and(|(uid, _)| *uid == object.uid) {
+        if !self.follows && known.is_some_and(|(uid, _)| *uid == object.uid) {
             return;
         }
         match &object.status {
@@ -107,6 +110,27 @@ impl Report {
                 self.last.remove(&owner);
             }
         }
+    }
+
+    /// Whatever changed is another process's to tell.
+    pub fn let_go(&mut self) {
+        self.changed.clear();
+        self.late.clear();
+        self.untold.clear();
+    }
+
+    /// Forgets how everything stands, and what was told of it, but for what the API server shows.
+    pub fn start_over(&mut self) {
+        self.let_go();
+        self.board = Board::default();
+        self.complaints = Complaints::default();
+    }
+
+    /// Counts nothing: another process does.
+    pub fn count_nothing(&self) {
+        self.metrics.conflicts.set(0);
+        self.metrics.deregistered_critical.set(0);
+        self.metrics.rejections.set(0);
     }
 
     /// A key was touched by Kubernetes: until it is planned, nobody is told that all is well.

@@ -7,9 +7,10 @@ use tokio::time::Instant;
 
 use super::apply::ReadError;
 use super::carry::{self, Carried};
+use super::pass::Pass;
 use crate::consul::wire::HealthCheck;
-use crate::consul::{Client, Consistency, ConsulError, Fence, Quality, Session};
-use crate::heartbeat::pulses::{Act, Outcome, Place};
+use crate::consul::{Client, Consistency, ConsulError, Quality, Session};
+use crate::heartbeat::pulses::{Act, Begun, Outcome, Place};
 use crate::model::text::Text;
 
 /// What became of an act.
@@ -18,7 +19,7 @@ pub struct Acted {
     /// Its number among our writes; a renewal is none.
     pub id: Option<u64>,
     /// What was to be done.
-    pub act: Act,
+    pub begun: Begun,
     /// What became of it.
     pub outcome: Outcome,
     /// Why it failed, if it did.
@@ -53,9 +54,10 @@ pub struct Read {
     pub version: Option<Text>,
 }
 
-/// Carries out an act behind the epoch with this index; a renewal needs none.
-pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, act: Act) -> Acted {
-    let done = carried_out(&client, fence, &act).await;
+/// Carries out an act behind the epoch; a renewal needs none, and no leadership.
+pub async fn act(client: Client, id: Option<u64>, pass: Option<Pass>, begun: Begun) -> Acted {
+    let act = &begun.act;
+    let done = carried_out(&client, pass, act).await;
     let check = match &done {
         Ok((Outcome::Created(_) | Outcome::Gone, _)) => checked(&client, act.place()).await,
         _ => Checked::Unread,
@@ -70,7 +72,7 @@ pub async fn act(client: Client, id: Option<u64>, fence: Option<(Text, u64)>, ac
     };
     Acted {
         id,
-        act,
+        begun,
         outcome,
         error,
         index,
@@ -94,7 +96,7 @@ async fn checked(client: &Client, place: &Place) -> Checked {
 
 async fn carried_out(
     client: &Client,
-    fence: Option<(Text, u64)>,
+    pass: Option<Pass>,
     act: &Act,
 ) -> Result<(Outcome, Option<u64>), ConsulError> {
     if let Act::Renew(_, id) = act {
@@ -106,11 +108,10 @@ async fn carried_out(
         };
         return Ok((outcome, None));
     }
-    let Some((key, index)) = fence else {
+    let Some(pass) = pass else {
         return Ok((Outcome::Failed, None));
     };
-    let fence = Fence { key: &key, index };
-    match carry::check_epoch(client, fence).await? {
+    match carry::check(client, &pass).await? {
         None => {}
         Some(Carried::Fenced { what, .. } | Carried::NoEpoch(what) | Carried::Denied(what)) => {
             tracing::warn!("a session was not touched, because of the epoch: {what}");
@@ -122,8 +123,9 @@ async fn carried_out(
     }
     match act {
         Act::Create(place, ttl) => {
+            // It holds no lock.
             let id = client
-                .create_session(place.node.as_ref(), &place.check, *ttl)
+                .create_session(place.node.as_ref(), &place.check, *ttl, Duration::ZERO)
                 .await?;
             // By its index the signal is known to be of our own doing; else a sweep looks what it was.
             let there = client.session(&id).await.ok().and_then(|it| it.value);

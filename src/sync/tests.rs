@@ -1,6 +1,7 @@
 //! The engine against a Consul that is a few lines long and fails as it is told to.
 
 mod asking;
+mod beats;
 mod critical;
 mod hand_over;
 mod settings;
@@ -213,8 +214,8 @@ fn engine(client: Client) -> Engine {
         client,
         index,
         report,
-        crate::checks::channel().0,
-        questions,
+        (crate::checks::channel().0, questions),
+        crate::leader::off::candidate(),
         options,
     )
     .0

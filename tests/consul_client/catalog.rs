@@ -353,6 +353,8 @@ pub async fn the_agent_tells_who_it_is(client: &Client) {
     let service = NodeService {
         service: "consul".into(),
         address: "10.9.9.9".into(),
+        // Consul takes what is none.
+        port: 70_000,
         ..service("consul-0")
     };
     let put = TxnOp::ServiceSet {

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::faults::three;
-use crate::support::{Annotated as _, Lictor, Scene, json_lines, run};
+use crate::support::{Annotated as _, Lictor, RELEASE, Scene, json_lines, run};
 
 /// The container of the Deployment that the chart makes of these values.
 async fn container(scene: &Scene, values: &Value) -> Result<Value> {
@@ -66,6 +66,7 @@ async fn the_deployment_works_as_it_is_rendered() -> Result<()> {
     for variable in container["env"].as_array().context("no environment")? {
         let value = match &*text(&variable["value"]) {
             "/etc/lictor/consul-token/token" => token.display().to_string(),
+            "" if variable["name"] == "POD_NAMESPACE" => RELEASE.to_owned(),
             "" => format!("of-the-pod-{}", scene.cluster),
             value => value.to_owned(),
         };
@@ -119,6 +120,7 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
     for expected in [
         "LICTOR_CLUSTER",
         "LICTOR_NAMESPACE",
+        "LICTOR_LEADER_ELECTION",
         "LICTOR_EXCLUDE_NAMESPACE",
         "LICTOR_READINESS_GATE",
         "LICTOR_CHECKS",
@@ -135,5 +137,40 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
             "{name} is not read"
         );
     }
+    Ok(())
+}
+
+/// What the chart renders for these values: its documents, or why not.
+async fn rendered(scene: &Scene, set: &str) -> Result<Vec<Value>> {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
+    let set = format!("cluster=prod,{set}");
+    let rendered = scene
+        .bed
+        .helm(&["template", "lictor", chart, "--set", &set])
+        .await?;
+    Ok(serde_saphyr::from_multiple(&rendered)?)
+}
+
+#[tokio::test]
+async fn the_election_decides_rights_and_strategy() -> Result<()> {
+    let scene = Scene::new().await?;
+    for (how, replicas, strategy, has_role) in [
+        ("lease", 2, "RollingUpdate", true),
+        ("consul", 2, "RollingUpdate", false),
+        ("off", 1, "Recreate", false),
+    ] {
+        let set = format!("leaderElection={how},replicas={replicas}");
+        let documents = rendered(&scene, &set).await?;
+        let of = |kind: &str| documents.iter().find(|it| it["kind"] == kind);
+        let deployment = of("Deployment").context("no Deployment")?;
+        assert_eq!(deployment["spec"]["strategy"]["type"], strategy, "{how}");
+        assert_eq!(of("Role").is_some(), has_role, "{how}");
+        if let Some(role) = of("Role") {
+            assert_eq!(role["rules"][1]["resourceNames"], json!(["lictor-prod"]));
+        }
+    }
+    let refused = rendered(&scene, "leaderElection=off,replicas=2").await;
+    let text = format!("{:#}", refused.unwrap_err());
+    ensure!(text.contains("only one may run"), "{text}");
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, GrpcTarget, Instance, Lictor, Scene, Target, condition, selected, until,
+    Answer, GrpcTarget, Instance, Lictor, OFF, Scene, Target, condition, selected, until,
 };
 
 /// What is local may be asked, as everything is in a test.
@@ -284,12 +284,12 @@ async fn what_is_not_asked_for_any_more_goes_and_is_not_asked() -> Result<()> {
 #[tokio::test]
 async fn only_the_process_that_writes_asks() -> Result<()> {
     let (scene, target) = (Scene::new().await?, Target::start().await?);
-    let first: Lictor = scene.lictor_with(&[LOCAL]).await?;
+    let first: Lictor = scene.lictor_with(&[LOCAL, OFF]).await?;
     let checks = json!([{"name": "api", "http": {}, "interval": "1s"}]);
     register(&scene, target.port, &checks).await?;
     shows(&scene, "api", "passing", "").await?;
     first.shows("lictor_checks", 1.0).await?;
-    let second = scene.lictor_with(&[LOCAL]).await?;
+    let second = scene.lictor_with(&[LOCAL, OFF]).await?;
     second.shows("lictor_checks", 1.0).await?;
     first.shows("lictor_checks", 0.0).await?;
     target.answers(Answer::Status(503));

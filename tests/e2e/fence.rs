@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use serde_json::{Value, json};
 
-use crate::support::{Annotated as _, Lictor, Oracle, Scene, condition, until};
+use crate::support::{Annotated as _, Lictor, OFF, Oracle, Scene, condition, until};
 
 /// UID of a Kubernetes cluster that is none.
 const ELSEWHERE: &str = "5e1f0000-0000-4000-8000-e15e44e4e000";
@@ -276,11 +276,11 @@ async fn an_epoch_that_cannot_be_read_stops_all_writes_until_it_is_mended() -> R
 #[tokio::test]
 async fn a_process_that_was_replaced_writes_nothing_any_more() -> Result<()> {
     let scene = Scene::new().await?;
-    let first = scene.lictor().await?;
+    let first = scene.lictor_with(&[OFF]).await?;
     writes(&scene, "web-0").await?;
     first.idle().await?;
     first.pause()?;
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     let pod = scene.pod("web-0").lictor("service", "web");
     pod.not_ready(&scene.client, "app").await?;
     scene.status("web", "web-0", "critical").await?;

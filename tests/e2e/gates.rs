@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
-use crate::support::{Annotated as _, Installed, Lictor, Scene, condition, run, until};
+use crate::support::{Annotated as _, Installed, Lictor, OFF, Scene, condition, run, until};
 
 const GATE: &str = "lictor.io/registered";
 const ON: &str = "--readiness-gate";
@@ -324,9 +324,9 @@ async fn only_the_process_that_writes_lets_pods_through() -> Result<()> {
     }
     assert_eq!(gate(&scene, "web-0").await?.0, "", "a dry run wrote");
 
-    let replaced = scene.lictor_with(&[ON]).await?;
+    let replaced = scene.lictor_with(&[ON, OFF]).await?;
     open(&scene, "web-0").await?;
-    let last = scene.lictor().await?;
+    let last = scene.lictor_with(&[OFF]).await?;
     replaced.not_ready("replaced").await?;
     gated(&scene, "web-1", "web")
         .create_ready(&scene.client)

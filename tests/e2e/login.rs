@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use lictor_testbed::wait;
 use serde_json::{Value, json};
 
-use crate::support::{Annotated as _, Lictor, Oracle, RELEASE, Scene, acl_policy, run};
+use crate::leader::{AFTER_STOP, follows, stands_by};
+use crate::support::{Annotated as _, BY_LOCK, Lictor, Oracle, RELEASE, Scene, acl_policy, run};
 
 /// The auth method of a scene, and what a process there is started with.
 struct Method {
@@ -50,8 +51,13 @@ impl Method {
     }
 
     async fn start(&self, scene: &Scene) -> Result<Lictor> {
-        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
-        let pod = [("POD_NAMESPACE", RELEASE), ("POD_NAME", "lictor-0")];
+        self.start_as(scene, "lictor-0", &[]).await
+    }
+
+    async fn start_as(&self, scene: &Scene, name: &str, more: &[&str]) -> Result<Lictor> {
+        let args = self.args.iter().map(String::as_str);
+        let args: Vec<&str> = args.chain(more.iter().copied()).collect();
+        let pod = [("POD_NAMESPACE", RELEASE), ("POD_NAME", name)];
         scene.spawn_lictor(&args, &pod).await
     }
 
@@ -147,6 +153,33 @@ async fn it_logs_in_again_before_the_token_ends() -> Result<()> {
         "{now:?}"
     );
     oracle.verdict().await
+}
+
+/// The lock is had, and given back, with the token of the login.
+#[tokio::test]
+async fn by_a_lock_one_that_logged_in_is_followed_by_another_one() -> Result<()> {
+    let scene = Scene::new().await?;
+    let method = Method::new(&scene).await?;
+    method.bind(&scene).await?;
+    let mut first = method.start_as(&scene, "first", &[BY_LOCK]).await?;
+    first.ready().await?;
+    first.shows("lictor_leader", 1.0).await?;
+    let mut second = method.start_as(&scene, "second", &[BY_LOCK]).await?;
+    second.ready().await?;
+    stands_by(&second, "first").await?;
+    registers(&scene, "web-0").await?;
+    first.stop().await?;
+    follows(&scene, "second", AFTER_STOP).await?;
+    registers(&scene, "web-1").await?;
+    second.stop().await?;
+    ensure!(method.tokens(&scene).await?.is_empty(), "a token is left");
+    let node = format!("/v1/session/node/lictor-{}-external", scene.cluster);
+    assert_eq!(
+        scene.consul.get(&node).await?,
+        json!([]),
+        "a session is left"
+    );
+    Ok(())
 }
 
 #[tokio::test]

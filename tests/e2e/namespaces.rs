@@ -1,4 +1,4 @@
-//! `--namespace`: a `lictor` that has Roles in its namespaces, no ClusterRole, and sees nothing else.
+//! `--namespace`: a `lictor` that has Roles in its namespaces, no `ClusterRole`, and sees nothing else.
 
 use std::time::Duration;
 

@@ -35,7 +35,7 @@ impl Checked {
                 .iter()
                 .zip(expected)
                 .all(|(seen, start)| seen.starts_with(start));
-        let code = if expected.is_empty() { 0 } else { 1 };
+        let code = i32::from(!expected.is_empty());
         ensure!(
             fit && self.code == Some(code) && self.json["ok"] == expected.is_empty(),
             "{:?}: {errors:#?}\n{}",

@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use crate::support::{Annotated as _, Instance, Lictor, Scene, until};
+use crate::leader::{AFTER_STOP, epoch, follows, lease, pair, stands_by};
+use crate::support::{Annotated as _, Instance, Lictor, Oracle, Scene, until};
 
 fn key(scene: &Scene, name: &str) -> String {
     format!("lictor/v1/{}/config/{name}", scene.cluster)
@@ -88,6 +89,56 @@ async fn writes_are_stopped_and_go_on_by_a_key_alone() -> Result<()> {
     logs(&lictor, &["a setting changed", "policy", "flag"]).await?;
     pod("web-0").finish_deletion(&scene.client).await?;
     scene.gone("web", "web-0").await
+}
+
+/// Of two, the one that leads goes on leading; the epoch that it has it does not use.
+#[tokio::test]
+async fn writes_that_a_key_stops_leave_the_leader_in_place() -> Result<()> {
+    let scene = Scene::new().await?;
+    let (first, second) = pair(&scene, &[]).await?;
+    let pod = |name: &str| scene.pod(name).lictor("service", "web");
+    pod("web-0").create_ready(&scene.client).await?;
+    scene.status("web", "web-0", "passing").await?;
+    let ids = [scene.id("web", "web-0")];
+    let oracle = Oracle::watch(&scene.consul, "web", &ids, &[]).await?;
+    put(&scene, "policy", "dry-run").await?;
+    for lictor in [&first, &second] {
+        says(lictor, "policy = dry-run (from Consul)").await?;
+    }
+    let (held, before) = (epoch(&scene).await?, scene.dump().await?);
+    pod("web-1").create_ready(&scene.client).await?;
+    logs(&first, &["would register", "web-1"]).await?;
+    // For longer than a Lease lasts that is not renewed.
+    let mut renewals = lease(&scene).await?.renew_time;
+    for _ in 0..4 {
+        renewals = until("the Lease to be renewed", async || {
+            let spec = lease(&scene).await?;
+            assert_eq!(spec.holder_identity.as_deref(), Some("first"));
+            ensure!(spec.renew_time != renewals, "{renewals:?}");
+            Ok(spec.renew_time)
+        })
+        .await?;
+    }
+    assert_eq!(scene.dump().await?, before);
+    assert_eq!(epoch(&scene).await?, held);
+    remove(&scene, "policy").await?;
+    scene.status("web", "web-1", "passing").await?;
+    assert_eq!(epoch(&scene).await?, held);
+    stands_by(&second, "first").await?;
+
+    // One that stops meanwhile is followed once writes go on.
+    put(&scene, "policy", "dry-run").await?;
+    for lictor in [&first, &second] {
+        says(lictor, "policy = dry-run (from Consul)").await?;
+    }
+    first.stop().await?;
+    pod("web-1").not_ready(&scene.client, "app").await?;
+    logs(&second, &["would", "web-1"]).await?;
+    assert_eq!(epoch(&scene).await?, held);
+    remove(&scene, "policy").await?;
+    follows(&scene, "second", AFTER_STOP).await?;
+    scene.status("web", "web-1", "critical").await?;
+    oracle.verdict().await
 }
 
 #[tokio::test]

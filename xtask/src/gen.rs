@@ -1,5 +1,5 @@
 //! Files of the repository that are made from others: the CRDs from the types in `src/api`, their
-//! copies in the chart, and the plain manifests from the chart.
+//! copies in the chart, the plain manifests from the chart, and the schema of a plan.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,8 @@ const NAMESPACE: &str = "lictor-system";
 /// The generated files, by their path in the repository.
 type Files = BTreeMap<PathBuf, String>;
 
-/// Write the generated files anew: crds/, the chart's copies of them, deploy/install.yaml.
+/// Write the generated files anew: crds/, the chart's copies of them, deploy/install.yaml,
+/// docs/plan.schema.json.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Write nothing; fail if a file is not current, and say which.
@@ -67,7 +68,7 @@ impl Args {
 fn generate(root: &Path, tools: &Tools) -> Result<Files> {
     let mut files = Files::new();
     let mut crds = String::new();
-    for crd in split(&lictor_crds(root)?) {
+    for crd in split(&lictor(root, &["crds"])?) {
         let name = file_name(&crd)?;
         files.insert(
             format!("charts/lictor/templates/crds/{name}").into(),
@@ -77,6 +78,10 @@ fn generate(root: &Path, tools: &Tools) -> Result<Files> {
         crds.push_str(&crd);
         files.insert(format!("crds/{name}").into(), format!("# {MARK}\n{crd}"));
     }
+    files.insert(
+        "docs/plan.schema.json".into(),
+        lictor(root, &["plan", "--json-schema"])?,
+    );
     let chart = plain(&helm_template(root, tools)?);
     files.insert(
         "deploy/install.yaml".into(),
@@ -124,16 +129,15 @@ fn write(root: &Path, path: &Path, content: Option<&String>) -> io::Result<()> {
     fs::write(path, content)
 }
 
-/// What `lictor crds` prints. By the program, not the library: the other commands of xtask then
-/// build without it.
-fn lictor_crds(root: &Path) -> Result<String> {
-    output(cargo::command().current_dir(root).args([
-        "run",
-        "--quiet",
-        "--package=lictor",
-        "--",
-        "crds",
-    ]))
+/// What `lictor` prints. By the program, not the library: the other commands of xtask then build
+/// without it.
+fn lictor(root: &Path, args: &[&str]) -> Result<String> {
+    let run = ["run", "--quiet", "--package=lictor", "--"];
+    output(
+        cargo::command()
+            .current_dir(root)
+            .args(run.iter().chain(args)),
+    )
 }
 
 /// The chart without its CRDs, rendered as the plain manifests need it.
@@ -150,14 +154,23 @@ fn helm_template(root: &Path, tools: &Tools) -> Result<String> {
     helm.arg(format!("--namespace={NAMESPACE}"));
     helm.arg(format!("--set=cluster={CLUSTER},crds.install=false"));
     let rendered = output(&mut helm)?;
-    let (valid, unset) = (
-        format!("value: \"{CLUSTER}\""),
-        format!("value: \"{UNSET_CLUSTER}\""),
-    );
-    if rendered.matches(&valid).count() != 1 {
-        bail!("the chart does not give the cluster's name in one place, as {valid}");
+    let places = |name: &str| {
+        [
+            format!("value: \"{name}\""),
+            format!("resourceNames: [\"lictor-{name}\"]"),
+        ]
+    };
+    let mut plain = rendered;
+    for (valid, unset) in places(CLUSTER).iter().zip(places(UNSET_CLUSTER)) {
+        if plain.matches(valid).count() != 1 {
+            bail!("the chart does not give the cluster's name in one place as {valid}");
+        }
+        plain = plain.replace(valid, &unset);
     }
-    Ok(rendered.replace(&valid, &unset))
+    if plain.contains(CLUSTER) {
+        bail!("the chart gives the cluster's name in another place too");
+    }
+    Ok(plain)
 }
 
 fn output(command: &mut Command) -> Result<String> {
@@ -256,11 +269,11 @@ fn install_header() -> String {
     format!(
         "# {MARK}
 #
-# Lictor without Helm. Before you apply it, set two values of the Deployment's environment:
+# Lictor without Helm. Before you apply it, set two values:
 #
-#   LICTOR_CLUSTER     the name of this Kubernetes cluster in Consul, a DNS label of at most 32
-#                      characters without \"--\", in place of {UNSET_CLUSTER}. No two clusters that
-#                      write to one Consul may have the same.
+#   {UNSET_CLUSTER}             in its two places (LICTOR_CLUSTER, and the name of the Lease): the name of this
+#                      Kubernetes cluster in Consul, a DNS label of at most 32 characters without
+#                      \"--\". No two clusters that write to one Consul may have the same.
 #   CONSUL_HTTP_ADDR   where Consul is, if it is not HashiCorp's chart installed as \"consul\" in
 #                      the namespace \"consul\", without TLS.
 #

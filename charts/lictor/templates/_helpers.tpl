@@ -26,6 +26,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Refuses settings that contradict each other; renders nothing. */}}
 {{- define "lictor.validate" -}}
+{{- if and (eq .Values.leaderElection "off") (gt (int .Values.replicas) 1) -}}
+{{- fail (printf "leaderElection is off, but replicas is %d: without an election only one may run" (int .Values.replicas)) -}}
+{{- end -}}
 {{- $tls := .Values.consul.tls -}}
 {{- if and .Values.consul.tokenSecret.name .Values.consul.authMethod -}}
 {{- fail "consul.tokenSecret.name and consul.authMethod are both set: give one or the other" -}}

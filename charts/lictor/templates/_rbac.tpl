@@ -25,32 +25,44 @@
   verbs: [create, patch]
 {{- end -}}
 
+{{/* The Lease by which the replicas agree on who leads. */}}
+{{- define "lictor.lease" -}}
+# A right to create cannot be limited to a name.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ printf "lictor-%s" (include "lictor.cluster" .) | quote }}]
+  verbs: [get, watch, update]
+{{- end -}}
+
 {{- define "lictor.subjects" -}}
 - kind: ServiceAccount
   name: {{ include "lictor.fullname" . }}
   namespace: {{ .Release.Namespace }}
 {{- end -}}
 
-{{/* A Role and its binding: the context, the namespace, its rules. */}}
+{{/* A Role and its binding: the context, its name, the namespace, its rules. */}}
 {{- define "lictor.role" -}}
 {{- $root := index . 0 -}}
-{{- $name := include "lictor.fullname" $root -}}
+{{- $name := index . 1 -}}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   name: {{ $name }}
-  namespace: {{ index . 1 }}
+  namespace: {{ index . 2 }}
   labels:
     {{- include "lictor.labels" $root | nindent 4 }}
 rules:
-  {{- index . 2 | nindent 2 }}
+  {{- index . 3 | nindent 2 }}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ $name }}
-  namespace: {{ index . 1 }}
+  namespace: {{ index . 2 }}
   labels:
     {{- include "lictor.labels" $root | nindent 4 }}
 roleRef:
@@ -76,15 +88,24 @@ subjects:
 {{ include "lictor.rules" (index . 0) }}
 {{- end -}}
 
-{{/* Roles only: one in each namespace, and one for Events about Lictor itself. */}}
+{{/* Roles only: one in each namespace, and in the release's own what is of Lictor itself: its Lease and
+     Events about its pod. The two may be in one namespace, and so have two names. */}}
 {{- define "lictor.roles" -}}
 {{- $root := . -}}
+{{- $name := include "lictor.fullname" . -}}
 {{- $namespaces := sortAlpha (uniq .Values.namespaces) -}}
 {{- range $number, $namespace := $namespaces }}
 {{- $rules := include "lictor.rulesIn" (list $root $namespace (eq $number 0)) }}
-{{ include "lictor.role" (list $root $namespace $rules) }}
+{{ include "lictor.role" (list $root (printf "%s-watch" $name) $namespace $rules) }}
+{{- end }}
+{{- $own := list -}}
+{{- if eq .Values.leaderElection "lease" }}
+{{- $own = append $own (include "lictor.lease" .) }}
 {{- end }}
 {{- if not (has .Release.Namespace $namespaces) }}
-{{ include "lictor.role" (list $root .Release.Namespace (include "lictor.events" .)) }}
+{{- $own = append $own (include "lictor.events" .) }}
+{{- end }}
+{{- with $own }}
+{{ include "lictor.role" (list $root $name $root.Release.Namespace (join "\n" .)) }}
 {{- end }}
 {{- end -}}

@@ -248,6 +248,49 @@ async fn what_is_no_answer_to_the_question_is_malformed() {
     }
 }
 
+/// Servers as the catalog has them, with headers of Consul's.
+fn servers(body: &str) -> ResponseTemplate {
+    ResponseTemplate::new(200)
+        .insert_header("X-Consul-Index", "7")
+        .insert_header("X-Consul-KnownLeader", "true")
+        .set_body_string(body)
+}
+
+const ONE_SERVER: &str = r#"{"Node":{"Address":"10.0.0.7","Datacenter":"dc1"},
+    "Service":{"ID":"consul","Address":"","Port":8300,"Meta":{"version":"1.22.7"}}}"#;
+
+#[tokio::test]
+async fn an_odd_entry_of_their_name_hides_no_server() {
+    for odd in [
+        r#"{"Node":null,"Service":null}"#,
+        r#"{"Node":{"Address":null,"Datacenter":null},"Service":{"ID":null,"Address":null,"Port":null,"Meta":null}}"#,
+        r#"{"Service":{"ID":"consul-0","Port":70000,"Meta":{"version":null}}}"#,
+        r#"{"Service":{"ID":"consul","Address":"10.0.0.9","Port":-1}}"#,
+    ] {
+        let body = format!("[{odd},{ONE_SERVER}]");
+        let (_server, client) = server(servers(&body)).await;
+        let at: Vec<SocketAddr> = vec!["10.0.0.7:8300".parse().unwrap()];
+        assert_eq!(client.servers().await.unwrap(), at, "{odd}");
+        assert_eq!(client.datacenter().await.unwrap(), Some("dc1".into()));
+        let oldest = client.oldest_server().await.unwrap();
+        assert_eq!(oldest, Some("1.22.7".into()), "{odd}");
+    }
+}
+
+#[tokio::test]
+async fn what_may_be_only_some_of_the_servers_are_none() {
+    let body = format!("[{ONE_SERVER}]");
+    let whole = servers(&body);
+    let filtered = whole
+        .clone()
+        .insert_header("X-Consul-Results-Filtered-By-ACLs", "true");
+    let unidentified = ResponseTemplate::new(200).set_body_string(body);
+    for (answer, count) in [(whole, 1), (filtered, 0), (unidentified, 0)] {
+        let (_server, client) = server(answer).await;
+        assert_eq!(client.servers().await.unwrap().len(), count);
+    }
+}
+
 #[tokio::test]
 async fn the_next_address_is_tried_and_kept() {
     let (first, second) = (nobody().await, MockServer::start().await);

@@ -16,8 +16,8 @@ pub enum TxnOutcome {
     Fenced {
         /// What Consul said.
         what: Box<str>,
-        /// What that means: [`TxnFailure::FailedIndexCheck`], [`TxnFailure::Missing`] or
-        /// [`TxnFailure::PermissionDenied`].
+        /// What that means: [`TxnFailure::FailedIndexCheck`], [`TxnFailure::Missing`],
+        /// [`TxnFailure::PermissionDenied`] or [`TxnFailure::Lapsed`].
         reason: TxnFailure,
     },
 }
@@ -77,6 +77,8 @@ pub enum TxnFailure {
     FailedSessionCheck,
     /// Consul will never accept the operation as it is.
     Refused,
+    /// Consul was not asked: the leadership that the transaction was to be sent under is over.
+    Lapsed,
 }
 
 /// What result an operation has.

@@ -442,10 +442,17 @@ impl Index {
             touched
                 .registrations
                 .extend(claimants.iter().map(|claimant| claimant.owner.clone()));
-            let replaced = self.claims.insert(key, claimants).unwrap_or_default();
-            touched
-                .registrations
-                .extend(replaced.into_iter().map(|claimant| claimant.owner));
+            let replaced = self.claims.insert(key.clone(), claimants);
+            if replaced.is_none() {
+                let node = key.node.kubernetes_node(&self.cluster).map(Text::from);
+                self.touch_by_address(node.as_ref(), touched);
+            }
+            touched.registrations.extend(
+                replaced
+                    .into_iter()
+                    .flatten()
+                    .map(|claimant| claimant.owner),
+            );
         }
     }
 

@@ -218,6 +218,9 @@ impl Index {
         }
         let known = self.pods.get(&name).map(|row| &row.facts);
         self.addresses.moved(&name, known, Some(&facts), touched);
+        if known.and_then(|known| known.host_ip.as_ref()) != facts.host_ip.as_ref() {
+            self.touch_by_address(facts.node.as_ref(), touched);
+        }
         let owner = Owner::pod(&name.0, &name.1);
         let annotations = Annotations::of(&facts);
         let problems = self.remarks(&facts, &annotations);
@@ -347,6 +350,19 @@ impl Index {
         known
     }
 
+    /// A pod tells the address of its node anew: where the node itself has none that counts for all that is
+    /// on it, whatever becomes of the pod.
+    fn touch_by_address(&self, node: Option<&Text>, touched: &mut Touched) {
+        let Some(name) = node else {
+            return;
+        };
+        let facts = self.nodes.get(&(Text::from(""), name.clone()));
+        if facts.is_none_or(|facts| facts.internal_ip.is_none()) {
+            let key = NodeName::for_kubernetes(&self.cluster, name);
+            touched.keys.insert(Key::Node(key));
+        }
+    }
+
     // === questions ===
 
     /// Who runs the checks of registrations.
@@ -472,6 +488,18 @@ impl Index {
         self.problems.get(owner).map_or(&[], Vec::as_slice)
     }
 
+    /// The objects that have [`Self::problems`].
+    pub fn all_problems(&self) -> impl Iterator<Item = &Owner> {
+        self.problems.keys()
+    }
+
+    /// All objects of our kinds.
+    pub fn all_objects(&self) -> impl Iterator<Item = Owner> {
+        let registrations = self.registrations.values();
+        let registrations = registrations.map(|row| row.registration.owner());
+        registrations.chain(self.objects_of_entries())
+    }
+
     /// How many objects have [`Self::problems`].
     #[must_use]
     pub fn problem_count(&self) -> usize {
@@ -487,6 +515,11 @@ impl Index {
     /// A key has nothing under it any more: how its claim went need not be remembered.
     pub fn forget_absence(&mut self, key: &InstanceKey) {
         self.withdrawn.remove(key);
+    }
+
+    /// The same for all keys that have nothing under them any more.
+    pub fn forget_absences(&mut self, is_gone: impl Fn(&InstanceKey) -> bool) {
+        self.withdrawn.retain(|key| !is_gone(key));
     }
 }
 

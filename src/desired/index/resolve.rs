@@ -77,10 +77,7 @@ impl Index {
             return None;
         }
         let Some(kubernetes) = name.kubernetes_node(&self.cluster) else {
-            let node = Node {
-                address: EXTERNAL_NODE_ADDRESS.into(),
-                meta: self.node_meta(None),
-            };
+            let node = self.external_node();
             return Some(DesiredNode { node, check: None });
         };
         let kubernetes = Text::from(kubernetes);
@@ -477,6 +474,15 @@ impl Index {
                 };
                 self.pod(&claimant.owner.namespace, pod)?.host_ip.as_ref()
             })
+    }
+
+    /// The node of what is outside the cluster.
+    #[must_use]
+    pub fn external_node(&self) -> Node {
+        Node {
+            address: EXTERNAL_NODE_ADDRESS.into(),
+            meta: self.node_meta(None),
+        }
     }
 
     fn node_meta(&self, kubernetes: Option<(&Text, Option<&NodeFacts>)>) -> Pairs {

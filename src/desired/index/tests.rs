@@ -1018,6 +1018,7 @@ fn a_node_whose_name_is_like_one_of_consul_k8s_gets_nothing() {
 #[test]
 fn a_registration_that_changes_touches_its_own_service_only() {
     let mut index = index();
+    index.apply_node(node("n1"), &mut Touched::default());
     index.apply_pod(web("p").facts(), &mut Touched::default());
     for service in ["a", "b"] {
         register(&mut index, registration(service, service));

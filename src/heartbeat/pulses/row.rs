@@ -19,6 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 /// What is known of one check, and what is wanted of it.
 #[derive(Debug)]
 pub(super) struct Row {
+    /// Which one of all that there ever were.
+    pub(super) number: u64,
     pub(super) ttl: Duration,
     pub(super) want: Want,
     /// What the check is in Consul; `None` where it is not there.
@@ -76,6 +78,7 @@ impl Row {
     /// Of one that is followed from now on; `sure` says that it has no sessions.
     pub(super) fn new((ttl, want): (Duration, Want), sure: bool, now: Instant) -> Self {
         Self {
+            number: 0,
             ttl,
             want,
             check: None,

@@ -61,8 +61,8 @@ impl Bench {
 
     /// Does what is due, as Consul does.
     fn work(&mut self, leads: bool) {
-        while let Some(act) = self.pulses.next(leads.then_some(self.now), self.now) {
-            let outcome = match &act {
+        while let Some(begun) = self.pulses.next(leads.then_some(self.now), self.now) {
+            let outcome = match &begun.act {
                 Act::Create(..) => {
                     self.made += 1;
                     self.add();
@@ -83,8 +83,16 @@ impl Bench {
                     Outcome::Gone
                 }
             };
-            self.pulses.done(&act, outcome, self.now, || 0.5);
+            self.pulses.done(&begun, outcome, self.now, || 0.5);
         }
+    }
+
+    /// How many are counted, which are as many as there are.
+    fn alive(&self) -> usize {
+        let rows = self.pulses.rows.values();
+        let alive = rows.filter(|row| !row.sessions.is_empty()).count();
+        assert_eq!(self.pulses.alive(), alive);
+        alive
     }
 
     fn pass(&mut self, seconds: u64, leads: bool) {
@@ -350,7 +358,7 @@ fn what_may_have_sessions_that_were_not_followed_wants_a_list() {
     let mut bench = relying_on(&[]);
     bench.follow(Want::Alive, Some(Passing));
     bench.work(true);
-    bench.pulses.leave(&place("x"));
+    bench.pulses.leave(&place("x"), bench.now);
     assert_eq!(bench.pulses.is_alive(&place("x")), None);
     bench.follow(Want::Alive, Some(Passing));
     assert!(bench.pulses.wants_list());
@@ -368,6 +376,71 @@ fn what_may_have_sessions_that_were_not_followed_wants_a_list() {
         bench.pulses.done(&act, outcome, bench.now, || 0.5);
         assert_eq!(bench.pulses.is_alive(&place("x")), None);
     }
+}
+
+#[test]
+fn what_is_under_way_when_its_node_goes_is_waited_for() {
+    let mut bench = relying_on(&[]);
+    bench.follow(Want::Alive, Some(Critical));
+    let begun = bench.pulses.next(Some(bench.now), bench.now).unwrap();
+    bench.pulses.drop(&place("x"));
+    bench.now += Duration::from_secs(1);
+    // No list shows what comes after it.
+    bench.pulses.rely_on(&[], bench.now);
+    assert_eq!(bench.pulses.is_alive(&place("x")), None);
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    bench.work(true);
+    assert_eq!(bench.counts(), (0, 0, 0));
+    bench.add();
+    let created = Outcome::Created(bench.sessions[0].id.clone());
+    bench.pulses.done(&begun, created, bench.now, || 0.5);
+    bench.follow(Want::Alive, Some(Passing));
+    assert!(bench.pulses.wants_list(), "it may have gone with the node");
+    bench.pass(1, true);
+    bench.list();
+    bench.pass(20, true);
+    assert_eq!((bench.made, bench.ended), (0, 0));
+    assert!(bench.renewed > 0);
+}
+
+#[test]
+fn an_answer_for_what_was_there_before_is_none_for_what_took_its_place() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.follow(Want::Alive, Some(Passing));
+    bench.list();
+    bench.now += TTL;
+    let renewal = bench.pulses.next(Some(bench.now), bench.now).unwrap();
+    bench.pulses.drop(&place("x"));
+    bench.sessions.clear();
+    bench.follow(Want::Alive, Some(Critical));
+    bench.list();
+    let creation = bench.pulses.next(Some(bench.now), bench.now).unwrap();
+    assert!(matches!(creation.act, Act::Create(..)), "{creation:?}");
+    for outcome in [Outcome::Renewed, Outcome::Gone] {
+        bench.pulses.done(&renewal, outcome, bench.now, || 0.5);
+        assert_eq!(bench.pulses.next(Some(bench.now), bench.now), None);
+        assert!(!bench.pulses.wants_list());
+    }
+    let created = Outcome::Created("new".into());
+    bench.pulses.done(&creation, created, bench.now, || 0.5);
+    assert_eq!(bench.pulses.is_alive(&place("x")), Some(true));
+}
+
+#[test]
+fn a_list_says_nothing_of_what_was_left_since_it_was_asked_for() {
+    let mut bench = relying_on(&[]);
+    bench.follow(Want::Alive, Some(Passing));
+    bench.work(true);
+    let asked = bench.now;
+    bench.now += Duration::from_secs(1);
+    bench.pulses.leave(&place("x"), bench.now);
+    bench.pulses.rely_on(&[], asked);
+    assert_eq!(bench.pulses.is_alive(&place("x")), None);
+    bench.now += Duration::from_secs(1);
+    bench.pulses.rely_on(&[], bench.now);
+    assert_eq!(bench.pulses.is_alive(&place("x")), Some(false));
 }
 
 #[test]
@@ -394,17 +467,47 @@ fn a_list_counts_for_what_is_renewed_meanwhile() {
         bench.list();
         bench.pulses.doubt(bench.now);
         let asked = bench.now + TTL / 2;
-        let act = bench.pulses.next(Some(asked), asked).unwrap();
-        assert!(matches!(act, Act::Renew(..)), "{act:?}");
+        let begun = bench.pulses.next(Some(asked), asked).unwrap();
+        assert!(matches!(begun.act, Act::Renew(..)), "{begun:?}");
         bench.now = asked + Duration::from_secs(1);
         if answered {
             let outcome = Outcome::Renewed;
-            bench.pulses.done(&act, outcome, bench.now, || 0.5);
+            bench.pulses.done(&begun, outcome, bench.now, || 0.5);
         }
         let sessions = bench.sessions.clone();
         bench.pulses.listed(sessions, asked, bench.now, || 0.5);
         assert!(!bench.pulses.wants_list());
     }
+}
+
+#[test]
+fn those_that_live_are_counted() {
+    let mut bench = Bench::new();
+    bench.add();
+    bench.add();
+    bench.follow(Want::Kept, Some(Passing));
+    assert_eq!(bench.alive(), 0, "none is known of");
+    bench.list();
+    assert_eq!(bench.alive(), 1, "two of one check count once");
+    bench.follow(Want::Ended, Some(Passing));
+    let begun = bench.pulses.next(Some(bench.now), bench.now).unwrap();
+    bench.pulses.done(&begun, Outcome::Gone, bench.now, || 0.5);
+    assert_eq!(bench.alive(), 1);
+    bench.work(true);
+    assert_eq!(bench.alive(), 0);
+    bench.follow(Want::Alive, Some(Critical));
+    bench.work(true);
+    bench.follow(Want::Alive, Some(Passing));
+    assert_eq!(bench.alive(), 1);
+    bench.sessions.clear();
+    bench.pulses.doubt(bench.now);
+    bench.now += Duration::from_secs(1);
+    bench.list();
+    assert_eq!(bench.alive(), 0, "somebody ended it");
+    bench.work(true);
+    assert_eq!(bench.alive(), 1);
+    bench.pulses.drop(&place("x"));
+    assert_eq!(bench.alive(), 0);
 }
 
 #[test]
@@ -427,12 +530,12 @@ fn renewals_of_a_thousand_are_spread() {
     for tenth in 0..600_u32 {
         let now = start + Duration::from_millis(100) * tenth;
         let mut at_once = 0;
-        while let Some(act) = pulses.next(Some(now), now) {
+        while let Some(begun) = pulses.next(Some(now), now) {
             at_once += 1;
-            let before = last.insert(act.place().clone(), now);
+            let before = last.insert(begun.act.place().clone(), now);
             let age = now - before.unwrap_or(start);
             assert!(age < TTL / 2, "one was missed for {age:?}");
-            pulses.done(&act, Outcome::Renewed, now, &mut chance);
+            pulses.done(&begun, Outcome::Renewed, now, &mut chance);
         }
         assert!(at_once <= 40, "{at_once} at once");
     }
@@ -521,8 +624,8 @@ fn what_may_be_changed_later_only_is_renewed_meanwhile() {
     let later = bench.now + Duration::from_secs(3);
     assert_eq!(bench.pulses.next(Some(later), bench.now), None);
     assert_eq!(bench.pulses.wake_at(), Some(later));
-    let act = bench.pulses.next(Some(later), later);
-    assert!(matches!(act, Some(Act::End(..))), "{act:?}");
+    let begun = bench.pulses.next(Some(later), later).unwrap();
+    assert!(matches!(begun.act, Act::End(..)), "{begun:?}");
 
     let mut bench = Bench::new();
     bench.add();
@@ -530,6 +633,6 @@ fn what_may_be_changed_later_only_is_renewed_meanwhile() {
     bench.list();
     let later = bench.now + Duration::from_mins(1);
     let soon = bench.now + Duration::from_secs(10);
-    let act = bench.pulses.next(Some(later), soon);
-    assert!(matches!(act, Some(Act::Renew(..))), "{act:?}");
+    let begun = bench.pulses.next(Some(later), soon).unwrap();
+    assert!(matches!(begun.act, Act::Renew(..)), "{begun:?}");
 }

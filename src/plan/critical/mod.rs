@@ -47,7 +47,7 @@ pub struct Watched {
     pub health: OwnHealth,
     /// Whether Consul has it.
     pub there: bool,
-    /// Its pod, if it is one's: an endpoint is judged by what this process itself asks it.
+    /// Its pod, if it is one's: an endpoint is judged by what this process itself asks it, and by Leases.
     pub pod: Option<Owner>,
 }
 

@@ -8,7 +8,6 @@ use crate::heartbeat::pulses::{Act, Outcome, Place};
 use crate::k8s::EventReason;
 use crate::model::entry::ALIVE_CHECK_ID;
 use crate::model::key::{Key, Place as KeyPlace};
-use crate::model::names::NodeName;
 use crate::observed::entry::ObservedCheck;
 use crate::status::board::{Reason, Trouble, beside};
 use crate::sync::dirty::{Cause, Due};
@@ -21,7 +20,7 @@ impl Engine {
     pub(in crate::sync) fn absorb_act(&mut self, acted: Acted) {
         let Acted {
             id,
-            act,
+            begun,
             outcome,
             error,
             index,
@@ -34,7 +33,7 @@ impl Engine {
         }
         self.beats.under_way -= 1;
         let changed = !matches!(outcome, Outcome::Renewed | Outcome::Failed);
-        match (&act, &outcome) {
+        match (&begun.act, &outcome) {
             (Act::Create(..), Outcome::Created(_)) => {
                 if let Some(index) = index {
                     self.own.wrote(index);
@@ -43,18 +42,20 @@ impl Engine {
             (Act::End(..), Outcome::Gone) => self.own.removed(at),
             _ => {}
         }
-        let place = act.place().clone();
+        // Where the epoch kept it back Consul was not asked, and said nothing.
+        let took = !matches!(outcome, Outcome::Failed | Outcome::Lost);
+        let place = begun.act.place().clone();
         if let Outcome::Created(_) | Outcome::Gone = outcome {
             self.see_check(&place, check);
         }
         self.beats
             .pulses
-            .done(&act, outcome, at, rand::random::<f64>);
+            .done(&begun, outcome, at, rand::random::<f64>);
         if changed {
             self.count_sessions();
         }
         let is_own = *place.check == *ALIVE_CHECK_ID;
-        if error.is_none() {
+        if took {
             self.beats.refused.remove(&place);
             if is_own {
                 self.beats.denied.remove(&place.node);
@@ -63,7 +64,7 @@ impl Engine {
         let Some(beating) = self.beats.of.get(&place).map(|row| row.beating.clone()) else {
             match error {
                 Some(error) if is_own && error.class() == ErrorClass::AccessDenied => {
-                    self.deny_own(&place.node, &error);
+                    self.deny_own(&place, &error);
                 }
                 Some(error) => self.tell_failed(&place, &error, at),
                 None => {}
@@ -91,10 +92,14 @@ impl Engine {
 
     /// Consul does not allow the session of Lictor's own check. No object stands for it: it is told once for
     /// all nodes, on Lictor's own pod.
-    fn deny_own(&mut self, node: &NodeName, error: &ConsulError) {
+    fn deny_own(&mut self, place: &Place, error: &ConsulError) {
+        // Its node may have gone meanwhile, or another process writes: nobody would take it back.
+        if !self.beats.leads || !self.beats.pulses.follows(place) {
+            return;
+        }
         let began = self.beats.denied.is_empty();
         let why = error.to_string();
-        self.beats.denied.insert(node.clone(), why);
+        self.beats.denied.insert(place.node.clone(), why);
         if let Some(note) = self.own_denied().filter(|_| began) {
             tracing::warn!(reason = "ConsulRefused", "{note}");
             self.report.own_event(EventReason::ConsulRefused, note);

@@ -23,7 +23,9 @@ impl Engine {
         // Once at the start, whatever is claimed: what is held, or cannot be told yet, lives on.
         let first = !self.beats.known;
         let outdated = self.rules.sessions.is_err();
-        if self.beats.leads && !first && !outdated && !self.beats.pulses.wants_list() {
+        let again = self.beats.list_again_at.is_some_and(|at| at <= now);
+        let wanted = first || outdated || again || self.beats.pulses.wants_list();
+        if self.beats.leads && !wanted {
             self.beats.list_at = None;
             return;
         }
@@ -64,6 +66,9 @@ impl Engine {
             }
         };
         self.beats.known = true;
+        if self.beats.list_again_at.is_some_and(|at| at <= read.asked) {
+            self.beats.list_again_at = None;
+        }
         let cluster = self.index.cluster().clone();
         let ours = found.iter().filter_map(|session| {
             let node = NodeName::parse(&cluster, &session.node)?;

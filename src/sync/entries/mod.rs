@@ -14,12 +14,12 @@ use super::apply::Done;
 use super::carry::{self, Carried, Row};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
-use crate::consul::{Client, ConsulError, ErrorClass, Fence, TxnFailure};
+use super::pass::Pass;
+use crate::consul::{Client, ConsulError, ErrorClass, TxnFailure};
 use crate::metrics::{KindLabel, OperationLabels};
 use crate::model::key::{Key, Place, Table};
 use crate::model::names::ClusterName;
 use crate::model::owner::Owner;
-use crate::model::text::Text;
 use crate::plan;
 use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
 use crate::status::board::Reason;
@@ -39,18 +39,14 @@ pub struct EntryWritten {
 async fn write(
     client: Client,
     cluster: ClusterName,
-    (fence_key, epoch): (Text, u64),
+    pass: Pass,
     (id, key, due): (u64, Key, Due),
     write: EntryWrite,
 ) -> Done {
-    let fence = Fence {
-        key: &fence_key,
-        index: epoch,
-    };
-    let outcome = carry::carry_out(&client, &cluster, fence, &key, &write.change).await;
+    let outcome = carry::carry_out(&client, &cluster, &pass, &key, &write.change).await;
     Done::WroteEntry(Box::new(EntryWritten {
         id,
-        epoch,
+        epoch: pass.epoch(),
         key,
         write,
         due,
@@ -106,7 +102,7 @@ impl Engine {
             tracing::warn!(key = %key, "found by the total pass, missed before: {planned}");
             self.report.metrics.audit_findings.inc();
         }
-        let Some(epoch) = self.fence.index() else {
+        let Some(pass) = self.pass() else {
             return;
         };
         let Place::Table(table) = key.place() else {
@@ -119,15 +115,8 @@ impl Engine {
         self.dirty.start(key.clone());
         self.entry_writes += 1;
         self.pace.begun(1, now);
-        let fence = (self.fence_key.clone(), epoch);
         let cluster = self.index.cluster().clone();
-        let job = write(
-            self.consul.clone(),
-            cluster,
-            fence,
-            (id, key, due),
-            *planned,
-        );
+        let job = write(self.consul.clone(), cluster, pass, (id, key, due), *planned);
         self.jobs.spawn(job);
     }
 

@@ -9,11 +9,14 @@ use crate::desired::registration::Registration;
 use crate::k8s::{Answer, Question, Seen};
 use crate::model::critical;
 use crate::model::entry::Health;
-use crate::model::key::Key;
+use crate::model::facts::LeaseFacts;
+use crate::model::key::{InstanceKey, Key};
+use crate::model::names::{InstanceId, NodeName};
 use crate::model::owner::Owner;
-use crate::plan::batch::BatchedStep;
+use crate::plan::batch::{Batch, BatchedStep};
 use crate::plan::critical::{OwnHealth, Watched};
-use crate::plan::{self, Step};
+use crate::plan::gate::Why;
+use crate::plan::{self, Asks, Finding, Removal, Step};
 use crate::sync::apply::{Done, ReadError};
 use crate::sync::claim::{Before, Claimed};
 use crate::sync::critical::CriticalRead;
@@ -85,7 +88,11 @@ async fn what_a_consul_keeps_that_went_back_is_read_after_all_else_and_not_belie
     let mut engine = reading();
     read(&mut engine, 5, Ok(Vec::new()));
     let (index, before) = (9, Before::Lost);
-    engine.absorb(Done::Claimed(Ok(Claimed { index, before })));
+    engine.absorb(Done::Claimed(Ok(Claimed {
+        index,
+        before,
+        retaken: false,
+    })));
     let under_way = engine.jobs.len();
     engine.keep_critical_times(Instant::now());
     assert_eq!(engine.jobs.len(), under_way, "Consul is not known");
@@ -158,19 +165,19 @@ async fn what_is_registered_again_is_not_missing_any_more() {
     }
 }
 
-/// An engine of which the pod's instance has no heartbeat, as far as the Leases listed at this moment show.
-fn without_heartbeat(listed: Instant) -> Engine {
+/// An engine of which this instance has no heartbeat, as far as the Leases listed at this moment show; it is of
+/// `registration`, with a check of a Lease.
+fn without_heartbeat(key: &InstanceKey, mut registration: Value, listed: Instant) -> Engine {
     let mut engine = ready();
     let check = json!({"name": "progress", "ttl": {"lease": "beat", "ttl": "30s"}});
-    let spec = json!({"selector": {}, "health": {"checks": [check]}});
-    let registration = Registration::of(&object("web", spec));
+    registration["health"] = json!({"checks": [check]});
+    let registration = Registration::of(&object("web", registration));
     engine
         .index
         .apply_registration(registration, &mut Touched::default());
-    let key = instance("p");
     let whole = Key::Instance(key.clone());
     let finding = plan::decide(&whole, &engine.index, &engine.mirror, &engine.rules);
-    engine.follow_beats(&key, &finding, listed);
+    engine.follow_beats(key, &finding, listed);
     engine.beat(listed);
     let asked = Instant::now();
     let (sessions, version) = (Ok(Vec::new()), None);
@@ -179,19 +186,31 @@ fn without_heartbeat(listed: Instant) -> Engine {
         sessions,
         version,
     });
-    list_leases(&mut engine, listed);
-    let found = engine.rules.heartbeats.get(&key, "progress");
+    list_leases(&mut engine, "1", listed);
+    let found = engine.rules.heartbeats.get(key, "progress");
     assert_eq!(found.map(|found| found.status), Some(Health::Critical));
     engine
 }
 
-fn list_leases(engine: &mut Engine, at: Instant) {
+/// The Lease is listed, as it was renewed last.
+fn list_leases(engine: &mut Engine, renewed: &str, at: Instant) {
+    let lease = LeaseFacts {
+        namespace: "shop".into(),
+        name: "beat".into(),
+        renewed: renewed.into(),
+        critical: false,
+    };
     let listed = WatchEvent::Listed {
         resource_version: "1".into(),
     };
-    for event in [WatchEvent::Listing, listed] {
+    for event in [WatchEvent::Listing, WatchEvent::Page(vec![lease]), listed] {
         engine.hear_leases(&"shop".into(), event, at);
     }
+}
+
+/// How often the Leases were to be listed anew.
+fn lists(engine: &Engine) -> Option<u64> {
+    engine.lease_namespaces().borrow().get("shop").copied()
 }
 
 /// The instance was critical for long, and the API server shows its pod as it is known.
@@ -230,13 +249,80 @@ fn looked_at(engine: &mut Engine) -> bool {
 #[tokio::test]
 async fn leases_are_listed_before_an_instance_goes_for_want_of_a_heartbeat() {
     let now = Instant::now();
+    let without_heartbeat =
+        |listed| without_heartbeat(&instance("p"), json!({"selector": {}}), listed);
     assert!(looked_at(&mut without_heartbeat(now)));
 
     let mut engine = without_heartbeat(now - Duration::from_mins(1));
-    let lists = |engine: &Engine| engine.lease_namespaces().borrow().get("shop").copied();
     assert_eq!(lists(&engine), Some(0));
     assert!(!looked_at(&mut engine), "the watch may be silent");
     assert_eq!(lists(&engine), Some(1));
-    list_leases(&mut engine, Instant::now());
+    list_leases(&mut engine, "1", Instant::now());
     assert!(engine.lapses_are_read(&instance("p"), Instant::now()));
+}
+
+/// There is no pod to ask for.
+#[tokio::test]
+async fn leases_are_listed_before_an_endpoint_goes_for_want_of_a_heartbeat() {
+    let (cluster, service) = ("a".parse().unwrap(), "web".parse().unwrap());
+    let key = InstanceKey {
+        node: NodeName::external(&cluster),
+        id: InstanceId::of_endpoint(&cluster, "shop", &service, "web", "db"),
+    };
+    let whole = Key::Instance(key.clone());
+    let after = Duration::from_secs(30);
+    // Whether it goes, where its time is over.
+    let goes = |engine: &mut Engine| {
+        let owner = Owner::registration(&"shop".into(), &"web".into());
+        let removal = Removal {
+            owner: owner.clone(),
+            name: "web".into(),
+            index: 3,
+            why: Why::Critical(after),
+        };
+        let finding = Finding {
+            owner: Some(owner),
+            critical: Some(Watched {
+                instance: key.clone(),
+                uid: "web".into(),
+                after,
+                health: OwnHealth::Critical,
+                there: true,
+                pod: None,
+            }),
+            losers: Vec::new(),
+            freeze: None,
+            hold: None,
+            asks: Asks::Kept,
+            step: Step::Remove(removal),
+        };
+        let (mut batch, now) = (Batch::default(), Instant::now());
+        let due = Due {
+            cause: Cause::Read,
+            since: now,
+        };
+        engine.add(&mut batch, whole.clone(), due, finding, now);
+        !batch.is_empty()
+    };
+    let endpoint = json!({"name": "db", "address": "db.example.com", "port": 5432});
+    let without_heartbeat =
+        |listed| without_heartbeat(&key, json!({"endpoints": [endpoint]}), listed);
+    assert!(goes(&mut without_heartbeat(Instant::now())));
+
+    let silent = || {
+        let mut engine = without_heartbeat(Instant::now() - Duration::from_mins(1));
+        assert!(!goes(&mut engine), "the watch may be silent");
+        assert_eq!(lists(&engine), Some(1));
+        assert!(engine.dirty.is_parked(&whole));
+        engine
+    };
+    let mut engine = silent();
+    list_leases(&mut engine, "1", Instant::now());
+    assert!(goes(&mut engine));
+
+    let mut engine = silent();
+    list_leases(&mut engine, "2", Instant::now());
+    let found = engine.rules.heartbeats.get(&key, "progress");
+    assert_eq!(found.map(|found| found.status), Some(Health::Passing));
+    assert!(engine.dirty.take_key(&whole).is_some(), "it waits in vain");
 }

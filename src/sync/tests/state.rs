@@ -3,6 +3,7 @@
 use super::*;
 use crate::consul::{TxnOutcome, TxnResult};
 use crate::desired::claim::Absence;
+use crate::desired::fixtures::PodFixture;
 use crate::desired::index::Touched;
 use crate::desired::intention::Intention;
 use crate::desired::registration::Registration;
@@ -48,7 +49,12 @@ fn due() -> Due {
 
 /// An engine that may write, with the pod `p` on the node `n1`, which Consul has and which is empty.
 pub(super) fn ready() -> Engine {
-    let mut engine = engine(client("127.0.0.1:1".to_owned()));
+    ready_with(client("127.0.0.1:1".to_owned()))
+}
+
+/// The same, with this client.
+pub(super) fn ready_with(client: Client) -> Engine {
+    let mut engine = engine(client);
     let mut touched = Touched::default();
     for kind in Kind::ALL {
         engine.index.begin_list(kind);
@@ -96,6 +102,62 @@ async fn nothing_is_created_on_a_node_that_is_being_written() {
     }
 }
 
+/// A pod on `n2`, which has no address, and whose address it does not tell.
+fn bare(name: &str) -> PodFixture {
+    pod(name).change(|pod| {
+        pod.node = Some("n2".into());
+        pod.host_ip = None;
+    })
+}
+
+fn take_pod(engine: &mut Engine, event: WatchEvent<PodFacts>) {
+    engine.take(KubeEvent {
+        at: Instant::now(),
+        scope: None,
+        change: Change::Pod(event),
+    });
+    engine.start_writes(Instant::now());
+}
+
+/// An engine in which an instance waits for the address of `n2`, and its key.
+fn waiting() -> (Engine, Key) {
+    let mut engine = ready();
+    let node = NodeName::for_kubernetes(&"a".parse().unwrap(), "n2");
+    let waits = bare("waits").lictor("service", "web").facts();
+    take_pod(&mut engine, WatchEvent::Applied(waits));
+    let id = instance("waits").id;
+    let key = Key::Instance(InstanceKey { node, id });
+    assert!(engine.waiting[&key.place()].contains_key(&key));
+    (engine, key)
+}
+
+#[tokio::test]
+async fn the_address_that_a_pod_tells_serves_others_though_it_is_not_created_itself() {
+    let invalid = |pod: PodFixture| pod.lictor("service", "web").lictor("port", "none");
+    let tells = |pod: PodFixture| pod.change(|pod| pod.host_ip = Some("192.168.0.2".into()));
+    for (before, after) in [
+        (invalid(bare("q")), invalid(tells(bare("q")))),
+        (tells(bare("q")), invalid(tells(bare("q")))),
+    ] {
+        let (mut engine, key) = waiting();
+        take_pod(&mut engine, WatchEvent::Applied(before.facts()));
+        assert!(!engine.dirty.busy().contains(&key));
+        take_pod(&mut engine, WatchEvent::Applied(after.facts()));
+        assert!(engine.dirty.busy().contains(&key), "it goes on waiting");
+    }
+}
+
+#[tokio::test]
+async fn what_waits_no_more_leaves_nothing_behind() {
+    let (mut engine, _) = waiting();
+    let gone = WatchEvent::Deleted {
+        object: bare("waits").lictor("service", "web").facts(),
+        by_itself: true,
+    };
+    take_pod(&mut engine, gone);
+    assert!(engine.waiting.is_empty());
+}
+
 #[tokio::test]
 async fn what_comes_onto_an_empty_node_puts_off_its_end() {
     let mut engine = ready();
@@ -117,7 +179,11 @@ async fn an_epoch_that_was_taken_casts_doubt_and_one_that_was_lost_ends_all_know
         let mut engine = ready();
         engine.drifted.insert(Key::Instance(instance("p")));
         let index = 9;
-        engine.absorb(Done::Claimed(Ok(Claimed { index, before })));
+        engine.absorb(Done::Claimed(Ok(Claimed {
+            index,
+            before,
+            retaken: false,
+        })));
         assert_eq!(engine.fence.index(), Some(9));
         assert_eq!(engine.drifted.is_empty(), lost);
         assert_eq!(engine.mirror.node(&n1()).is_none(), lost);

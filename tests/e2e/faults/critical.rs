@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::settle;
-use crate::support::{Lictor, Scene};
+use crate::support::{BY_LOCK, Lictor, Scene};
 
 /// The least that can be asked for.
 const AFTER: Duration = Duration::from_secs(30);
@@ -28,7 +28,9 @@ async fn critical() -> Result<Stage> {
     let scene = Scene::new().await?;
     let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
     let consul = Proxy::start(&scene.bed.consul_addr())?;
-    let lictor = scene.lictor_through(&kubernetes, &consul).await?;
+    let lictor = scene
+        .lictor_through_with(&kubernetes, &consul, &[BY_LOCK])
+        .await?;
     settle(&scene, &["web-0", "web-1", "web-2"]).await?;
     let spec = json!({"selector": {"matchLabels": {"app": "bad"}},
                       "health": {"deregisterCriticalServiceAfter": "30s"}});

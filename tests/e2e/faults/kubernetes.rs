@@ -13,7 +13,7 @@ use lictor_testbed::{
 use serde_json::{Value, json};
 
 use super::{Churn, alone, foreign, not_ready, ready_but, settle};
-use crate::support::{Annotated as _, Installed, Oracle, SOON, Scene, until};
+use crate::support::{Annotated as _, BY_LOCK, Installed, Oracle, SOON, Scene, until};
 
 #[tokio::test]
 async fn the_api_server_is_down_at_the_start() -> Result<()> {
@@ -48,7 +48,7 @@ async fn the_api_server_is_down_at_the_start() -> Result<()> {
 async fn an_api_server_that_restarts_costs_no_living_instance() -> Result<()> {
     let (_guard, installed) = alone().await?;
     let scene = Scene::on(installed).await?;
-    let mut lictor = scene.lictor().await?;
+    let mut lictor = scene.lictor_with(&[BY_LOCK]).await?;
     lictor.bears_refusals();
     let ids = settle(&scene, &["web-0", "web-1", "goes", "ends"]).await?;
     scene
@@ -120,7 +120,7 @@ async fn servers_that_hang_or_die_cost_nothing() -> Result<()> {
     let (_guard, installed) = alone().await?;
     let bed = &installed.bed;
     let scene = Scene::on(installed).await?;
-    let mut lictor = scene.lictor().await?;
+    let mut lictor = scene.lictor_with(&[BY_LOCK]).await?;
     lictor.bears_refusals();
     let ids = settle(&scene, &STAY).await?;
     let mut churn = Churn::beside(&scene, &STAY);

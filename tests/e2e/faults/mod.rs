@@ -14,6 +14,7 @@ mod crd;
 mod critical;
 mod entries;
 mod kubernetes;
+mod leader;
 mod network;
 mod pace;
 mod process;

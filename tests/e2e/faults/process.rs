@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Churn, foreign, not_ready, settle};
-use crate::support::{Annotated as _, Lictor, Oracle, Scene, until};
+use crate::support::{Annotated as _, Lictor, OFF, Oracle, Scene, until};
 
 /// How often it is killed.
 const KILLS: u32 = 15;
@@ -83,7 +83,7 @@ async fn operations(lictor: &Lictor) -> Result<f64> {
 #[tokio::test]
 async fn of_two_the_first_stands_by_until_it_is_started_again() -> Result<()> {
     let scene = Scene::new().await?;
-    let first = scene.lictor().await?;
+    let first = scene.lictor_with(&[OFF]).await?;
     let stay = ["web-0", "web-1"];
     let ids = settle(&scene, &stay).await?;
     let mut churn = Churn::beside(&scene, &stay);
@@ -93,7 +93,7 @@ async fn of_two_the_first_stands_by_until_it_is_started_again() -> Result<()> {
     let oracle = Oracle::watch(&scene.consul, "web", &ids, &foreign(&scene)).await?;
     let before = scene.dump().await?;
 
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     not_ready(&first, "replaced").await?;
     second.idle().await?;
     assert_eq!(scene.dump().await?, before);
@@ -112,7 +112,7 @@ async fn of_two_the_first_stands_by_until_it_is_started_again() -> Result<()> {
     first.stop().await?;
     assert_eq!(scene.dump().await?, after);
 
-    let again = scene.lictor().await?;
+    let again = scene.lictor_with(&[OFF]).await?;
     churn.exact().await?;
     churn.turns(5).await?;
     churn.exact().await?;
@@ -123,7 +123,7 @@ async fn of_two_the_first_stands_by_until_it_is_started_again() -> Result<()> {
 #[tokio::test]
 async fn one_that_was_stopped_while_another_took_over_writes_nothing_late() -> Result<()> {
     let scene = Scene::new().await?;
-    let first = scene.lictor().await?;
+    let first = scene.lictor_with(&[OFF]).await?;
     let stay = ["web-0", "web-1"];
     let ids = settle(&scene, &stay).await?;
     let mut churn = Churn::beside(&scene, &stay);
@@ -135,7 +135,7 @@ async fn one_that_was_stopped_while_another_took_over_writes_nothing_late() -> R
     first.pause()?;
     // What is in its sockets when it goes on: all of the past.
     churn.turns(15).await?;
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     churn.exact().await?;
     churn.turns(5).await?;
     churn.exact().await?;
@@ -162,7 +162,9 @@ async fn late_writes_are_fenced_off() -> Result<()> {
     let scene = Scene::new().await?;
     let kubernetes = Proxy::start(&scene.bed.kube_addr())?;
     let consul = Proxy::start(&scene.bed.consul_addr())?;
-    let first = scene.lictor_through(&kubernetes, &consul).await?;
+    let first = scene
+        .lictor_through_with(&kubernetes, &consul, &[OFF])
+        .await?;
     let ids = settle(&scene, &["web-0", "web-1"]).await?;
     let pod = scene.pod("changes").lictor("service", "web");
     pod.create_ready(&scene.client).await?;
@@ -179,7 +181,7 @@ async fn late_writes_are_fenced_off() -> Result<()> {
     };
     // The first one gets to hear of changes in Kubernetes only later.
     kubernetes.set(Fault::Reset).await?;
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     pod.not_ready(&scene.client, "app").await?;
     let before = scene.status("web", "changes", "critical").await?;
     second.stop().await?;
@@ -196,7 +198,7 @@ async fn late_writes_are_fenced_off() -> Result<()> {
     consul.set(Fault::Pass).await?;
     not_ready(&first, "replaced").await?;
 
-    let _again = scene.lictor().await?;
+    let _again = scene.lictor_with(&[OFF]).await?;
     scene.status("web", "changes", "passing").await?;
     oracle.verdict().await
 }

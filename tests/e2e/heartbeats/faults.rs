@@ -1,6 +1,7 @@
 //! Heartbeats while something else fails.
 
 use super::*;
+use crate::support::OFF;
 
 /// How many sessions this process has renewed so far.
 async fn renewals(lictor: &Lictor) -> Result<f64> {
@@ -75,15 +76,15 @@ async fn an_api_server_that_says_nothing_lets_no_heartbeat_lapse() -> Result<()>
 #[tokio::test]
 async fn a_process_that_stands_by_renews_when_the_other_one_dies() -> Result<()> {
     let scene = Scene::new().await?;
-    let first = scene.lictor().await?;
+    let first = scene.lictor_with(&[OFF]).await?;
     let (_worker, before) = settled(&scene, &first).await?;
     let oracle = watched(&scene).await?;
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     first.not_ready("replaced").await?;
     second.shows("lictor_sessions", 1.0).await?;
     second.kill();
     renewed_for_long(&first).await?;
-    let third = scene.lictor().await?;
+    let third = scene.lictor_with(&[OFF]).await?;
     third.shows("lictor_sessions", 1.0).await?;
     third.idle().await?;
     oracle.verdict().await?;
@@ -203,7 +204,8 @@ async fn without_the_right_to_watch_leases_what_passes_goes_on_passing() -> Resu
     let oracle = watched(&scene).await?;
     lictor.stop().await?;
     let fewer = without_leases(&scene).await?;
-    let mut lictor = scene.lictor_with(&[&fewer]).await?;
+    // Nor may it have a Lease to lead by.
+    let mut lictor = scene.lictor_with(&[&fewer, OFF]).await?;
     lictor.bears_refusals();
     let denied = |status: &Value| condition(status, "Ready").1 == "AccessDenied";
     let status = scene.registration("web", denied).await?;

@@ -151,6 +151,16 @@ impl Lictor {
         Ok(status)
     }
 
+    /// Waits until it ends by itself.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        self.wait_end(SOON).await
+    }
+
+    /// Asks it to end, and does not wait.
+    pub fn terminate(&self) -> Result<()> {
+        self.signal("TERM")
+    }
+
     /// Stops it where it is, until [`Self::resume`].
     pub fn pause(&self) -> Result<()> {
         self.signal("STOP")

@@ -9,7 +9,12 @@ mod target;
 
 use std::{fmt::Display, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
 use lictor_testbed::{Bed, BedOptions, CONSUL_MANAGEMENT_TOKEN, kubelet::TestPod, wait};
 use serde_json::json;
 use tokio::sync::OnceCell;
@@ -24,8 +29,14 @@ pub use target::{Answer, GrpcTarget, Target, selected};
 /// Longer than anything here takes, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// The namespace that the chart is installed in.
+/// The namespace that the chart is installed in, where the Leases of all processes are.
 pub const RELEASE: &str = "lictor-system";
+
+/// Where the leader is to go on while the API server is away.
+pub const BY_LOCK: &str = "--leader-election=consul";
+
+/// Without an election: the one that started last writes.
+pub const OFF: &str = "--leader-election=off";
 
 /// A bed in which the chart is installed, with a kubeconfig that has just the rights of its
 /// `ServiceAccount`. No controller makes pods of its Deployment: each test starts its own process.
@@ -68,6 +79,34 @@ impl Installed {
             kubeconfig,
             token,
         })
+    }
+}
+
+impl Installed {
+    /// Gives the `ServiceAccount` the rights on the Lease of a cluster that the chart gives it on that of
+    /// its own.
+    pub async fn allow_lease(client: &Client, cluster: &str) -> Result<()> {
+        let roles = Api::<Role>::namespaced(client.clone(), RELEASE);
+        let bindings = Api::<RoleBinding>::namespaced(client.clone(), RELEASE);
+        let mut role = roles.get("lictor").await?;
+        let name = format!("lictor-{cluster}");
+        role.metadata = ObjectMeta {
+            name: Some(name.clone()),
+            ..ObjectMeta::default()
+        };
+        for rule in role.rules.iter_mut().flatten() {
+            if let Some(names) = &mut rule.resource_names {
+                ensure!(names == &["lictor-chart"], "{names:?}");
+                *names = vec![name.clone()];
+            }
+        }
+        let mut binding = bindings.get("lictor").await?;
+        binding.metadata = role.metadata.clone();
+        binding.role_ref.name.clone_from(&name);
+        let params = PostParams::default();
+        roles.create(&params, &role).await?;
+        bindings.create(&params, &binding).await?;
+        Ok(())
     }
 }
 

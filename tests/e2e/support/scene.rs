@@ -23,7 +23,7 @@ use lictor_testbed::{
 };
 use serde_json::{Value, json};
 
-use super::{Annotated as _, Installed, Instance, Lictor, acl_policy, shared, until};
+use super::{Annotated as _, Installed, Instance, Lictor, RELEASE, acl_policy, shared, until};
 
 /// A namespace, a node and a cluster name that no other test uses.
 pub struct Scene {
@@ -74,6 +74,7 @@ impl Scene {
         };
         this.create_namespace(&this.namespace).await?;
         this.kubernetes_node().create(&this.client).await?;
+        Installed::allow_lease(&this.client, &this.cluster).await?;
         Ok(this)
     }
 
@@ -134,6 +135,7 @@ impl Scene {
 
     /// The same for another `--cluster`.
     pub async fn lictor_with_cluster(&self, cluster: &str) -> Result<Lictor> {
+        Installed::allow_lease(&self.client, cluster).await?;
         let mut args = self.args();
         args[1] = format!("--cluster={cluster}");
         let mut lictor = self.start(&args, &[]).await?;
@@ -183,9 +185,19 @@ impl Scene {
         self.start(&args, env).await
     }
 
+    /// The name of the pod that it runs as, where that is not given.
+    pub fn pod_name(&self) -> String {
+        format!("lictor-{}", self.code)
+    }
+
     async fn start(&self, args: &[String], env: &[(&str, &str)]) -> Result<Lictor> {
         let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let mut env: Vec<_> = env.iter().map(own).collect();
+        env.push(("LICTOR_LEASE_NAMESPACE".to_owned(), RELEASE.to_owned()));
+        // One that is started anew is a restarted container, and takes its own Lease back at once.
+        if env.iter().all(|(name, _)| name != "POD_NAME") {
+            env.push(("POD_NAME".to_owned(), self.pod_name()));
+        }
         let given = args
             .iter()
             .any(|arg| arg.starts_with("--consul-http-token"));

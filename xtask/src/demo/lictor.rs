@@ -58,6 +58,8 @@ pub struct Setup {
     pub program: PathBuf,
     /// `--cluster`.
     pub cluster: &'static str,
+    /// `--lease-namespace`.
+    pub namespace: &'static str,
     /// The access to Kubernetes, with the rights that the chart gives.
     pub kubeconfig: PathBuf,
     /// Consul's address.
@@ -101,6 +103,9 @@ impl Lictor {
             .arg(&setup.kubeconfig)
             .args(["--consul-http-addr", &setup.consul])
             .args(["--listen", &address.to_string()])
+            .args(["--lease-namespace", setup.namespace])
+            // One that is started anew is a restarted container, and leads again at once.
+            .env("POD_NAME", "lictor-demo")
             // A Ctrl-C is for us, and we end it.
             .process_group(0)
             .stdin(Stdio::piped())

@@ -132,6 +132,7 @@ async fn set_up(screen: Screen, root: &Path, program: &Path) -> Result<(Stage, K
     let setup = Setup {
         program: program.to_owned(),
         cluster: CLUSTER,
+        namespace: SYSTEM,
         kubeconfig: bed.service_account_kubeconfig(SYSTEM, "lictor").await?,
         consul: bed.consul_addr(),
         log: bed.dir().join("lictor.log"),

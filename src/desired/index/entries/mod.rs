@@ -213,6 +213,13 @@ impl Index {
         }
     }
 
+    /// The objects that claim what is on no node.
+    pub(super) fn objects_of_entries(&self) -> impl Iterator<Item = Owner> {
+        let intentions = self.entries.intentions.values().map(Parsed::owner);
+        let queries = self.entries.queries.values().map(Parsed::owner);
+        intentions.chain(queries)
+    }
+
     /// All keys that objects claim and that are on no node.
     pub fn claimed_entries(&self) -> impl Iterator<Item = Key> {
         let entries = &self.entries;

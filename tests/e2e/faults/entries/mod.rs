@@ -13,7 +13,9 @@ use rand::Rng as _;
 use serde_json::{Value, json};
 
 use super::not_ready;
-use crate::support::{Annotated as _, Kind, Lictor, Oracle, Scene, condition, sources_of, until};
+use crate::support::{
+    Annotated as _, Kind, Lictor, OFF, Oracle, Scene, condition, sources_of, until,
+};
 
 /// Longer than three lists take that must agree, 30 s apart.
 const LISTS: Duration = Duration::from_secs(150);
@@ -278,7 +280,7 @@ async fn killed_at_random_moments_no_intention_or_query_is_lost() -> Result<()> 
 #[tokio::test]
 async fn a_process_that_was_replaced_writes_no_entry_any_more() -> Result<()> {
     let scene = Scene::new().await?;
-    let first = scene.lictor().await?;
+    let first = scene.lictor_with(&[OFF]).await?;
     let kept = settle(&scene).await?;
     let mut turns = Turns::beside(&scene);
     turns.turns(10).await?;
@@ -293,7 +295,7 @@ async fn a_process_that_was_replaced_writes_no_entry_any_more() -> Result<()> {
     first.pause()?;
     // What is in its sockets when it goes on: all of the past.
     turns.turns(15).await?;
-    let second = scene.lictor().await?;
+    let second = scene.lictor_with(&[OFF]).await?;
     turns.exact().await?;
     first.resume()?;
     not_ready(&first, "replaced").await?;
@@ -308,7 +310,7 @@ async fn a_process_that_was_replaced_writes_no_entry_any_more() -> Result<()> {
         "{before}, then {after}"
     );
     first.stop().await?;
-    let _again = scene.lictor().await?;
+    let _again = scene.lictor_with(&[OFF]).await?;
     turns.exact().await?;
     oracle.verdict().await
 }

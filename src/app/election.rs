@@ -1,0 +1,75 @@
+//! Which election this process takes part in, and under which name.
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::consul;
+use crate::k8s::LeaseAccess;
+use crate::leader::lease::LeaseElector;
+use crate::leader::lock::LockElector;
+use crate::leader::{self, Candidate, Election, IdentityTaken, off};
+use crate::model::entry::Node;
+use crate::model::names::ClusterName;
+
+/// How this process takes part in the election.
+pub(super) struct Ballot {
+    /// None where it does not.
+    pub(super) election: Option<Election>,
+    pub(super) lease_namespace: Option<String>,
+    pub(super) cluster: ClusterName,
+    /// The node that the session of a lock is on.
+    pub(super) node: Node,
+}
+
+/// An election that runs, which ends before the process only where it failed.
+pub(super) type Running = AbortOnDropHandle<Result<(), IdentityTaken>>;
+
+impl Ballot {
+    /// Begins to take part, until `released`.
+    pub(super) fn open(
+        self,
+        kube: &kube::Client,
+        consul: &consul::Client,
+        released: CancellationToken,
+    ) -> (Candidate, Option<Running>) {
+        let Some(election) = self.election else {
+            return (off::onlooker(), None);
+        };
+        let (seat, candidate) = leader::channel(election);
+        let identity = candidacy();
+        let running = match election {
+            Election::Off => return (off::candidate(), None),
+            Election::Lease => {
+                let told = || std::env::var("POD_NAMESPACE").ok();
+                let namespace = self.lease_namespace.or_else(told);
+                let namespace = namespace.filter(|namespace| !namespace.is_empty());
+                let namespace = namespace.as_deref().unwrap_or("default");
+                let name = format!("lictor-{}", self.cluster);
+                let access = LeaseAccess::new(kube.clone(), namespace, name);
+                tracing::info!(%identity, "campaigning for {}", access.what());
+                let elector = LeaseElector::new(access, identity);
+                tokio::spawn(leader::run(elector, seat, released))
+            }
+            Election::Consul => {
+                tracing::info!(%identity, "campaigning for a lock in Consul");
+                let elector = LockElector::new(consul.clone(), self.cluster, identity, self.node);
+                tokio::spawn(leader::run(elector, seat, released))
+            }
+        };
+        (candidate, Some(AbortOnDropHandle::new(running)))
+    }
+}
+
+/// Who campaigns: the pod, whose name a restarted container keeps; else a name that no other process has.
+fn candidacy() -> String {
+    let told = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    told("POD_NAME").unwrap_or_else(|| {
+        let host = told("HOSTNAME").or_else(|| {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+            Some(host.trim().to_owned())
+        });
+        let host = host.unwrap_or_else(|| "lictor".to_owned());
+        let (process, random) = (std::process::id(), rand::random::<u32>());
+        format!("{host}_{process}_{random:08x}")
+    })
+}
