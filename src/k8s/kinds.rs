@@ -96,8 +96,10 @@ pub(super) enum Turn {
     Broken,
     /// It is healthy again.
     Healthy,
-    /// An object changed, came or went.
-    Object,
+    /// An object came or changed.
+    Applied,
+    /// An object went.
+    Deleted,
 }
 
 impl<T> WatchEvent<T> {
@@ -108,7 +110,8 @@ impl<T> WatchEvent<T> {
             Self::Listed { .. } => Turn::Listed,
             Self::Broken(_) => Turn::Broken,
             Self::Healthy => Turn::Healthy,
-            Self::Applied(_) | Self::Deleted { .. } => Turn::Object,
+            Self::Applied(_) => Turn::Applied,
+            Self::Deleted { .. } => Turn::Deleted,
         }
     }
 }

@@ -182,7 +182,10 @@ impl Merged {
                     told.push(other.unwrap_or(change));
                 }
             }
-            Turn::Object => told.push(change),
+            // It would count as listed in this round, and nobody would miss it where its own list, which is asked
+            // for and shows all that is there, does not have it any more.
+            Turn::Applied if self.listing && !scope.begun => {}
+            Turn::Applied | Turn::Deleted => told.push(change),
         }
         told.extend(self.complete());
         (told, asked)
@@ -249,6 +252,13 @@ mod tests {
         WatchEvent::Listed { resource_version }
     }
 
+    fn deleted(name: &str) -> Event {
+        WatchEvent::Deleted {
+            object: node(name),
+            by_itself: true,
+        }
+    }
+
     fn broken(why: &str) -> Event {
         WatchEvent::Broken(Broken {
             kind: BrokenKind::Unreachable,
@@ -270,6 +280,7 @@ mod tests {
             Change::Node(WatchEvent::Broken(why)) => why.message.to_string(),
             Change::Node(WatchEvent::Healthy) => "healthy".to_owned(),
             Change::Node(WatchEvent::Applied(node)) => format!("+{}", node.name),
+            Change::Node(WatchEvent::Deleted { object, .. }) => format!("-{}", object.name),
             other => format!("{other:?}"),
         };
         let asked = asked.iter().map(ToString::to_string).collect();
@@ -313,11 +324,11 @@ mod tests {
             (vec!["listing".into()], vec!["b".to_owned()])
         );
         assert_eq!(told(&mut merged, "a", listed()), [""; 0]);
-        // The others go on until they begin.
-        assert_eq!(
-            told(&mut merged, "b", WatchEvent::Applied(node("b2"))),
-            ["+b2"]
-        );
+        // What comes before their own list is in that; what goes is told.
+        let applied = || WatchEvent::Applied(node("b2"));
+        assert_eq!(told(&mut merged, "b", applied()), [""; 0]);
+        assert_eq!(told(&mut merged, "b", deleted("b3")), ["-b3"]);
+        assert_eq!(told(&mut merged, "a", applied()), ["+b2"]);
         assert_eq!(told(&mut merged, "b", WatchEvent::Listing), [""; 0]);
         assert_eq!(told(&mut merged, "b", page("b2")), [""; 0]);
         assert_eq!(told(&mut merged, "b", listed()), ["b2", "listed"]);
