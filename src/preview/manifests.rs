@@ -117,10 +117,13 @@ struct Manifests {
 fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow::Result<Manifests> {
     let mut manifests = Manifests::default();
     let mut touched = Touched::default();
+    let (objects, others): (Vec<&Value>, Vec<&Value>) = objects
+        .iter()
+        .partition(|object| index.watches.covers(name_of(object).0));
     for kind in Kind::ALL {
         index.begin_list(kind);
     }
-    for object in objects {
+    for &object in &objects {
         let Some(kind) = of_ours(object) else {
             continue;
         };
@@ -158,6 +161,7 @@ fn claim(objects: &[Value], index: &mut Index, observed: &Mirror) -> anyhow::Res
         }
     }
     note_pods(&mut manifests, observed);
+    manifests.notes.extend(note_others(&others));
     Ok(manifests)
 }
 
@@ -286,6 +290,22 @@ fn rejected(object: &Value, problems: &BTreeSet<String>) -> Option<Item> {
         owners: vec![key],
         fields: Vec::new(),
         message: Some(problems.join("; ")),
+    })
+}
+
+/// Says of which objects nothing is planned, since `lictor run` would not see them.
+fn note_others(others: &[&Value]) -> Option<String> {
+    let asks = |object: &&&Value| of_ours(object).is_some() || pod_of(object).is_some();
+    let others: Vec<&str> = others
+        .iter()
+        .filter(asks)
+        .map(|object| name_of(object).0)
+        .collect();
+    let namespaces = others.iter().copied().collect::<BTreeSet<_>>();
+    let namespaces = Vec::from_iter(namespaces).join(", ");
+    (!others.is_empty()).then(|| {
+        let count = others.len();
+        format!("{count} objects are not judged: their namespaces are not among those of --namespace: {namespaces}")
     })
 }
 

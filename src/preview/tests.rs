@@ -7,7 +7,14 @@ use crate::observed::mirror::Mirror;
 use crate::plan::Rules;
 
 fn try_manifests(text: &str) -> anyhow::Result<Preview> {
+    try_in(text, &[])
+}
+
+/// Where only these namespaces are watched, or all if there is none.
+fn try_in(text: &str, namespaces: &[&str]) -> anyhow::Result<Preview> {
+    let namespaces = namespaces.iter().map(|name| (*name).into()).collect();
     let index = Index::new("prod".parse().unwrap(), globset::GlobSet::empty());
+    let index = index.in_namespaces(namespaces);
     let mut mirror = Mirror::new("prod".parse().unwrap());
     mirror.complete();
     let objects = manifests::parse(text, "a file")?;
@@ -156,4 +163,34 @@ fn text_shows_each_change_and_no_command_of_a_terminal() {
         "prod: 0 to create, 1 to update, 0 to delete, 0 held, 0 in conflict, 0 rejected",
     ];
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn what_run_does_not_watch_is_not_judged() {
+    let object = |namespace: &str| {
+        let spec = json!({"endpoints": [{"name": "a", "address": "10.1.1.1"}]});
+        let metadata = json!({"name": "db", "namespace": namespace});
+        json!({"apiVersion": "lictor.io/v1alpha1", "kind": "ServiceRegistration",
+               "metadata": metadata, "spec": spec})
+    };
+    let text = format!(
+        "{}\n---\n{}\n---\n{}",
+        object("shop"),
+        object("web"),
+        workload("Deployment", "apps/v1", "nowhere").replace("shop", "web")
+    );
+    let all = try_in(&text, &[]).unwrap();
+    let keys = all.items.iter().filter(|item| item.key.contains("web"));
+    assert_eq!(keys.count(), 2, "{:?}", shown(&all));
+    assert_eq!(all.notes, [""; 0]);
+    let some = try_in(&text, &["shop"]).unwrap();
+    assert!(some.items.iter().any(|item| item.key.contains("shop")));
+    let of_web = |item: &&Item| item.key.contains("web");
+    assert_eq!(
+        some.items.iter().filter(of_web).count(),
+        0,
+        "{:?}",
+        shown(&some)
+    );
+    assert!(some.notes[0].starts_with("2 objects "), "{:?}", some.notes);
 }
