@@ -26,7 +26,7 @@ use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s;
 use crate::k8s::client::ClientOptions;
-use crate::k8s::{Home, Regarding};
+use crate::k8s::{Home, LeaseName, Regarding};
 use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
@@ -92,8 +92,8 @@ pub struct Settings {
     pub readiness_gate: bool,
     /// `--leader-election`.
     pub election: Election,
-    /// `--lease-namespace`; else that of the pod, else `default`.
-    pub lease_namespace: Option<String>,
+    /// The Lease that is agreed by, where that is how.
+    pub lease: LeaseName,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -114,7 +114,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         allow_local_checks,
         readiness_gate,
         election,
-        lease_namespace,
+        lease,
         kubernetes,
         consul,
         auth_method,
@@ -145,7 +145,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);
     let ballot = Ballot {
         election: (options.settings.policy != Mode::DryRun).then_some(election),
-        lease_namespace,
+        lease,
         cluster: cluster.clone(),
         node: index.external_node(),
     };

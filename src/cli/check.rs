@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 use clap::Args;
 
 use super::consul::ConsulFlags;
+use super::election::ElectionFlags;
 use super::kubernetes::KubernetesFlags;
 use super::planning::dead_after;
 use super::run::cluster;
@@ -14,6 +15,7 @@ use super::scope::ScopeFlags;
 use super::{Failure, Output, runtime};
 use crate::access::Access;
 use crate::consul::Client;
+use crate::leader::Election;
 use crate::model::names::ClusterName;
 use crate::preflight::{self, Settings, Status};
 use crate::telemetry::{self, LogFormat};
@@ -42,6 +44,8 @@ pub(super) struct Check {
         value_name = "NAME"
     )]
     services: Vec<String>,
+    #[command(flatten)]
+    election: ElectionFlags,
     /// As of `lictor run`: it needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
@@ -61,7 +65,9 @@ impl Check {
     pub(super) fn execute(self) -> Result<(), Failure> {
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
+        let by_lease = self.election.leader_election == Election::Lease;
         let settings = Settings {
+            lease: by_lease.then(|| self.election.lease(&self.cluster)),
             cluster: self.cluster,
             scope: self.scope.scope()?,
             readiness_gate: self.readiness_gate,

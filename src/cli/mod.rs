@@ -4,6 +4,7 @@ mod acl_policy;
 mod check;
 mod consul;
 mod crds;
+mod election;
 mod gc;
 mod kubernetes;
 mod plan;

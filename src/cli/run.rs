@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::consul::ConsulFlags;
+use super::election::ElectionFlags;
 use super::kubernetes::KubernetesFlags;
 use super::planning::PlanningFlags;
 use super::scope::ScopeFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
-use crate::leader::Election;
 use crate::model::names::{ClusterName, InvalidName};
 use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
@@ -124,18 +124,8 @@ pub(super) struct Run {
     /// all their instances; needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
-    /// How several processes with the same cluster name agree on which of them writes: by a Lease in
-    /// Kubernetes, by a lock in Consul, or not at all, where only one runs
-    #[arg(
-        long,
-        env = "LICTOR_LEADER_ELECTION",
-        default_value = "lease",
-        value_name = "HOW"
-    )]
-    leader_election: Election,
-    /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
-    #[arg(long, env = "LICTOR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
-    lease_namespace: Option<String>,
+    #[command(flatten)]
+    election: ElectionFlags,
     /// UID of the Kubernetes cluster (of its namespace kube-system, or of the first of --namespace by name) that
     /// this one replaces under its cluster name; its own UID where --namespace changed
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
@@ -159,6 +149,7 @@ impl Run {
         } else {
             Duration::ZERO
         };
+        let lease = self.election.lease(&self.cluster);
         let settings = Settings {
             cluster: self.cluster,
             scope,
@@ -167,8 +158,8 @@ impl Run {
             checks: self.planning.checks,
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
-            election: self.leader_election,
-            lease_namespace: self.lease_namespace,
+            election: self.election.leader_election,
+            lease,
             engine: Options {
                 settings: Values {
                     log_level: self.log_level,

@@ -20,7 +20,7 @@ mod watch;
 pub use events::{EventReason, EventRecord, EventSender, Regarding};
 pub use home::Home;
 pub use kinds::{Broken, BrokenKind, Change, KubeEvent, Relist, WatchEvent, watch};
-pub use lease::{LeaseAccess, LeaseNews, LeaseWrite};
+pub use lease::{LeaseAccess, LeaseName, LeaseNews, LeaseWrite};
 pub use leases::{LeaseNamespaces, watch_leases};
 pub use look::{Answer, Question, Seen, look};
 pub use merge::watch_in;

@@ -180,8 +180,12 @@ async fn served(client: &kube::Client) -> Seen<Vec<String>> {
 
 async fn rights(client: &kube::Client, settings: &Settings) -> Vec<(Right, Seen<bool>)> {
     let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
-    let rights = needed(settings.readiness_gate, &settings.scope.namespaces).into_iter();
-    let asked = rights.map(|right| {
+    let rights = needed(
+        settings.readiness_gate,
+        &settings.scope.namespaces,
+        settings.lease.as_ref(),
+    );
+    let asked = rights.into_iter().map(|right| {
         let reviews = reviews.clone();
         async move {
             let allowed = allows(&reviews, &right).await;

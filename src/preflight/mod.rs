@@ -18,6 +18,7 @@ pub use gather::gather;
 use std::time::Duration;
 
 use crate::app::Scope;
+use crate::k8s::LeaseName;
 use crate::model::names::ClusterName;
 
 /// What `lictor run` would be started with, as far as something here depends on it.
@@ -27,6 +28,8 @@ pub struct Settings {
     pub cluster: ClusterName,
     /// `--namespace`; empty for all.
     pub scope: Scope,
+    /// The Lease that is agreed by on who leads, if it is by one.
+    pub lease: Option<LeaseName>,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
     /// `--dead-after`.

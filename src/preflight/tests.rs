@@ -12,6 +12,10 @@ fn settings() -> Settings {
     Settings {
         cluster: "east".parse().unwrap(),
         scope: Scope::default(),
+        lease: Some(LeaseName::of(
+            &"east".parse().unwrap(),
+            "lictor-system".into(),
+        )),
         readiness_gate: false,
         dead_after: None,
         take_over: None,
@@ -30,7 +34,7 @@ fn kubernetes() -> Kubernetes {
         clock: None,
         identity: Ok("uid-1".into()),
         crds: vec![("intentions.lictor.io", Ok(crd))],
-        rights: needed(false, &BTreeSet::new())
+        rights: needed(false, &BTreeSet::new(), settings().lease.as_ref())
             .into_iter()
             .map(|right| (right, Ok(true)))
             .collect(),

@@ -46,6 +46,8 @@ impl Place {
             .map(|name| format!("--namespace={name}"))
             .collect();
         args.push(format!("--kubeconfig={}", self.kubeconfig));
+        // Where the chart is installed.
+        args.push(format!("--lease-namespace={}", self.scene.namespace));
         args
     }
 
@@ -318,7 +320,7 @@ async fn a_namespace_that_cannot_be_read_keeps_what_all_hold() -> Result<()> {
     lictor.stop().await?;
     first.finish_deletion(&scene.client).await?;
     // The Role of the second namespace is gone: what it claims is not known.
-    let binding = format!("roles-{}-lictor", scene.cluster);
+    let binding = format!("roles-{}-lictor-watch", scene.cluster);
     scene
         .bed
         .kubectl(&["-n", &place.second, "delete", "rolebinding", &binding])

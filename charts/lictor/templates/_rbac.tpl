@@ -25,9 +25,8 @@
   verbs: [create, patch]
 {{- end -}}
 
-{{/* The Lease by which the replicas agree on who leads. */}}
 {{- define "lictor.lease" -}}
-# A right to create cannot be limited to a name.
+# The Lease by which the replicas agree on who leads. A right to create cannot be limited to a name.
 - apiGroups: [coordination.k8s.io]
   resources: [leases]
   verbs: [create]

@@ -1,0 +1,33 @@
+//! The flags that say how processes agree on which of them leads.
+
+use clap::Args;
+
+use crate::app::told;
+use crate::k8s::LeaseName;
+use crate::leader::Election;
+use crate::model::names::ClusterName;
+
+#[derive(Args, Debug)]
+pub(super) struct ElectionFlags {
+    /// How several processes with the same cluster name agree on which of them writes: by a Lease in
+    /// Kubernetes, by a lock in Consul, or not at all, where only one runs
+    #[arg(
+        long,
+        env = "LICTOR_LEADER_ELECTION",
+        default_value = "lease",
+        value_name = "HOW"
+    )]
+    pub(super) leader_election: Election,
+    /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
+    #[arg(long, env = "LICTOR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+}
+
+impl ElectionFlags {
+    /// The Lease, where it is by one.
+    pub(super) fn lease(&self, cluster: &ClusterName) -> LeaseName {
+        let flag = self.lease_namespace.clone().filter(|it| !it.is_empty());
+        let namespace = flag.or_else(|| told("POD_NAMESPACE"));
+        LeaseName::of(cluster, namespace.as_deref().unwrap_or("default").into())
+    }
+}
