@@ -51,6 +51,24 @@ impl Place {
         args
     }
 
+    /// The exit code and the output of another subcommand for these namespaces.
+    async fn once(&self, command: &[&str], namespaces: &[&str]) -> Result<(Option<i32>, String)> {
+        let scene = &self.scene;
+        let mut args: Vec<String> = command.iter().map(|&arg| arg.to_owned()).collect();
+        let of_run = self.args(namespaces).into_iter();
+        args.extend(of_run.filter(|arg| !arg.starts_with("--lease")));
+        let secret = scene.token_for(&scene.cluster).await?;
+        args.extend([
+            format!("--cluster={}", scene.cluster),
+            format!("--consul-http-addr={}", scene.bed.consul_addrs().join(",")),
+            format!("--consul-http-token={secret}"),
+        ]);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let (code, stdout, stderr) = run(&args).await?;
+        ensure!(code.is_some_and(|code| code < 64), "{code:?}: {stderr}");
+        Ok((code, stdout))
+    }
+
     /// A process that watches both namespaces.
     async fn lictor(&self) -> Result<Lictor> {
         let args = self.args(&[&self.second, &self.scene.namespace]);
@@ -341,30 +359,83 @@ async fn a_namespace_that_cannot_be_read_keeps_what_all_hold() -> Result<()> {
 async fn check_knows_the_roles_too() -> Result<()> {
     let place = Place::new().await?;
     let scene = &place.scene;
-    let secret = scene.token_for(&scene.cluster).await?;
-    let check = async |namespaces: &[&str]| {
-        let mut args = place.args(namespaces);
-        args.extend([
-            "check".to_owned(),
-            "--output=json".to_owned(),
-            format!("--cluster={}", scene.cluster),
-            format!("--consul-http-addr={}", scene.bed.consul_addrs().join(",")),
-            format!("--consul-http-token={secret}"),
-        ]);
-        let at = args.len() - 5;
-        args.rotate_left(at);
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let (code, stdout, stderr) = run(&args).await?;
-        let json: Value = serde_json::from_str(&stdout).context(stderr)?;
+    let check = async |namespaces: &[&str], lease: &str| {
+        let lease = format!("--lease-namespace={lease}");
+        let (code, stdout) = place
+            .once(&["check", "--output=json", &lease], namespaces)
+            .await?;
+        let json: Value = serde_json::from_str(&stdout)?;
         anyhow::Ok((code, json))
     };
-    let (code, json) = check(&[&scene.namespace, &place.second]).await?;
+    let (first, second) = (&scene.namespace, &place.second);
+    let (code, json) = check(&[first, second], first).await?;
     ensure!(code == Some(0), "{json:#}");
-    let (code, json) = check(&[&scene.namespace, &place.other]).await?;
+    let (code, json) = check(&[first, &place.other], first).await?;
     let text = json.to_string();
     ensure!(code == Some(1), "{json:#}");
     let missing = format!("list pods in {}", place.other);
     ensure!(text.contains(&missing), "{json:#}");
+    // The Lease is where the chart is installed, and nowhere else.
+    let (code, json) = check(&[first, second], second).await?;
+    let missing = format!(
+        "update leases.coordination.k8s.io/lictor-{} in {second}",
+        scene.cluster
+    );
+    ensure!(
+        code == Some(1) && json.to_string().contains(&missing),
+        "{json:#}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn plan_and_gc_see_the_same_with_roles_only() -> Result<()> {
+    let place = Place::new().await?;
+    let scene = &place.scene;
+    let lictor = place.lictor().await?;
+    let both: [&str; 2] = [&scene.namespace, &place.second];
+    let mut ids = Vec::new();
+    for (namespace, ip) in both.iter().zip(["10.9.84.1", "10.9.84.2"]) {
+        let pod = place.pod(namespace, "web-0", ip).lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+        let id = place.id(namespace, "web-0");
+        let passing = |seen: &Instance| seen.status == "passing";
+        scene.instance_id("web", &id, passing).await?;
+        ids.push(id);
+    }
+    lictor.idle().await?;
+    let plan = ["plan", "--output=json", "--detailed-exitcode"];
+    let (code, stdout) = place.once(&plan, &both).await?;
+    ensure!(code == Some(0), "{code:?}: {stdout}");
+    // What is of a namespace that would not be watched stays.
+    let (code, stdout) = place.once(&plan, &both[..1]).await?;
+    let json: Value = serde_json::from_str(&stdout)?;
+    let items = json["items"].as_array().context("no items")?;
+    let held = items.len() == 1 && items[0]["action"] == "held";
+    let key = format!("{}/{}", scene.consul_node(), ids[1]);
+    ensure!(
+        code == Some(2) && held && items[0]["key"] == *key,
+        "{code:?}: {json:#}"
+    );
+
+    // Nobody removes it meanwhile.
+    lictor.stop().await?;
+    let gone = place.pod(both[1], "web-0", "10.9.84.2");
+    gone.finish_deletion(&scene.client).await?;
+    let (code, stdout) = place.once(&["gc"], &both).await?;
+    ensure!(
+        code == Some(0) && stdout.contains(&ids[1]),
+        "{code:?}: {stdout}"
+    );
+    ensure!(!stdout.contains(&ids[0]), "{stdout}");
+    // Another scope is another owner to gc, too.
+    let (code, stdout) = place.once(&["gc", "--yes"], &both[..1]).await?;
+    ensure!(code == Some(1), "{code:?}: {stdout}");
+    ensure!(scene.find_id("web", &ids[1]).await?.is_some(), "it is gone");
+    let (code, stdout) = place.once(&["gc", "--yes"], &both).await?;
+    ensure!(code == Some(0), "{code:?}: {stdout}");
+    scene.gone_id("web", &ids[1]).await?;
+    ensure!(scene.find_id("web", &ids[0]).await?.is_some(), "it is gone");
     Ok(())
 }
 
