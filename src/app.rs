@@ -390,7 +390,14 @@ fn own_pod() -> Option<Regarding> {
 
 /// Who reports Events: the pod, or the host that the process runs on.
 fn identity() -> String {
-    std::env::var("POD_NAME")
-        .or_else(|_| std::env::var("HOSTNAME"))
-        .unwrap_or_else(|_| format!("lictor-{}", std::process::id()))
+    told("POD_NAME").unwrap_or_else(host)
+}
+
+fn host() -> String {
+    let kernel = || {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+        Some(host.trim().to_owned()).filter(|host| !host.is_empty())
+    };
+    let host = told("HOSTNAME").or_else(kernel);
+    host.unwrap_or_else(|| "lictor".to_owned())
 }

@@ -3,6 +3,7 @@
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::{host, told};
 use crate::consul;
 use crate::k8s::{LeaseAccess, LeaseName};
 use crate::leader::lease::LeaseElector;
@@ -48,7 +49,7 @@ impl Ballot {
             }
             Election::Consul => {
                 tracing::info!(%identity, "campaigning for a lock in Consul");
-                let elector = LockElector::new(consul.clone(), self.cluster, identity, self.node);
+                let elector = LockElector::new(consul, self.cluster, identity, self.node);
                 tokio::spawn(leader::run(elector, seat, released))
             }
         };
@@ -58,14 +59,8 @@ impl Ballot {
 
 /// Who campaigns: the pod, whose name a restarted container keeps; else a name that no other process has.
 fn candidacy() -> String {
-    let told = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     told("POD_NAME").unwrap_or_else(|| {
-        let host = told("HOSTNAME").or_else(|| {
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-            Some(host.trim().to_owned())
-        });
-        let host = host.unwrap_or_else(|| "lictor".to_owned());
         let (process, random) = (std::process::id(), rand::random::<u32>());
-        format!("{host}_{process}_{random:08x}")
+        format!("{}_{process}_{random:08x}", host())
     })
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use crate::app::told;
 use crate::k8s::LeaseName;
 use crate::leader::Election;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, is_dns_label};
 
 #[derive(Args, Debug)]
 pub(super) struct ElectionFlags {
@@ -19,7 +19,12 @@ pub(super) struct ElectionFlags {
     )]
     pub(super) leader_election: Election,
     /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
-    #[arg(long, env = "LICTOR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    #[arg(
+        long,
+        env = "LICTOR_LEASE_NAMESPACE",
+        value_parser = lease_namespace,
+        value_name = "NAMESPACE"
+    )]
     lease_namespace: Option<String>,
 }
 
@@ -30,4 +35,12 @@ impl ElectionFlags {
         let namespace = flag.or_else(|| told("POD_NAMESPACE"));
         LeaseName::of(cluster, namespace.as_deref().unwrap_or("default").into())
     }
+}
+
+/// A variable that is set to nothing is not set.
+fn lease_namespace(given: &str) -> Result<String, String> {
+    if given.is_empty() || is_dns_label(given) {
+        return Ok(given.to_owned());
+    }
+    Err("no name of a namespace: lower-case letters, digits and \"-\", at most 63".to_owned())
 }

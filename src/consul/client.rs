@@ -50,10 +50,12 @@ impl Observer for () {
     }
 }
 
-/// A client of one Consul datacenter; clones share everything.
+/// A client of one Consul datacenter; clones share everything but how long they wait.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// The longest that a request may take, unless it is a blocking query.
+    limit: Option<Duration>,
 }
 
 struct Inner {
@@ -109,7 +111,18 @@ impl Client {
         };
         Ok(Self {
             inner: Arc::new(inner),
+            limit: None,
         })
+    }
+
+    /// The same, whose requests give up earlier than usual: no later than this after they are sent.
+    /// Blocking queries wait as long as ever.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            limit: Some(limit),
+        }
     }
 
     /// When Consul last answered anything but a failure of its own; `None` before the first time.
@@ -142,10 +155,11 @@ impl Client {
     /// Addresses are tried in turn: a read goes to the next one after any failure on the way, a
     /// write only if it cannot have been sent. All of that within one deadline: 30 s for a read,
     /// 25 s for a write, `wait` * 17/16 + 10 s for a blocking query, or what [`Request::within`]
-    /// says.
+    /// or [`Self::within`] says.
     pub async fn send(&self, request: &Request<'_>) -> Result<Response, ConsulError> {
         let began = Instant::now();
-        let limit = request.deadline();
+        let limit = self.limit.filter(|_| request.wait.is_none());
+        let limit = limit.unwrap_or(Duration::MAX).min(request.deadline());
         let deadline = tokio::time::Instant::from_std(began) + limit;
         let transport = self.transport();
         let mut result = Err(request.error(ErrorClass::Unreachable, "no address"));

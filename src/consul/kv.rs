@@ -2,8 +2,6 @@
 //!
 //! Source: <https://developer.hashicorp.com/consul/api-docs/kv>
 
-use std::time::Duration;
-
 use serde::de::DeserializeOwned;
 
 use super::wire::KvPair;
@@ -84,10 +82,9 @@ impl Client {
         key: &str,
         value: &[u8],
         session: &str,
-        deadline: Duration,
     ) -> Result<bool, ConsulError> {
         let request = Request::put("kv").path(key).query("acquire", session);
-        self.send(&request.body(value.to_vec()).within(deadline))
+        self.send(&request.body(value.to_vec()))
             .await
             .and_then(yes_or_no)
     }
@@ -98,10 +95,9 @@ impl Client {
         key: &str,
         value: &[u8],
         session: &str,
-        deadline: Duration,
     ) -> Result<bool, ConsulError> {
         let request = Request::put("kv").path(key).query("release", session);
-        self.send(&request.body(value.to_vec()).within(deadline))
+        self.send(&request.body(value.to_vec()))
             .await
             .and_then(yes_or_no)
     }

@@ -181,10 +181,14 @@ pub struct EventRecord {
 /// Takes Events, and never waits: what is too much is counted and dropped.
 #[derive(Clone, Debug)]
 pub struct EventSender {
-    warnings: mpsc::Sender<EventRecord>,
-    others: mpsc::Sender<EventRecord>,
+    warnings: mpsc::Sender<Queued>,
+    others: mpsc::Sender<Queued>,
     dropped: Arc<AtomicU64>,
+    round: Arc<AtomicU64>,
 }
+
+/// An Event, and the round of the sender that it is of.
+type Queued = (u64, EventRecord);
 
 impl EventSender {
     /// Sends an Event, after the write that it tells of.
@@ -198,9 +202,15 @@ impl EventSender {
         } else {
             &self.others
         };
-        if queue.try_send(record).is_err() {
+        let round = self.round.load(Ordering::Relaxed);
+        if queue.try_send((round, record)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Another process tells from now on: what waits is not sent any more.
+    pub fn withdraw(&self) {
+        self.round.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many were dropped so far: too many at a time, or refused by the API server.
@@ -214,9 +224,10 @@ impl EventSender {
 pub struct EventWriter {
     client: Client,
     instance: String,
-    warnings: mpsc::Receiver<EventRecord>,
-    others: mpsc::Receiver<EventRecord>,
+    warnings: mpsc::Receiver<Queued>,
+    others: mpsc::Receiver<Queued>,
     dropped: Arc<AtomicU64>,
+    round: Arc<AtomicU64>,
 }
 
 impl EventWriter {
@@ -226,10 +237,12 @@ impl EventWriter {
         let (to_warnings, warnings) = mpsc::channel(WARNINGS);
         let (to_others, others) = mpsc::channel(OTHERS);
         let dropped = Arc::new(AtomicU64::new(0));
+        let round = Arc::new(AtomicU64::new(0));
         let sender = EventSender {
             warnings: to_warnings,
             others: to_others,
             dropped: dropped.clone(),
+            round: round.clone(),
         };
         let instance = if instance.is_empty() {
             CONTROLLER
@@ -245,6 +258,7 @@ impl EventWriter {
                 warnings,
                 others,
                 dropped,
+                round,
             },
         )
     }
@@ -256,16 +270,28 @@ impl EventWriter {
         let mut repeats = Repeats::default();
         loop {
             pace.tick().await;
-            let record = tokio::select! {
-                biased;
-                Some(record) = self.warnings.recv() => record,
-                Some(record) = self.others.recv() => record,
-                else => return,
+            let Some(record) = self.next().await else {
+                return;
             };
             if let Err(error) = self.write(&record, &mut repeats).await {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
                 let reason = record.reason.as_str();
                 tracing::debug!(reason, object = %record.regarding.name, "an Event was not written: {error}");
+            }
+        }
+    }
+
+    /// The next Event that was not withdrawn; `None` once all senders are gone.
+    async fn next(&mut self) -> Option<EventRecord> {
+        loop {
+            let (round, record) = tokio::select! {
+                biased;
+                Some(queued) = self.warnings.recv() => queued,
+                Some(queued) = self.others.recv() => queued,
+                else => return None,
+            };
+            if round == self.round.load(Ordering::Relaxed) {
+                return Some(record);
             }
         }
     }

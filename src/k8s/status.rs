@@ -111,6 +111,15 @@ impl StatusSender {
         self.shared.changed.notify_one();
     }
 
+    /// Another process writes from now on: nothing that waits is written any more, and what is under way
+    /// is given up, but for gates that open. Returns the objects whose status is not known to be written.
+    #[must_use]
+    pub fn withdraw(&self) -> Vec<(OwnerKind, Text, Text)> {
+        let withdrawn = self.shared.desk().withdraw();
+        self.shared.changed.notify_one();
+        withdrawn
+    }
+
     /// How many objects wait for a write, or for its answer.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -174,10 +183,14 @@ impl StatusWriter {
     /// Writes. Does not end by itself.
     pub async fn run(self) {
         let mut writes = FuturesUnordered::new();
+        let mut round = 0;
         loop {
             let now = Instant::now();
             let (due, next) = {
                 let mut desk = self.shared.desk();
+                if std::mem::replace(&mut round, desk.round()) != desk.round() {
+                    writes.clear();
+                }
                 (desk.due(now, WRITES - writes.len()), desk.next_due())
             };
             for update in due {

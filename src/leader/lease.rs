@@ -2,18 +2,21 @@
 
 mod rules;
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use self::rules::{Act, Rules, Wrote};
+use self::rules::{Act, Due, Rules, Wrote};
+use super::pause::Complaint;
 use super::{CALL, Elector, IdentityTaken, Leadership, RELEASE};
 use crate::k8s::client::CallError;
 use crate::k8s::{LeaseAccess, LeaseNews, LeaseWrite};
 
-/// What is done to a Lease, for people.
-const READ: &str = "read";
+/// What a watch lasts at least: API servers end them after minutes, broken proxies at once.
+const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
 /// What a watch told.
 enum News {
@@ -21,20 +24,19 @@ enum News {
     Lease(LeaseNews),
     /// It cannot go on.
     Failed(CallError),
-    /// Its time was over.
-    Ended,
+    /// Its time was over, after so long.
+    Ended(Duration),
 }
 
 /// Campaigns for a Lease.
 pub struct LeaseElector {
     access: LeaseAccess,
     rules: Rules,
-    /// The watch of a process that stands by.
-    watch: Option<BoxStream<'static, Result<LeaseNews, CallError>>>,
+    /// The watch of a process that does not lead, and when it began.
+    watch: Option<(BoxStream<'static, Result<LeaseNews, CallError>>, Instant)>,
     /// What the watch told while this process rested.
     news: Option<News>,
-    /// What is wrong, as it was told last.
-    told: Option<(&'static str, String)>,
+    complaint: Complaint,
 }
 
 impl LeaseElector {
@@ -47,7 +49,7 @@ impl LeaseElector {
             rules,
             watch: None,
             news: None,
-            told: None,
+            complaint: Complaint::default(),
         }
     }
 
@@ -56,17 +58,9 @@ impl LeaseElector {
         self.watch = None;
         self.news = None;
         match self.access.get(CALL).await {
-            Ok(lease) => {
-                // What cannot be written is not mended by being read.
-                let unread = |(what, _): &(&str, String)| *what == READ;
-                if self.told.as_ref().is_some_and(unread) {
-                    self.well();
-                }
-                self.rules.see(lease, Instant::now())
-            }
+            Ok(lease) => self.rules.see(lease, Instant::now()),
             Err(error) => {
-                self.failed(READ, &error);
-                self.rules.failed(Instant::now());
+                self.failed("read", &error);
                 Ok(())
             }
         }
@@ -77,14 +71,11 @@ impl LeaseElector {
         call: impl Future<Output = Result<LeaseWrite, CallError>>,
     ) -> Result<(), IdentityTaken> {
         let wrote = match call.await {
-            Ok(LeaseWrite::Done(lease)) => {
-                self.well();
-                Wrote::Done(lease)
-            }
+            Ok(LeaseWrite::Done(lease)) => Wrote::Done(lease),
             Ok(LeaseWrite::Conflict) => Wrote::Conflict,
             Err(error) => {
                 self.failed("written", &error);
-                Wrote::Unknown
+                return Ok(());
             }
         };
         self.rules.wrote(wrote, Instant::now())
@@ -102,11 +93,15 @@ impl LeaseElector {
             News::Failed(error) => {
                 tracing::debug!("the watch of {} ended: {error}", self.access.what());
                 self.watch = None;
-                self.rules.failed(now);
+                self.rules.failed(now, rand::random());
             }
-            News::Ended => {
+            News::Ended(lasted) => {
                 self.watch = None;
-                self.rules.doubt();
+                if lasted < SHORTEST_WATCH {
+                    self.rules.failed(now, rand::random());
+                } else {
+                    self.rules.doubt();
+                }
             }
         }
         Ok(())
@@ -117,17 +112,9 @@ impl LeaseElector {
             Some(status) => format!("{} {}", status.code, status.message),
             None => error.to_string(),
         };
-        let told = Some((what, error.clone()));
-        if self.told != told {
-            tracing::warn!("{} cannot be {what}: {error}", self.access.what());
-            self.told = told;
-        }
-    }
-
-    fn well(&mut self) {
-        if self.told.take().is_some() {
-            tracing::info!("{} can be read and written again", self.access.what());
-        }
+        let text = format!("{} cannot be {what}: {error}", self.access.what());
+        self.complaint.tell(text);
+        self.rules.failed(Instant::now(), rand::random());
     }
 }
 
@@ -140,7 +127,12 @@ impl Elector for LeaseElector {
             let act = self.rules.next(now, Timestamp::now());
             tell(self.rules.leadership(now));
             match act {
-                Act::Wait(_) => return Ok(()),
+                Act::Wait(_) => {
+                    if self.rules.is_well() {
+                        self.complaint.over(&self.access.what());
+                    }
+                    return Ok(());
+                }
                 Act::Read => self.read().await?,
                 Act::Create(lease) => self.write(access.create(*lease, CALL)).await?,
                 Act::Replace(lease) => self.write(access.replace(&lease, CALL)).await?,
@@ -150,7 +142,7 @@ impl Elector for LeaseElector {
 
     async fn rest(&mut self) {
         let now = Instant::now();
-        let Act::Wait(until) = self.rules.next(now, Timestamp::now()) else {
+        let Due::Wait(until) = self.rules.due(now) else {
             return;
         };
         let wake = async {
@@ -166,18 +158,17 @@ impl Elector for LeaseElector {
         let watched = async {
             if self.watch.is_none() {
                 match self.access.watch(self.rules.version(), CALL).await {
-                    Ok(watch) => self.watch = Some(watch),
+                    Ok(watch) => self.watch = Some((watch, Instant::now())),
                     Err(error) => return News::Failed(error),
                 }
             }
-            let next = match &mut self.watch {
-                Some(watch) => watch.next().await,
-                None => None,
+            let Some((watch, began)) = &mut self.watch else {
+                return News::Ended(Duration::ZERO);
             };
-            match next {
+            match watch.next().await {
                 Some(Ok(news)) => News::Lease(news),
                 Some(Err(error)) => News::Failed(error),
-                None => News::Ended,
+                None => News::Ended(began.elapsed()),
             }
         };
         tokio::select! {

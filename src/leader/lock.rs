@@ -5,17 +5,17 @@ mod rules;
 use std::borrow::Cow;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::rules::{Act, Holder, Rules, Seen};
+use super::pause::Complaint;
 use super::{CALL, Elector, IdentityTaken, LEASE, Leadership, RELEASE};
 use crate::consul::wire::{self, KvPair};
-use crate::consul::{Client, Consistency, ConsulError, Txn, TxnOp, TxnOutcome};
+use crate::consul::{Client, Consistency, ConsulError, Observed, Quality, Txn, TxnOp, TxnOutcome};
 use crate::model::entry::Node;
-use crate::model::key::InstanceKey;
-use crate::model::marks::{self, Standing};
-use crate::model::names::{ClusterName, InstanceId, NodeName};
+use crate::model::marks;
+use crate::model::names::{ClusterName, NodeName};
 
 /// The name of the session. No check follows one of this name.
 const SESSION: &str = "lictor-leader";
@@ -27,10 +27,11 @@ pub fn key(cluster: &ClusterName) -> String {
 }
 
 /// What a watch of the key told.
-type News = Result<Seen, ConsulError>;
+type News = Result<Seen, LockError>;
 
 /// Campaigns for a lock.
 pub struct LockElector {
+    /// Whose calls leave time for another attempt.
     client: Client,
     cluster: ClusterName,
     key: String,
@@ -39,8 +40,7 @@ pub struct LockElector {
     rules: Rules,
     watch: Option<(mpsc::Receiver<News>, AbortOnDropHandle<()>)>,
     news: Option<News>,
-    /// What is wrong, as it was told last.
-    told: Option<String>,
+    complaint: Complaint,
 }
 
 /// Why something could not be done.
@@ -48,8 +48,6 @@ pub struct LockElector {
 enum LockError {
     #[error(transparent)]
     Consul(#[from] ConsulError),
-    #[error("no answer from Consul within {CALL:?}")]
-    Deadline,
     #[error("the answer may be stale, or lack something")]
     Unsure,
     #[error("the Consul node {node} that its session is to be on is {holder}'s")]
@@ -62,7 +60,7 @@ impl LockElector {
     /// For a cluster, under this identity, which no other process has. `node` is the node of what is
     /// outside the cluster.
     #[must_use]
-    pub fn new(client: Client, cluster: ClusterName, identity: String, node: Node) -> Self {
+    pub fn new(client: &Client, cluster: ClusterName, identity: String, node: Node) -> Self {
         let key = key(&cluster);
         let ours = Holder {
             holder: identity,
@@ -70,21 +68,20 @@ impl LockElector {
         };
         let rules = Rules::new(ours, format!("the lock {key} in Consul"));
         Self {
-            client,
+            client: client.within(CALL),
             cluster,
             key,
             node,
             rules,
             watch: None,
             news: None,
-            told: None,
+            complaint: Complaint::default(),
         }
     }
 
     async fn read(&self) -> Result<Seen, LockError> {
         let read = self.client.kv_get(&self.key, Consistency::Consistent);
-        let read = timeout(CALL, read).await.map_err(|_| LockError::Deadline)?;
-        let pair = read?.authoritative().ok_or(LockError::Unsure)?;
+        let pair = read.await?.authoritative().ok_or(LockError::Unsure)?;
         Ok(seen(pair.as_ref()))
     }
 
@@ -94,32 +91,19 @@ impl LockElector {
         let read = self
             .client
             .node_services(name.as_ref(), Consistency::Consistent);
-        let read = timeout(CALL, read).await.map_err(|_| LockError::Deadline)?;
-        let there = read?.authoritative().ok_or(LockError::Unsure)?;
-        let Some((node, services)) = there else {
+        let there = read.await?.authoritative().ok_or(LockError::Unsure)?;
+        let Some((node, _)) = there else {
             return self.create_node(&name).await;
         };
-        let is_ours = match node.meta.get(marks::CLUSTER) {
-            Some(mark) => **mark == *self.cluster.as_ref(),
-            // Whoever registers something by hand erases it: what is ours on it shows whose it is, and
-            // it is repaired by the one that leads.
-            None => services.iter().any(|service| self.is_ours(&name, service)),
-        };
-        if is_ours {
+        // Whoever registers something by hand erases the mark, which only the one that leads repairs; a
+        // session writes nothing into the node.
+        let mark = node.meta.get(marks::CLUSTER);
+        if mark.is_none_or(|mark| **mark == *self.cluster.as_ref()) {
             return Ok(());
         }
         let holder = marks::holder(&self.cluster, &node.meta).to_string();
         let node = name.to_string();
         Err(LockError::NodeTaken { node, holder })
-    }
-
-    fn is_ours(&self, node: &NodeName, service: &wire::NodeService) -> bool {
-        let key = InstanceKey {
-            node: node.clone(),
-            id: InstanceId::observed(&service.id),
-        };
-        let judged = marks::judge(&self.cluster, &key, &service.service, &service.meta);
-        matches!(judged, Standing::Ours(_))
     }
 
     async fn create_node(&self, name: &NodeName) -> Result<(), LockError> {
@@ -139,20 +123,18 @@ impl LockElector {
             index: 0,
         })
         .map_err(|full| refused(full.to_string()))?;
-        match timeout(CALL, self.client.apply(&txn)).await {
-            Err(_) => Err(LockError::Deadline),
-            Ok(Err(error)) => Err(error.into()),
-            Ok(Ok(TxnOutcome::Applied(_))) => {
+        match self.client.apply(&txn).await? {
+            TxnOutcome::Applied(_) => {
                 tracing::info!(%name, "created the node for the session of the lock");
                 Ok(())
             }
             // Where another process was faster, it is looked at again.
-            Ok(Ok(TxnOutcome::RolledBack(errors))) => Err(refused(
+            TxnOutcome::RolledBack(errors) => Err(refused(
                 errors
                     .first()
                     .map_or_else(String::new, |error| error.what.to_string()),
             )),
-            Ok(Ok(TxnOutcome::Fenced { what, .. })) => Err(refused(what.into())),
+            TxnOutcome::Fenced { what, .. } => Err(refused(what.into())),
         }
     }
 
@@ -163,9 +145,7 @@ impl LockElector {
             .client
             .create_session(node.as_ref(), SESSION, LEASE, LEASE);
         // One whose answer is lost ends by itself.
-        let created = timeout(CALL, create).await;
-        let id = created.map_err(|_| LockError::Deadline)??;
-        self.rules.created(id, sent);
+        self.rules.created(create.await?, sent);
         Ok(())
     }
 
@@ -179,7 +159,6 @@ impl LockElector {
                 match self.read().await {
                     Ok(seen) => {
                         self.rules.see(seen, Instant::now())?;
-                        self.well();
                         Ok(())
                     }
                     Err(error) => Err(error),
@@ -195,18 +174,17 @@ impl LockElector {
             Act::Create => self.create().await,
             Act::Renew(id) => {
                 let sent = Instant::now();
-                match timeout(CALL, self.client.renew_session(&id)).await {
-                    Ok(Ok(lives)) => {
+                match self.client.renew_session(&id).await {
+                    Ok(lives) => {
                         self.rules.renewed(lives, sent, Instant::now());
                         Ok(())
                     }
-                    Ok(Err(error)) => Err(error.into()),
-                    Err(_) => Err(LockError::Deadline),
+                    Err(error) => Err(error.into()),
                 }
             }
             Act::Lock(session) => {
                 let value = serde_json::to_vec(self.rules.ours()).unwrap_or_default();
-                let lock = self.client.kv_acquire(&self.key, &value, &session, CALL);
+                let lock = self.client.kv_acquire(&self.key, &value, &session);
                 match lock.await {
                     Ok(won) => {
                         self.rules.locked(&session, won, Instant::now());
@@ -217,27 +195,17 @@ impl LockElector {
             }
             Act::End(id) => {
                 self.rules.ended(&id);
-                match timeout(CALL, self.client.destroy_session(&id)).await {
-                    Ok(Err(error)) => Err(error.into()),
-                    // It ends by itself.
-                    Ok(Ok(())) | Err(_) => Ok(()),
-                }
+                // Where that fails it ends by itself.
+                let ended = self.client.destroy_session(&id).await;
+                ended.map_err(LockError::from)
             }
         })
     }
 
     fn failed(&mut self, error: &LockError) {
         let text = format!("the lock {} in Consul cannot be had: {error}", self.key);
-        if self.told.as_ref() != Some(&text) {
-            tracing::warn!("{text}");
-            self.told = Some(text);
-        }
-    }
-
-    fn well(&mut self) {
-        if self.told.take().is_some() {
-            tracing::info!("the lock {} in Consul can be read again", self.key);
-        }
+        self.complaint.tell(text);
+        self.rules.failed(Instant::now(), rand::random());
     }
 
     /// Watches the key in a task of its own: a query that waits is not to be asked anew for each renewal.
@@ -249,7 +217,9 @@ impl LockElector {
             let task = tokio::spawn(async move {
                 loop {
                     let news = watch.next().await;
-                    let news = news.map(|change| seen(change.observed.value.first()));
+                    let news = news
+                        .map_err(LockError::from)
+                        .and_then(|change| told(&change.observed));
                     if sender.send(news).await.is_err() {
                         return;
                     }
@@ -259,6 +229,14 @@ impl LockElector {
         });
         receiver
     }
+}
+
+/// What a watch told, if that can be relied on.
+fn told(observed: &Observed<Vec<KvPair>>) -> News {
+    if observed.quality > Quality::Leased {
+        return Err(LockError::Unsure);
+    }
+    Ok(seen(observed.value.first()))
 }
 
 fn seen(pair: Option<&KvPair>) -> Seen {
@@ -273,7 +251,11 @@ impl Elector for LockElector {
     async fn step(&mut self, mut tell: impl FnMut(Leadership) + Send) -> Result<(), IdentityTaken> {
         match self.news.take() {
             Some(Ok(seen)) => self.rules.see(seen, Instant::now())?,
-            Some(Err(error)) => tracing::debug!("cannot watch {}: {error}", self.key),
+            // Else a leader would go on by what was seen before.
+            Some(Err(error)) => {
+                tracing::debug!("cannot watch {}: {error}", self.key);
+                self.rules.failed(Instant::now(), rand::random());
+            }
             None => {}
         }
         loop {
@@ -281,11 +263,16 @@ impl Elector for LockElector {
             let act = self.rules.next(now);
             tell(self.rules.leadership(now));
             match act {
-                Act::Wait(_) => return Ok(()),
+                Act::Wait(_) => {
+                    if self.rules.is_well() {
+                        self.complaint
+                            .over(&format!("the lock {} in Consul", self.key));
+                    }
+                    return Ok(());
+                }
                 act => {
                     if let Err(error) = self.act(act).await? {
                         self.failed(&error);
-                        self.rules.failed(Instant::now());
                     }
                 }
             }
@@ -312,7 +299,6 @@ impl Elector for LockElector {
     async fn verify(&mut self) -> Result<bool, IdentityTaken> {
         if let Err(error) = self.act(Act::Read).await? {
             self.failed(&error);
-            self.rules.failed(Instant::now());
             return Ok(false);
         }
         Ok(!self.rules.is_unsure() && self.rules.leads(Instant::now()))
@@ -325,20 +311,17 @@ impl Elector for LockElector {
             return;
         };
         let value = serde_json::to_vec(self.rules.ours()).unwrap_or_default();
+        // Before the session ends: else nobody could lock it for the lock delay.
+        let client = self.client.within(RELEASE);
         let released = async {
-            // Before the session ends: else nobody could lock it for the lock delay.
-            self.client
-                .kv_release(&self.key, &value, &session, RELEASE)
-                .await?;
-            self.client.destroy_session(&session).await
+            client.kv_release(&self.key, &value, &session).await?;
+            // Which ends by itself otherwise.
+            let client = client.within(RELEASE / 2);
+            client.destroy_session(&session).await
         };
-        match timeout(RELEASE, released).await {
-            Ok(Ok(())) => tracing::info!("the lock {} in Consul is released", self.key),
-            Ok(Err(error)) => self.failed(&error.into()),
-            Err(_) => tracing::warn!(
-                "the lock {} in Consul could not be released in time",
-                self.key
-            ),
+        match released.await {
+            Ok(()) => tracing::info!("the lock {} in Consul is released", self.key),
+            Err(error) => self.failed(&error.into()),
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod lease;
 
 pub mod lock;
 pub mod off;
+mod pause;
 mod reign;
 
 use std::time::Duration;
@@ -132,6 +133,19 @@ pub struct Seat {
     published: watch::Sender<Leadership>,
     campaigns: watch::Receiver<bool>,
     doubts: mpsc::Receiver<oneshot::Sender<bool>>,
+}
+
+#[cfg(test)]
+impl Seat {
+    /// As an elector would.
+    pub(crate) fn publish(&self, leadership: Leadership) {
+        self.published.send_replace(leadership);
+    }
+
+    /// Whether the engine wants to lead.
+    pub(crate) fn is_wanted(&self) -> bool {
+        *self.campaigns.borrow()
+    }
 }
 
 /// The end that the engine holds.

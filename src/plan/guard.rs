@@ -170,6 +170,14 @@ impl Guard {
         self.removed.insert(key.clone(), now);
     }
 
+    /// Another process removes what may go from now on: what is still there later is judged anew.
+    pub fn take_back(&mut self) {
+        for key in std::mem::take(&mut self.released) {
+            self.waiting.insert(key, self.lists);
+            self.open = true;
+        }
+    }
+
     /// What was removed is there again: one that comes and goes is missing once, however often it went.
     pub fn restored(&mut self, key: &Key) {
         self.removed.remove(key);

@@ -63,6 +63,10 @@ impl Engine {
                         index,
                         "the epoch was taken too late: this process does not lead any more"
                     );
+                    // The next epoch follows this one, which knows nothing of what was before.
+                    if before == Before::Lost {
+                        self.start_over();
+                    }
                     return;
                 }
                 if retaken {
@@ -71,16 +75,13 @@ impl Engine {
                 if before != Before::Kept {
                     tracing::info!(index, "epoch taken");
                 }
-                // The name moves once.
-                if let Some(claimant) = &mut self.claimant {
-                    claimant.take_over = None;
-                }
-                let follows = self.lead.follows_another();
+                self.name_moved();
+                let followed = self.lead.followed;
                 self.lead.caught_up();
                 match before {
                     Before::Lost => self.start_over(),
                     Before::Taken | Before::Lapsed => self.look_again(),
-                    Before::None | Before::Kept if follows => self.look_again(),
+                    Before::None | Before::Kept if followed => self.look_again(),
                     Before::None | Before::Kept => {}
                 }
             }
@@ -91,7 +92,7 @@ impl Engine {
             }
             Err(ClaimError::Refused(why)) => {
                 self.no_epoch = None;
-                if self.fence.stands_by() != Some(&why.to_string()) {
+                if self.fence.refusal() != Some(&why.to_string()) {
                     tracing::error!("{why}");
                 }
                 self.fence.refused(&why);
@@ -117,7 +118,7 @@ impl Engine {
     /// Someone else had the epoch meanwhile and may have written with it, or this process did not lead:
     /// everything is read before it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
-        tracing::info!("this process did not lead meanwhile: what Consul holds is read again");
+        tracing::info!("another may have written meanwhile: what Consul holds is read again");
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));

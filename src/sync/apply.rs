@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::claim::{ClaimError, Claimant, Claimed, Mandate};
+use super::claim::{ClaimError, Claimant, Claimed, Mandate, NameIs};
 use super::critical::{CriticalRead, CriticalWritten};
 use super::entries::{EntryWritten, TableRead};
 use super::fence::Last;
@@ -57,7 +57,7 @@ pub enum Done {
     /// The epoch was claimed.
     Claimed(Result<Claimed, ClaimError>),
     /// It was looked whether the name of the cluster is this one's.
-    LookedAtName(Result<(), ClaimError>),
+    LookedAtName(Result<NameIs, ClaimError>),
     /// The list of our nodes was read.
     Listed {
         /// The read.
@@ -299,15 +299,21 @@ pub async fn list(client: Client, cluster: ClusterName, locate: bool, ticket: Ti
     Done::Listed { ticket, nodes }
 }
 
+/// Makes sure that Consul knows the token: without that a read says nothing. Whoever looks at it regularly
+/// may not have come to it yet.
+pub async fn check_token(client: &Client) -> Result<(), ReadError> {
+    if !client.is_token_verified() {
+        client.check_token().await?;
+    }
+    Ok(())
+}
+
 async fn list_nodes(
     client: &Client,
     cluster: &ClusterName,
     locate: bool,
 ) -> Result<Nodes, ReadError> {
-    // Whoever looks at it regularly may not have come to it yet, and the answer would be worth nothing.
-    if !client.is_token_verified() {
-        client.check_token().await?;
-    }
+    check_token(client).await?;
     let filter = node_filter(cluster);
     let nodes = sure(client.nodes(Some(&filter), Consistency::Consistent).await)?;
     let ours = |name: &str| NodeName::parse(cluster, name);

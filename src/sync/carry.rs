@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::apply::ReadError;
+use super::apply::{ReadError, check_token};
 use super::pass::{LAPSED, Pass};
 use crate::consul::wire::{self, ConfigEntry};
 use crate::consul::{
@@ -284,10 +284,7 @@ pub async fn read_table(
     cluster: &ClusterName,
     table: Table,
 ) -> Result<(Rows, Knowledge), ReadError> {
-    // Whoever looks at the token may not have come to it yet: without that a read says nothing.
-    if !client.is_token_verified() {
-        client.check_token().await?;
-    }
+    check_token(client).await?;
     match table {
         Table::Defaults => {
             let answer = client

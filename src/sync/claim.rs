@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::apply::{ReadError, sure};
+use super::apply::{ReadError, check_token, sure};
 use super::fence::{self, Claim, Last, Refusal, Standing};
 use crate::consul::{
     Client, Consistency, ConsulError, Txn, TxnFailure, TxnOp, TxnOutcome, TxnResult,
@@ -71,6 +71,15 @@ pub enum Before {
     Lost,
 }
 
+/// Whose the name of a cluster is, of which a process may take the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NameIs {
+    /// This Kubernetes cluster's.
+    Ours,
+    /// Nobody's, or that of a cluster that this one replaces.
+    ToBeHad,
+}
+
 /// Why the epoch was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
@@ -111,15 +120,21 @@ impl From<ConsulError> for ClaimError {
 }
 
 impl Claimant {
-    /// Looks whether the name of the cluster is this one's, or free. Writes nothing.
-    pub async fn look(self, client: &Client) -> Result<(), ClaimError> {
+    /// Looks whether this process may have the name of the cluster. Writes nothing.
+    pub async fn look(self, client: &Client) -> Result<NameIs, ClaimError> {
+        check_token(client).await?;
         let there = read(client, &epoch::key(&self.cluster)).await?;
-        let before = there.as_ref().map(|there| &there.epoch);
+        let before = there.map(|there| there.epoch);
+        let is_ours = before.as_ref().is_some_and(|it| it.uid == self.epoch.uid);
         let taken = self
             .epoch
-            .succeed(before, &self.cluster, self.take_over.as_deref());
+            .succeed(before.as_ref(), &self.cluster, self.take_over.as_deref());
         taken.map_err(Refusal::from)?;
-        Ok(())
+        Ok(if is_ours {
+            NameIs::Ours
+        } else {
+            NameIs::ToBeHad
+        })
     }
 
     /// Takes the epoch by compare-and-set, if it may be taken. `last` is the one that this process

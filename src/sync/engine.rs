@@ -222,7 +222,8 @@ impl Engine {
         let unwatched = unwatched
             .filter(|kind| !index.watches.watches(*kind))
             .collect();
-        report.mute = rules.mode == Mode::DryRun;
+        // Until it is known who tells.
+        report.mute = true;
         let settings = Settings::new(&cluster, settings);
         let (readiness, ready) = watch::channel(Readiness {
             settings: settings.lines(),
@@ -349,13 +350,20 @@ impl Engine {
             }
         }
         let last = async {
-            while let Some(Ok(done)) = self.jobs.join_next().await {
+            while let Some(done) = self.jobs.join_next().await {
                 // What was removed is told to the last.
-                self.absorb(done);
+                self.absorb(done?);
             }
+            Ok::<_, JoinError>(())
         };
+        let ended = tokio::time::timeout(LAST_WRITES, last).await;
+        // The next process tells how things stand.
+        drop(self.report.statuses.withdraw());
         // Whatever is left may or may not be applied; the next process reads before it writes.
-        Ok(tokio::time::timeout(LAST_WRITES, last).await.is_ok())
+        Ok(match ended {
+            Ok(all) => all.map(|()| true)?,
+            Err(_) => false,
+        })
     }
 
     /// When there is something to do without an event.
@@ -373,7 +381,6 @@ impl Engine {
             self.unwritable.wake_at(),
             self.pace.wake_at(),
             self.fence.wake_at(),
-            self.lead.wake_at(),
             self.rounds.wake_at(),
             self.confirmation.wake_at(),
             self.rules.vacancies.wake_at(),
@@ -386,6 +393,7 @@ impl Engine {
             self.audit_at,
         ]
         .into_iter()
+        .chain(self.lead.wakes_at())
         .chain(self.garbled.values().map(Outage::wake_at))
         .chain(self.tables.values().map(TableState::wake_at))
         .flatten()

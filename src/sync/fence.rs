@@ -57,6 +57,17 @@ pub struct Last {
     pub over: bool,
 }
 
+impl Last {
+    /// One whose leadership is over, and that nothing failed at.
+    fn lapsed(index: u64) -> Self {
+        Self {
+            index,
+            failed: false,
+            over: true,
+        }
+    }
+}
+
 /// The epoch as Consul has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -138,9 +149,9 @@ impl Fence {
         }
     }
 
-    /// Why this process stands by, if it does.
+    /// Why this process may not have the epoch, if it may not.
     #[must_use]
-    pub fn stands_by(&self) -> Option<&str> {
+    pub fn refusal(&self) -> Option<&str> {
         match self {
             Self::Replaced(why) | Self::NameTaken(why) => Some(why),
             _ => None,
@@ -209,11 +220,7 @@ impl Fence {
         let over = |last: Last| Last { over: true, ..last };
         match self {
             Self::Held(index) => {
-                let last = Some(Last {
-                    index: *index,
-                    failed: false,
-                    over: true,
-                });
+                let last = Some(Last::lapsed(*index));
                 *self = Self::Wanted { after: None, last };
             }
             Self::Claiming { last, void, .. } => {
@@ -258,11 +265,7 @@ impl Fence {
     pub fn claimed(&mut self, index: u64) -> bool {
         let sighting = match self {
             Self::Claiming { void: true, .. } => {
-                let last = Some(Last {
-                    index,
-                    failed: false,
-                    over: true,
-                });
+                let last = Some(Last::lapsed(index));
                 *self = Self::Wanted { after: None, last };
                 return false;
             }
@@ -353,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_replaced_stands_by() {
+    fn one_that_was_replaced_is_refused_for_good() {
         for failed in [true, false] {
             let refused = decided("they", EpochKind::Run, 12, Some(had(9, failed)));
             let Err(why @ Refusal::Replaced { .. }) = refused else {
@@ -362,7 +365,7 @@ mod tests {
             let mut fence = Fence::new();
             fence.begin(Instant::now());
             fence.refused(&why);
-            assert!(fence.stands_by().unwrap().contains("they"));
+            assert!(fence.refusal().unwrap().contains("they"));
             fence.seen(None);
             assert_eq!(fence.begin(Instant::now()), None);
         }
@@ -484,7 +487,7 @@ mod tests {
             let mut fence = Fence::new();
             fence.begin(now);
             fence.seen(seen);
-            fence.claimed(9);
+            assert!(fence.claimed(9));
             let begun = fence.begin(now);
             assert_eq!(begun, doubted.then_some(Some(had(9, false))), "{seen:?}");
         }

@@ -128,6 +128,14 @@ impl Gates {
         }
     }
 
+    /// What the pod was sent last was not written.
+    pub(super) fn unsent(&mut self, name: ObjectName) {
+        if let Some(waiting) = self.waiting.get_mut(&name) {
+            waiting.known = None;
+            self.changed.insert(name);
+        }
+    }
+
     /// How an instance stands may have changed.
     pub(super) fn touch(&mut self, key: &Key) {
         if self.waiting.is_empty() {

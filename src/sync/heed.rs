@@ -219,7 +219,7 @@ impl Engine {
             touched.extend(self.mirror.held_by(&owner, node.as_ref()));
         }
         touched.extend(self.held_at(&addresses));
-        if self.lead.stands_by() {
+        if self.lead.follows() {
             // All of it is planned, and told, when this process leads.
             for owner in registrations {
                 if owner.kind == OwnerKind::Intention {
@@ -293,7 +293,7 @@ impl Engine {
     }
 
     pub(super) fn audit(&mut self, now: Instant) {
-        if self.audit_at.is_some_and(|at| at <= now) {
+        if self.audit_at.is_some_and(|at| at <= now) && !self.lead.follows() {
             self.touch_all(Cause::Audit, now);
         }
     }

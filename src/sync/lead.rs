@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::apply;
-use super::claim::{ClaimError, Mandate};
+use super::claim::{ClaimError, Mandate, NameIs};
 use super::contest::Contests;
 use super::dirty::Cause;
 use super::engine::Engine;
@@ -44,7 +44,7 @@ pub(super) struct Lead {
     /// The leadership that it has.
     tenure: Option<Tenure>,
     /// Whether another process led since this one planned last: what it knows of Consul is from before.
-    stood_by: bool,
+    pub(super) followed: bool,
     /// Who leads, as was told last.
     told: Option<String>,
     look: Look,
@@ -63,7 +63,7 @@ impl Lead {
         Self {
             candidate,
             tenure,
-            stood_by: false,
+            followed: false,
             told: None,
             look: Look::Due(None),
             is_ours: false,
@@ -83,27 +83,23 @@ impl Lead {
     }
 
     /// Whether another process leads, or did until a moment ago.
-    pub(super) fn stands_by(&self) -> bool {
-        self.tenure.is_none() && self.stood_by
-    }
-
-    /// Whether the next epoch follows that of another process.
-    pub(super) fn follows_another(&self) -> bool {
-        self.stood_by
+    pub(super) fn follows(&self) -> bool {
+        self.tenure.is_none() && self.followed
     }
 
     /// What it knows of Consul is from its own time again.
     pub(super) fn caught_up(&mut self) {
-        self.stood_by = false;
+        self.followed = false;
         self.contested = None;
     }
 
-    pub(super) fn wake_at(&self) -> Option<Instant> {
+    /// When the name is to be looked at, and when the leadership lapses.
+    pub(super) fn wakes_at(&self) -> [Option<Instant>; 2] {
         let look = match self.look {
             Look::Due(after) => after,
             Look::UnderWay | Look::Done => None,
         };
-        look.into_iter().chain(self.candidate.until()).min()
+        [look, self.candidate.until()]
     }
 
     /// How it stands, for people; nothing where there is nothing to tell.
@@ -171,6 +167,7 @@ impl Engine {
         // A dry run by its flag takes no part; one by a key in Consul keeps what there is, so that writes go
         // on at once.
         if self.settings.flags().policy == Mode::DryRun {
+            self.hush();
             return;
         }
         let lapsed = |tenure: &Tenure| !tenure.holds(now);
@@ -190,34 +187,42 @@ impl Engine {
         let able = self.known_once || self.is_ready();
         let welcome = self.lead.is_ours && self.fence.name_taken().is_none();
         let campaigns = able && welcome && self.strange.is_empty();
-        self.lead.candidate.campaign(campaigns);
+        // Whoever gives up what it has lets its writes end first.
+        let writes = self.lead.leads() && (self.own.under_way() > 0 || self.entry_writes > 0);
+        self.lead.candidate.campaign(campaigns || writes);
+        self.report.follows = self.lead.follows();
+        self.hush();
+    }
+
+    /// Sends Events only where this process is the one to tell.
+    pub(super) fn hush(&mut self) {
         let tells = self.lead.leads() || self.fence.name_taken().is_some();
         self.report.mute = !tells || self.rules.mode == Mode::DryRun;
-        self.report.follows = self.lead.stands_by();
     }
 
     fn win(&mut self, tenure: Tenure, now: Instant) {
         if self.lead.candidate.election() != Election::Off {
-            let follows = self.lead.stood_by;
+            let follows = self.lead.followed;
             tracing::info!(term = tenure.term(), follows, "leading");
         }
         self.lead.told = None;
         self.lead.tenure = Some(tenure);
-        self.report.mute = self.rules.mode == Mode::DryRun;
+        self.hush();
         let problems = self.index.all_problems().cloned().collect();
         self.report.tell_problems(problems, &self.index);
         self.tell_nodes_held();
-        if !self.lead.stood_by || self.mirror.completeness() == Completeness::Unknown {
+        if !self.lead.followed {
             return;
         }
         // How things stood when this process led last is worth nothing.
         self.report.start_over();
-        self.held.clear();
-        self.drifted.clear();
         self.contests = Contests::default();
         self.alone.clear();
         self.denied.clear();
         self.shown = None;
+        if self.mirror.completeness() == Completeness::Unknown {
+            return;
+        }
         let waiting = self.rules.guard.waiting();
         let is_gone = |key: &&Key| match key {
             Key::Instance(instance) => self.mirror.instance(instance).is_none(),
@@ -245,9 +250,14 @@ impl Engine {
     /// The leadership is over: the epoch that was had under it is never used again.
     fn lose(&mut self) {
         let term = self.lead.tenure.take().map_or(0, |tenure| tenure.term());
-        self.lead.stood_by = true;
+        self.lead.followed = true;
         self.lead.look = Look::Due(None);
+        self.lead.contested = None;
         self.fence.lapse();
+        self.held.clear();
+        self.drifted.clear();
+        self.rules.guard.take_back();
+        self.report.fall_silent();
         match self.lead.candidate.leadership() {
             Leadership::StandsBy {
                 leader: Some(leader),
@@ -278,9 +288,9 @@ impl Engine {
                 tracing::info!(%leader, "standing by");
             }
             self.lead.told = leader;
-            self.lead.stood_by = true;
+            self.lead.followed = true;
         }
-        if self.lead.stood_by && self.fence.name_taken().is_none() {
+        if self.lead.followed && self.fence.name_taken().is_none() {
             self.dirty.clear();
             self.waiting.clear();
             self.report.let_go();
@@ -302,21 +312,24 @@ impl Engine {
         self.jobs.spawn(job);
     }
 
-    pub(super) fn absorb_name(&mut self, looked: Result<(), ClaimError>) {
+    pub(super) fn absorb_name(&mut self, looked: Result<NameIs, ClaimError>) {
         let now = Instant::now();
         if self.lead.look == Look::UnderWay {
             self.lead.look = Look::Done;
         }
         match looked {
-            Ok(()) => {
+            Ok(name) => {
                 self.no_epoch = None;
                 self.lead.is_ours = true;
                 self.answered();
+                if name == NameIs::Ours {
+                    self.name_moved();
+                }
             }
             Err(ClaimError::Refused(why)) => {
                 self.no_epoch = None;
                 self.lead.is_ours = false;
-                if self.fence.stands_by() != Some(&why.to_string()) {
+                if self.fence.refusal() != Some(&why.to_string()) {
                     tracing::error!("{why}");
                 }
                 self.fence.refused(&why);
@@ -356,12 +369,22 @@ impl Engine {
         self.lead.retakes.took(now);
     }
 
-    /// A process that stands by keeps in mind how what is still there lost its claim, and nothing else.
+    /// The name of the cluster is this one's: `--take-over` did its part, whichever process it was. A name
+    /// moves once, and one that is taken away later stays away.
+    pub(super) fn name_moved(&mut self) {
+        if let Some(claimant) = &mut self.claimant {
+            claimant.take_over = None;
+        }
+    }
+
+    /// A process that follows keeps in mind how what is still there lost its claim, and nothing else.
     pub(super) fn forget_what_went(&mut self) {
-        if self.lead.stands_by() {
+        if self.lead.follows() {
             let mirror = &self.mirror;
-            self.index
-                .forget_absences(|key| mirror.instance(key).is_none());
+            self.index.forget_absences(|key| match key {
+                Key::Instance(key) => mirror.instance(key).is_none(),
+                key => plan::entries::owner_of(key, mirror).is_none(),
+            });
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::consul::{Backoff, Client, Consistency, Observed, Quality};
 use crate::model::epoch;
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
-use crate::plan::Mode;
 use crate::settings::{self, News, Reading, Setting, Values};
 
 /// How soon it is read again where that failed, at first.
@@ -177,11 +176,11 @@ impl Engine {
             tracing::warn!(%error, "the level of logs cannot be changed");
         }
         if values.policy != before.policy {
-            self.report.mute = values.policy == Mode::DryRun;
             // What is kept of critical instances was rehearsed, or is to be.
             self.critical.epoch = None;
         }
         self.rules.obey(values);
+        self.hush();
         if values.drift_interval != before.drift_interval {
             self.sweeper.set_interval(values.drift_interval);
             for state in self.tables.values_mut() {

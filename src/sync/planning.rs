@@ -77,6 +77,9 @@ impl Engine {
 
     /// Tells what would be written (`--policy dry-run`).
     pub(super) fn rehearse(&mut self) {
+        if self.lead.follows() {
+            return;
+        }
         let mut planned = 0;
         while self.is_ready()
             && planned < PLANNED_IN_A_ROW

@@ -52,8 +52,8 @@ impl Engine {
                 }
             }
         }
-        let stands_by = self.fence.stands_by().or(self.no_epoch.as_deref());
-        if let Some(why) = stands_by {
+        let refusal = self.fence.refusal().or(self.no_epoch.as_deref());
+        if let Some(why) = refusal {
             remarks.push(why.to_owned());
         } else if self.rules.mode == Mode::DryRun {
             let flag = self.settings.flags().policy == Mode::DryRun;
@@ -70,25 +70,20 @@ impl Engine {
         }
         remarks.extend(self.settings.complaints());
         let rehearses = self.rules.mode == Mode::DryRun;
-        let follows = self.lead.stands_by();
+        let follows = self.lead.follows();
         self.known_once |= self.is_ready()
             && tables_known
             && (rehearses || follows || self.fence.index().is_some());
-        let stands_by = stands_by.is_some();
+        let refused = refusal.is_some();
         let leads = self.fence.index().is_some();
         self.report.metrics.leader.set(leads.into());
-        let ready = self.known_once && self.missing.is_empty() && !stands_by;
+        let ready = self.known_once && self.missing.is_empty() && !refused;
         self.readiness.send_if_modified(|known| {
             let changed = known.ready != ready || known.remarks != remarks;
             known.ready = ready;
             known.remarks = remarks;
             changed
         });
-        let waiting: usize = self.waiting.values().map(BTreeMap::len).sum();
-        let pending = i64::try_from(self.dirty.pending() + waiting).unwrap_or(i64::MAX);
-        self.report.metrics.pending.set(pending);
-        let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);
-        self.report.metrics.held_deletes.set(held);
         let nodes = &self.rules.nodes;
         let held = if nodes.holds() { nodes.share().0 } else { 0 };
         let held = i64::try_from(held).unwrap_or(i64::MAX);
@@ -109,6 +104,11 @@ impl Engine {
             self.report.count_nothing();
             return;
         }
+        let waiting: usize = self.waiting.values().map(BTreeMap::len).sum();
+        let pending = i64::try_from(self.dirty.pending() + waiting).unwrap_or(i64::MAX);
+        self.report.metrics.pending.set(pending);
+        let held = i64::try_from(self.held.len()).unwrap_or(i64::MAX);
+        self.report.metrics.held_deletes.set(held);
         owned("instance", self.mirror.owned_instances());
         owned("node", self.mirror.owned_nodes());
         owned("intention", self.mirror.intentions.owned());

@@ -33,7 +33,7 @@ pub struct Report {
     pub statuses: StatusSender,
     /// Counters.
     pub metrics: Metrics,
-    /// Whether no Events are sent: by `--policy dry-run`, and by a process that stands by.
+    /// Whether no Events are sent: by `--policy dry-run`, and by a process that does not lead.
     pub mute: bool,
     /// Whether another process writes statuses: what the API server shows counts then.
     pub follows: bool,
@@ -119,6 +119,24 @@ impl Report {
         self.untold.clear();
     }
 
+    /// Another process tells from now on: what waits to be told is not sent any more, and would only hide
+    /// what that one tells.
+    pub fn fall_silent(&mut self) {
+        self.let_go();
+        self.events.withdraw();
+        for (kind, namespace, name) in self.statuses.withdraw() {
+            if kind == OwnerKind::Pod {
+                self.gates.unsent((namespace, name));
+                continue;
+            }
+            self.last.remove(&Owner {
+                kind,
+                namespace,
+                name,
+            });
+        }
+    }
+
     /// Forgets how everything stands, and what was told of it, but for what the API server shows.
     pub fn start_over(&mut self) {
         self.let_go();
@@ -128,6 +146,9 @@ impl Report {
 
     /// Counts nothing: another process does.
     pub fn count_nothing(&self) {
+        self.metrics.pending.set(0);
+        self.metrics.held_deletes.set(0);
+        self.metrics.gates_waiting.set(0);
         self.metrics.conflicts.set(0);
         self.metrics.deregistered_critical.set(0);
         self.metrics.rejections.set(0);

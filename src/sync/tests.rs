@@ -4,6 +4,7 @@ mod asking;
 mod beats;
 mod critical;
 mod hand_over;
+mod lead;
 mod settings;
 mod state;
 
@@ -35,6 +36,7 @@ use crate::desired::index::Index;
 use crate::k8s::events::EventWriter;
 use crate::k8s::status::StatusWriter;
 use crate::k8s::{Change, KubeEvent, Relist, WatchEvent};
+use crate::leader::Candidate;
 use crate::metrics::Metrics;
 use crate::model::facts::PodFacts;
 use crate::plan::guard::Limits;
@@ -188,6 +190,11 @@ fn client(addresses: String) -> Client {
 
 /// An engine that knows nothing yet, and tells nobody.
 fn engine(client: Client) -> Engine {
+    engine_of(client, crate::leader::off::candidate())
+}
+
+/// The same, that takes part in this election.
+fn engine_of(client: Client, candidate: Candidate) -> Engine {
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let kube = kube::Client::try_from(nowhere).unwrap();
     let (told, _) = EventWriter::new(kube.clone(), "");
@@ -215,7 +222,7 @@ fn engine(client: Client) -> Engine {
         index,
         report,
         (crate::checks::channel().0, questions),
-        crate::leader::off::candidate(),
+        candidate,
         options,
     )
     .0

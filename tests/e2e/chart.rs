@@ -172,6 +172,25 @@ async fn the_election_decides_rights_and_strategy() -> Result<()> {
             assert_eq!(role["rules"][1]["resourceNames"], json!(["lictor-prod"]));
         }
     }
+    // In a file of values a bare off is false.
+    let off = json!({"leaderElection": false, "replicas": 1});
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("values.json");
+    std::fs::write(&file, off.to_string())?;
+    let file = file.to_str().context("no text")?;
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
+    let arguments = [
+        "template",
+        "lictor",
+        chart,
+        "-f",
+        file,
+        "--set",
+        "cluster=prod",
+    ];
+    let text = scene.bed.helm(&arguments).await?;
+    let off = rendered(&scene, "leaderElection=off,replicas=1").await?;
+    assert_eq!(serde_saphyr::from_multiple::<Value>(&text)?, off);
     let refused = rendered(&scene, "leaderElection=off,replicas=2").await;
     let text = format!("{:#}", refused.unwrap_err());
     ensure!(text.contains("only one may run"), "{text}");

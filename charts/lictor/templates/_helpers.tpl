@@ -24,9 +24,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- required "cluster is required: give this Kubernetes cluster a name that no other writer to the same Consul has, as in --set cluster=prod-eu" .Values.cluster -}}
 {{- end -}}
 
+{{/* How the leader is elected. A bare off is false in YAML. */}}
+{{- define "lictor.leaderElection" -}}
+{{- .Values.leaderElection | default "off" -}}
+{{- end -}}
+
 {{/* Refuses settings that contradict each other; renders nothing. */}}
 {{- define "lictor.validate" -}}
-{{- if and (eq .Values.leaderElection "off") (gt (int .Values.replicas) 1) -}}
+{{- if and (eq (include "lictor.leaderElection" .) "off") (gt (int .Values.replicas) 1) -}}
 {{- fail (printf "leaderElection is off, but replicas is %d: without an election only one may run" (int .Values.replicas)) -}}
 {{- end -}}
 {{- $tls := .Values.consul.tls -}}

@@ -98,7 +98,7 @@ subjects:
 {{ include "lictor.role" (list $root (printf "%s-watch" $name) $namespace $rules) }}
 {{- end }}
 {{- $own := list -}}
-{{- if eq .Values.leaderElection "lease" }}
+{{- if eq (include "lictor.leaderElection" .) "lease" }}
 {{- $own = append $own (include "lictor.lease" .) }}
 {{- end }}
 {{- if not (has .Release.Namespace $namespaces) }}

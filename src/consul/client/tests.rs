@@ -413,6 +413,10 @@ async fn no_request_outlives_its_deadline() {
     let error = client.send(&request).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Ambiguous, "{error}");
     assert!(began.elapsed() < Duration::from_secs(5));
+    let hurried = client.within(Duration::from_millis(200));
+    let error = hurried.send(&read()).await.unwrap_err();
+    assert!(error.to_string().contains("within 200ms"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]

@@ -97,3 +97,15 @@ fn the_same_is_counted_and_another_text_is_another_event() {
     assert_eq!(count(&record(EventReason::Conflict, "held by b"), 6), None);
     assert_eq!(count(&said, 12), None);
 }
+
+#[tokio::test]
+async fn what_was_withdrawn_is_not_sent() {
+    let (sender, mut writer) = EventWriter::new(client(), "");
+    let [before, after] = ["before", "after"].map(|note| record(EventReason::Conflict, note));
+    sender.send(before);
+    sender.withdraw();
+    sender.send(after.clone());
+    drop(sender);
+    assert_eq!(writer.next().await, Some(after));
+    assert_eq!(writer.next().await, None);
+}

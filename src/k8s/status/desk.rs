@@ -30,6 +30,7 @@ pub(super) struct Desk {
     objects: BTreeMap<Key, Entry>,
     /// The objects whose wanted status is not written, and which are not being written.
     open: BTreeSet<Key>,
+    round: u64,
 }
 
 #[derive(Debug)]
@@ -72,6 +73,31 @@ impl Desk {
         let key = (kind, namespace.clone(), name.clone());
         self.objects.remove(&key);
         self.open.remove(&key);
+    }
+
+    /// Drops what is not written yet, or of which no answer came, and tells of what. That a gate is open
+    /// stays: it was decided, nobody decides it anew, and it is never taken back.
+    pub(super) fn withdraw(&mut self) -> Vec<Key> {
+        self.round += 1;
+        self.open.clear();
+        let mut withdrawn = Vec::new();
+        for (key, mut entry) in std::mem::take(&mut self.objects) {
+            let opens = matches!(&entry.wanted, Some(ObjectStatus::Pod(gate)) if gate.open);
+            let is_written = entry.wanted == entry.held && !entry.writing;
+            entry.writing = false;
+            if opens {
+                self.objects.insert(key.clone(), entry);
+                self.file(key);
+            } else if !is_written {
+                withdrawn.push(key);
+            }
+        }
+        withdrawn
+    }
+
+    /// Changes whenever writes that are under way are not to go on.
+    pub(super) fn round(&self) -> u64 {
+        self.round
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -188,6 +214,7 @@ fn entry<'a>(objects: &'a mut BTreeMap<Key, Entry>, key: &Key, uid: Text) -> &'a
 mod tests {
     use super::*;
     use crate::api::{IntentionStatus, ServiceRegistrationStatus};
+    use crate::model::facts::GateCondition;
 
     fn update(name: &str, uid: &str, error: &str) -> StatusUpdate {
         StatusUpdate {
@@ -325,6 +352,39 @@ mod tests {
         desk.want(a("1"));
         desk.want(other.clone());
         assert_eq!(write(&mut desk, now, Outcome::Written), [a("1"), other]);
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_not_written_and_gates_that_open_are() {
+        let (mut desk, now) = (Desk::default(), Instant::now());
+        let gate = |name, open| StatusUpdate {
+            status: ObjectStatus::Pod(GateCondition {
+                open,
+                reason: "".into(),
+                message: "".into(),
+            }),
+            ..update(name, "1", "")
+        };
+        desk.want(update("written", "1", "x"));
+        assert_eq!(write(&mut desk, now, Outcome::Written).len(), 1);
+        for update in [gate("opens", true), gate("shut", false), a("x"), a("y")] {
+            desk.want(update);
+        }
+        // No answer came to these yet.
+        let under_way = desk.due(now, 100);
+        assert_eq!(under_way.len(), 3);
+        desk.want(update("waits", "1", "x"));
+        let mut names: Vec<_> = desk.withdraw().into_iter().map(|key| key.2).collect();
+        names.sort();
+        assert_eq!(names, ["a", "shut", "waits"].map(Text::from));
+        for update in under_way {
+            desk.done(update, Outcome::Failed, now, 1.0);
+        }
+        let later = later(now, 60_000);
+        assert_eq!(
+            write(&mut desk, later, Outcome::Written),
+            [gate("opens", true)]
+        );
     }
 
     #[test]

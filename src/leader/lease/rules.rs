@@ -13,7 +13,8 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use tokio::time::Instant;
 
-use crate::leader::{IdentityTaken, LEASE, Leadership, RENEWAL, RETRY, Reign};
+use crate::leader::pause::Pause;
+use crate::leader::{IdentityTaken, LEASE, Leadership, RENEWAL, Reign};
 
 /// Attempts to write that are remembered: any of them may turn out to have been carried out.
 const REMEMBERED: usize = 16;
@@ -40,8 +41,15 @@ pub(super) enum Wrote {
     Done(Box<Lease>),
     /// It was not, since the Lease is another than it was decided on, or is there, or is not.
     Conflict,
-    /// It may have been done, or not.
-    Unknown,
+}
+
+/// What kind of act is next, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Read,
+    Write,
+    /// Nothing until then, unless the Lease changes; `None` for ever.
+    Wait(Option<Instant>),
 }
 
 /// How well it is known what is there.
@@ -74,8 +82,8 @@ pub(super) struct Rules {
     knowledge: Knowledge,
     /// The Lease as it was seen last.
     seen: Option<Box<Lease>>,
-    /// Not before this time anything is asked again.
-    not_before: Option<Instant>,
+    /// Until when nothing is asked.
+    pause: Pause,
     /// When the Lease was last written, by which the next renewal is due.
     renewed: Option<Instant>,
     attempts: VecDeque<Attempt>,
@@ -94,7 +102,7 @@ impl Rules {
             reign: Reign::default(),
             knowledge: Knowledge::Nothing,
             seen: None,
-            not_before: None,
+            pause: Pause::default(),
             renewed: None,
             attempts: VecDeque::new(),
             ever_held: false,
@@ -133,27 +141,47 @@ impl Rules {
         self.knowledge != Knowledge::Sure
     }
 
+    /// Whether nothing failed since all succeeded.
+    pub(super) fn is_well(&self) -> bool {
+        self.pause.is_forgotten()
+    }
+
+    /// What kind of act is next. Nothing is taken for done by being asked for.
+    pub(super) fn due(&self, now: Instant) -> Due {
+        if let Some(at) = self.pause.until(now) {
+            // Whoever leads until before then is to say in time that it does not any more.
+            return Due::Wait(Some(
+                self.reign.until(now).map_or(at, |until| until.min(at)),
+            ));
+        }
+        if self.is_unsure() {
+            return Due::Read;
+        }
+        if self.reign.holds(now) {
+            let due = self.renewed.map_or(now, |renewed| renewed + RENEWAL);
+            if due > now {
+                return Due::Wait(Some(due));
+            }
+        } else if let Some((_, until)) = self.other.as_ref().filter(|(_, until)| *until > now) {
+            return Due::Wait(Some(*until));
+        }
+        Due::Write
+    }
+
     /// What is to be done now. A write carries this time on the clock of people; each has another.
     pub(super) fn next(&mut self, now: Instant, wall: Timestamp) -> Act {
         if self.reign.until(now).is_none() {
             self.reign.end();
         }
-        if let Some(at) = self.not_before.filter(|at| *at > now) {
-            // Whoever leads until before then is to say in time that it does not any more.
-            return Act::Wait(Some(
-                self.reign.until(now).map_or(at, |until| until.min(at)),
-            ));
-        }
-        if self.is_unsure() {
-            return Act::Read;
-        }
-        if self.reign.holds(now) {
-            let due = self.renewed.map_or(now, |renewed| renewed + RENEWAL);
-            if due > now {
-                return Act::Wait(Some(due));
+        match self.due(now) {
+            Due::Wait(until) => {
+                if self.pause.until(now).is_none() {
+                    self.pause.forget();
+                }
+                return Act::Wait(until);
             }
-        } else if let Some((_, until)) = self.other.as_ref().filter(|(_, until)| *until > now) {
-            return Act::Wait(Some(*until));
+            Due::Read => return Act::Read,
+            Due::Write => {}
         }
         let before = self.lease().cloned();
         let lease = self.written(before.as_ref(), wall, true);
@@ -222,7 +250,7 @@ impl Rules {
         }
     }
 
-    /// A write was answered, or not.
+    /// A write was answered.
     pub(super) fn wrote(&mut self, outcome: Wrote, now: Instant) -> Result<(), IdentityTaken> {
         match outcome {
             Wrote::Done(lease) => self.see(Some(lease), now),
@@ -230,17 +258,14 @@ impl Rules {
                 self.doubt();
                 Ok(())
             }
-            Wrote::Unknown => {
-                self.failed(now);
-                Ok(())
-            }
         }
     }
 
-    /// A call failed, or a watch: what is there is to be read after a pause.
-    pub(super) fn failed(&mut self, now: Instant) {
+    /// A call failed, or a watch: what is there is to be read after a pause, whose length `chance`, from 0
+    /// to 1, decides. A write may have been done all the same.
+    pub(super) fn failed(&mut self, now: Instant, chance: f64) {
         self.doubt();
-        self.not_before = Some(now + RETRY);
+        self.pause.begin(self.leads(now), now, chance);
     }
 
     /// The Lease is to be read again.
@@ -257,7 +282,7 @@ impl Rules {
         now: Instant,
     ) -> Result<(), IdentityTaken> {
         let before = std::mem::replace(&mut self.knowledge, Knowledge::Sure);
-        self.not_before = None;
+        self.pause.end();
         let known = before != Knowledge::Nothing;
         let unchanged = match (self.lease(), lease.as_deref()) {
             (None, None) => known,

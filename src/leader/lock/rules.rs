@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use crate::leader::pause::Pause;
 use crate::leader::{IdentityTaken, Leadership, RENEWAL, RETRY, Reign};
 use crate::model::text::Text;
 
@@ -69,8 +70,8 @@ pub(super) struct Rules {
     seen: Option<Seen>,
     /// Whether the key is to be read before anything is done.
     doubted: bool,
-    /// Not before this time anything is asked again.
-    not_before: Option<Instant>,
+    /// Until when nothing is asked.
+    pause: Pause,
     /// Not before this time the key is locked again.
     locks_from: Option<Instant>,
     session: Option<Session>,
@@ -88,7 +89,7 @@ impl Rules {
             reign: Reign::default(),
             seen: None,
             doubted: true,
-            not_before: None,
+            pause: Pause::default(),
             locks_from: None,
             session: None,
             prepared: false,
@@ -123,6 +124,11 @@ impl Rules {
         self.doubted
     }
 
+    /// Whether nothing failed since all succeeded.
+    pub(super) fn is_well(&self) -> bool {
+        self.pause.is_forgotten()
+    }
+
     /// The session that this process has.
     pub(super) fn session(&self) -> Option<&Text> {
         self.session.as_ref().map(|session| &session.id)
@@ -130,13 +136,21 @@ impl Rules {
 
     /// What is to be done now.
     pub(super) fn next(&mut self, now: Instant) -> Act {
+        let act = self.due(now);
+        if matches!(act, Act::Wait(_)) && self.pause.until(now).is_none() {
+            self.pause.forget();
+        }
+        act
+    }
+
+    fn due(&mut self, now: Instant) -> Act {
         let leads = self.reign.holds(now);
         if std::mem::replace(&mut self.led, leads) && !leads {
             // It stood still, or could not renew: what it knew may be true no more.
             self.reign.end();
             self.doubted = true;
         }
-        if let Some(at) = self.not_before.filter(|at| *at > now) {
+        if let Some(at) = self.pause.until(now) {
             return Act::Wait(Some(
                 self.reign.until(now).map_or(at, |until| until.min(at)),
             ));
@@ -194,7 +208,7 @@ impl Rules {
             });
         }
         self.doubted = false;
-        self.not_before = None;
+        self.pause.end();
         match &self.session {
             Some(session) if session.id == seen.session => {
                 if let Some(sent) = session.renewed {
@@ -267,11 +281,12 @@ impl Rules {
         self.session.take_if(|session| session.id == *id);
     }
 
-    /// A call failed: what is there is to be read after a pause.
-    pub(super) fn failed(&mut self, now: Instant) {
+    /// A call failed, or a watch: what is there is to be read after a pause, whose length `chance`, from 0
+    /// to 1, decides.
+    pub(super) fn failed(&mut self, now: Instant, chance: f64) {
         self.doubted = true;
         self.prepared = false;
-        self.not_before = Some(now + RETRY);
+        self.pause.begin(self.leads(now), now, chance);
     }
 
     /// This process gives up what it has.

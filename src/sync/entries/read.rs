@@ -241,6 +241,7 @@ impl Engine {
         if self.mirror.is_unsure(&Place::Table(table)) {
             return;
         }
+        self.forget_what_went();
         let now = Instant::now();
         if !was_known {
             tracing::info!("{} of Consul are known", table.as_str());

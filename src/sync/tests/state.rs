@@ -54,7 +54,11 @@ pub(super) fn ready() -> Engine {
 
 /// The same, with this client.
 pub(super) fn ready_with(client: Client) -> Engine {
-    let mut engine = engine(client);
+    informed(engine(client))
+}
+
+/// This engine, once it knows what [`ready`] knows.
+pub(super) fn informed(mut engine: Engine) -> Engine {
     let mut touched = Touched::default();
     for kind in Kind::ALL {
         engine.index.begin_list(kind);

@@ -57,6 +57,12 @@ pub(super) struct Entries {
     withdrawn: HashSet<Key>,
 }
 
+impl Entries {
+    pub(super) fn forget_absences(&mut self, is_gone: impl Fn(&Key) -> bool) {
+        self.withdrawn.retain(|key| !is_gone(key));
+    }
+}
+
 impl Index {
     // === events ===
 

@@ -215,13 +215,41 @@ fn a_leader_whose_renewals_fail_steps_down_before_the_lease_ends() {
         match a.next(now, wall(now, play.start)) {
             Act::Wait(until) => now = until.unwrap(),
             Act::Read => {
-                a.failed(now);
+                a.failed(now, 1.0);
             }
-            _ => a.wrote(Wrote::Unknown, now).unwrap(),
+            _ => a.failed(now, 1.0),
         }
         let leads = a.leadership(now).term(now).is_some();
         assert_eq!(leads, now < play.start + TENURE, "{:?}", now - play.start);
     }
+}
+
+#[test]
+fn who_only_asks_what_is_next_has_done_nothing() {
+    let mut play = Play::new();
+    let mut a = rules("a");
+    play.leads(&mut a, 0.0);
+    assert_eq!(a.due(play.at(0.0)), Due::Wait(Some(play.at(4.0))));
+    assert_eq!(a.due(play.at(4.0)), Due::Write);
+    assert!(!a.is_unsure());
+}
+
+#[test]
+fn what_failed_is_forgotten_once_all_succeeded_and_not_before() {
+    let mut play = Play::new();
+    let mut a = rules("a");
+    a.failed(play.at(0.0), 1.0);
+    assert_eq!(a.due(play.at(0.5)), Due::Wait(Some(play.at(1.0))));
+    // It can be read, and not written.
+    play.show(&mut a, 1.0);
+    let Act::Create(_) = a.next(play.at(1.0), wall(play.at(1.0), play.start)) else {
+        panic!("not created");
+    };
+    a.failed(play.at(1.0), 1.0);
+    assert!(!a.is_well());
+    assert_eq!(a.due(play.at(1.0)), Due::Wait(Some(play.at(3.0))));
+    assert_eq!(play.leads(&mut a, 3.0), Some(1));
+    assert!(a.is_well());
 }
 
 #[test]
@@ -235,7 +263,7 @@ fn a_write_whose_answer_was_lost_is_known_for_ours_and_counts_from_when_it_was_s
     };
     play.server.write(*lease);
     assert!(a.is_unsure());
-    a.wrote(Wrote::Unknown, play.at(7.0)).unwrap();
+    a.failed(play.at(7.0), 1.0);
     let (until, term) = play.act(&mut a, play.at(8.0)).unwrap();
     assert_eq!((until, term), (Some(play.at(8.0) + RENEWAL), Some(1)));
     // Both of two attempts in flight are.
@@ -243,7 +271,7 @@ fn a_write_whose_answer_was_lost_is_known_for_ours_and_counts_from_when_it_was_s
     let Act::Replace(first) = a.next(now, wall(now, play.start)) else {
         panic!("no renewal");
     };
-    a.wrote(Wrote::Unknown, now + SECOND).unwrap();
+    a.failed(now + SECOND, 1.0);
     let now = play.at(14.0);
     let Act::Read = a.next(now, wall(now, play.start)) else {
         panic!("no read");

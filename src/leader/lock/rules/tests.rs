@@ -170,7 +170,7 @@ fn it_lasts_from_before_the_session_was_renewed() {
     while now < start + LEASE {
         match a.next(now) {
             Act::Wait(until) => now = until.unwrap(),
-            _ => a.failed(now),
+            _ => a.failed(now, 1.0),
         }
         let leads = a.leadership(now).term(now).is_some();
         assert_eq!(leads, now < start + TENURE, "{:?}", now - start);
@@ -221,7 +221,7 @@ fn a_lock_whose_answer_was_lost_is_found() {
         panic!("no lock");
     };
     assert!(consul.lock(&session, &a.ours().clone(), now));
-    a.failed(now + SECOND);
+    a.failed(now + SECOND, 1.0);
     assert_eq!(consul.leads(&mut a, now + SECOND * 2), Some(1));
 }
 
@@ -257,4 +257,22 @@ fn a_session_that_others_made_useless_is_ended() {
     consul.show(&mut b, now);
     consul.leads(&mut b, now);
     assert_eq!(consul.sessions, [a.session().unwrap().clone()]);
+}
+
+#[test]
+fn a_leader_whose_watch_fails_reads_the_key_and_does_not_go_on_by_what_it_saw() {
+    let (mut consul, now) = (Consul::default(), Instant::now());
+    let mut a = rules("a", "1");
+    assert_eq!(consul.leads(&mut a, now), Some(1));
+    assert!(a.is_well());
+    a.failed(now + SECOND, 1.0);
+    // Somebody removed the key meanwhile, and nobody told.
+    consul.key = Seen::default();
+    let Act::Wait(until) = a.next(now + SECOND) else {
+        panic!("no pause");
+    };
+    assert_eq!(until, Some(now + SECOND * 2));
+    assert_eq!(a.next(now + SECOND * 2), Act::Read);
+    a.see(consul.key.clone(), now + SECOND * 2).unwrap();
+    assert!(!a.leads(now + SECOND * 2));
 }
