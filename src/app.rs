@@ -2,6 +2,7 @@
 
 mod election;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,12 +26,13 @@ use crate::desired::esm::Runner;
 use crate::desired::index::Index;
 use crate::k8s;
 use crate::k8s::client::ClientOptions;
-use crate::k8s::{Home, Regarding};
+use crate::k8s::{Home, LeaseName, Regarding};
 use crate::leader::Election;
 use crate::metrics::Metrics;
 use crate::model::epoch::{Epoch, EpochKind};
 use crate::model::kind::Kind;
 use crate::model::names::ClusterName;
+use crate::model::text::Text;
 use crate::plan::Mode;
 use crate::plan::critical::looks;
 use crate::policy::Admission;
@@ -47,13 +49,36 @@ const SIGNAL_BUFFER: usize = 16;
 /// How long giving back what logins gave may take at the end.
 const LAST_CALLS: Duration = Duration::from_secs(1);
 
+/// The namespaces whose objects count.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Those that alone are watched (`--namespace`); empty for all.
+    pub namespaces: BTreeSet<Text>,
+    /// Those whose objects claim nothing (`--exclude-namespace`).
+    pub excluded: GlobSet,
+}
+
+impl Scope {
+    /// An index of the objects that count, without any yet.
+    #[must_use]
+    pub fn index(&self, cluster: ClusterName) -> Index {
+        Index::new(cluster, self.excluded.clone()).in_namespaces(self.namespaces.clone())
+    }
+
+    /// As the epoch has it.
+    #[must_use]
+    pub fn of_epoch(&self) -> Vec<String> {
+        self.namespaces.iter().map(ToString::to_string).collect()
+    }
+}
+
 /// Validated settings of `lictor run`.
 #[derive(Debug)]
 pub struct Settings {
     /// `--cluster`.
     pub cluster: ClusterName,
-    /// `--exclude-namespace`.
-    pub excluded: GlobSet,
+    /// `--namespace` and `--exclude-namespace`.
+    pub scope: Scope,
     /// `--listen`.
     pub listen: SocketAddr,
     /// `--consistency`.
@@ -70,8 +95,8 @@ pub struct Settings {
     pub admission: Admission,
     /// `--leader-election`.
     pub election: Election,
-    /// `--lease-namespace`; else that of the pod, else `default`.
-    pub lease_namespace: Option<String>,
+    /// The Lease that is agreed by, where that is how.
+    pub lease: LeaseName,
     /// Where Kubernetes is.
     pub kubernetes: ClientOptions,
     /// Where Consul is.
@@ -84,7 +109,7 @@ pub struct Settings {
 pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<()> {
     let Settings {
         cluster,
-        excluded,
+        scope,
         listen,
         consistency,
         engine: options,
@@ -93,7 +118,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         readiness_gate,
         admission,
         election,
-        lease_namespace,
+        lease,
         kubernetes,
         consul,
         auth_method,
@@ -103,10 +128,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (kube, api_server) = k8s::client::client_and_address(&kubernetes)
         .await
         .context("cannot set up Kubernetes access")?;
-    let apis = Apis {
-        kubernetes: api_server,
-        consul: consul.hosts().collect(),
-    };
+    let apis = Apis::of(api_server, &consul);
     let consul = consul::Client::with_observer(consul, Arc::new(metrics.clone()))
         .context("cannot set up Consul access")?;
     let listener = TcpListener::bind(listen)
@@ -116,9 +138,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     tracing::info!(%cluster, %listen, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let mut parts = JoinSet::new();
-    let mut report = report(&mut parts, &kube, metrics.clone());
-    report.gates = Gates::new(readiness_gate);
-    let index = Index::new(cluster.clone(), excluded)
+    let gates = Gates::new(readiness_gate);
+    let report = report(&mut parts, &kube, metrics.clone(), gates);
+    let index = scope
+        .index(cluster.clone())
         .with_runner(runner)
         .with_admission(admission);
     let (orders, prober, told) = checks::channel();
@@ -126,7 +149,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let (answers, looked) = mpsc::channel(looks::AT_ONCE);
     let ballot = Ballot {
         election: (options.settings.policy != Mode::DryRun).then_some(election),
-        lease_namespace,
+        lease,
         cluster: cluster.clone(),
         node: index.external_node(),
     };
@@ -142,10 +165,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     );
     let (event_sender, event_receiver) = mpsc::channel(EVENT_BUFFER);
     let (signal_sender, signal_receiver) = mpsc::channel(SIGNAL_BUFFER);
-    let home = Home::new(kube);
-    watch_kubernetes(&mut parts, &home, event_sender, &engine);
-    let look = k8s::look(home.clone(), asked, answers, looks::AT_ONCE);
-    parts.spawn(ending("the look at single pods", look));
+    let home = Home::in_namespaces(kube, scope.namespaces.clone());
+    watch_kubernetes(&mut parts, &home, &scope.namespaces, event_sender, &engine);
+    look_at_pods(&mut parts, home.clone(), asked, answers);
     let forbidden = look_up(&mut parts, apis, consul.clone(), allow_local_checks);
     parts.spawn(prober.run(forbidden.clone(), metrics.clone()));
     let (access, token_problem) = KeptAccess::begin(consul.clone(), auth_method);
@@ -173,7 +195,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
         told,
         forbidden,
         looked,
-        epoch: first_epoch(home),
+        epoch: first_epoch(home, &scope),
     };
     let engine = engine.run(inputs, stop.clone());
     let whole = Whole {
@@ -186,11 +208,23 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     Box::pin(whole.end(engine)).await
 }
 
+/// Looks how single pods are that are asked for.
+fn look_at_pods(
+    parts: &mut JoinSet<anyhow::Result<&'static str>>,
+    home: Home,
+    asked: mpsc::Receiver<k8s::Question>,
+    answers: mpsc::Sender<k8s::Answer>,
+) {
+    let look = k8s::look(home, asked, answers, looks::AT_ONCE);
+    parts.spawn(ending("the look at single pods", look));
+}
+
 /// What people are told by, and what sends that.
 fn report(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
     kube: &kube::Client,
     metrics: Metrics,
+    gates: Gates,
 ) -> Report {
     let (events, event_writer) = k8s::events::EventWriter::new(kube.clone(), &identity());
     let (statuses, status_writer) = k8s::status::StatusWriter::new(kube.clone());
@@ -199,16 +233,18 @@ fn report(
     parts.spawn(ending("statuses", status_writer.run()));
     let mut report = Report::new(events, statuses, metrics);
     report.own_pod = own_pod();
+    report.gates = gates;
     report
 }
 
 /// Finds out what the epoch is to say.
-fn first_epoch(home: Home) -> oneshot::Receiver<Epoch> {
+fn first_epoch(home: Home, scope: &Scope) -> oneshot::Receiver<Epoch> {
     let (sender, epoch) = oneshot::channel();
+    let scope = scope.of_epoch();
     tokio::spawn(async move {
         let uid = home.uid().await.to_string();
         // Nobody waits for it any more only where the engine ended.
-        let _ = sender.send(epoch_of(uid, EpochKind::Run));
+        let _ = sender.send(epoch_of(uid, scope, EpochKind::Run));
     });
     epoch
 }
@@ -317,12 +353,16 @@ fn look_up(
 fn watch_kubernetes(
     parts: &mut JoinSet<anyhow::Result<&'static str>>,
     home: &Home,
+    namespaces: &BTreeSet<Text>,
     events: mpsc::Sender<k8s::KubeEvent>,
     engine: &Engine,
 ) {
     for kind in Kind::ALL {
-        let watch = k8s::watch(kind, home.clone(), None, events.clone(), engine.relists());
-        parts.spawn(ending("a watch of Kubernetes", watch));
+        let relists = engine.relists();
+        let watch = k8s::watch_in(kind, home.clone(), namespaces, events.clone(), relists);
+        if let Some(watch) = watch {
+            parts.spawn(ending("a watch of Kubernetes", watch));
+        }
     }
     let leases = k8s::watch_leases(engine.lease_namespaces(), home.clone(), events);
     parts.spawn(ending("the watch of Leases", leases));
@@ -335,11 +375,11 @@ async fn ending(part: &'static str, run: impl Future<Output = ()>) -> anyhow::Re
 
 /// The first epoch of this process.
 #[must_use]
-pub fn epoch_of(uid: String, kind: EpochKind) -> Epoch {
+pub fn epoch_of(uid: String, scope: Vec<String>, kind: EpochKind) -> Epoch {
     Epoch {
         holder: holder(),
         uid,
-        scope: Vec::new(),
+        scope,
         kind,
         term: 1,
         other: serde_json::Map::new(),

@@ -5,7 +5,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{host, told};
 use crate::consul;
-use crate::k8s::LeaseAccess;
+use crate::k8s::{LeaseAccess, LeaseName};
 use crate::leader::lease::LeaseElector;
 use crate::leader::lock::LockElector;
 use crate::leader::{self, Candidate, Election, IdentityTaken, off};
@@ -16,7 +16,8 @@ use crate::model::names::ClusterName;
 pub(super) struct Ballot {
     /// None where it does not.
     pub(super) election: Option<Election>,
-    pub(super) lease_namespace: Option<String>,
+    /// The Lease, where one is agreed by.
+    pub(super) lease: LeaseName,
     pub(super) cluster: ClusterName,
     /// The node that the session of a lock is on.
     pub(super) node: Node,
@@ -41,10 +42,7 @@ impl Ballot {
         let running = match election {
             Election::Off => return (off::candidate(), None),
             Election::Lease => {
-                let namespace = self.lease_namespace.or_else(|| told("POD_NAMESPACE"));
-                let namespace = namespace.as_deref().unwrap_or("default");
-                let name = format!("lictor-{}", self.cluster);
-                let access = LeaseAccess::new(kube.clone(), namespace, name);
+                let access = LeaseAccess::new(kube.clone(), self.lease);
                 tracing::info!(%identity, "campaigning for {}", access.what());
                 let elector = LeaseElector::new(access, identity);
                 tokio::spawn(leader::run(elector, seat, released))

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::forbidden::Forbidden;
+use crate::consul::ConsulConfig;
 
 /// How often their names are looked up again.
 const LOOK_UP: Duration = Duration::from_mins(1);
@@ -33,6 +34,15 @@ pub struct Apis {
     pub kubernetes: Option<Api>,
     /// Consul, which may be known by several addresses.
     pub consul: Vec<Api>,
+}
+
+impl Apis {
+    /// Those that this process uses.
+    #[must_use]
+    pub fn of(kubernetes: Option<Api>, consul: &ConsulConfig) -> Self {
+        let consul = consul.hosts().collect();
+        Self { kubernetes, consul }
+    }
 }
 
 /// Keeps it known what is forbidden, until nobody asks any more. It is told for the first time once all of

@@ -7,12 +7,15 @@ use anstyle::{AnsiColor, Style};
 use clap::Args;
 
 use super::consul::ConsulFlags;
+use super::election::ElectionFlags;
 use super::kubernetes::KubernetesFlags;
 use super::planning::dead_after;
 use super::run::cluster;
+use super::scope::ScopeFlags;
 use super::{Failure, Output, runtime};
 use crate::access::Access;
 use crate::consul::Client;
+use crate::leader::Election;
 use crate::model::names::ClusterName;
 use crate::preflight::{self, Settings, Status};
 use crate::telemetry::{self, LogFormat};
@@ -22,6 +25,8 @@ pub(super) struct Check {
     /// The name that `lictor run` has, or is to have, for this Kubernetes cluster
     #[arg(long, env = "LICTOR_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: ClusterName,
+    #[command(flatten)]
+    scope: ScopeFlags,
     /// How the findings are shown
     #[arg(
         long,
@@ -39,6 +44,8 @@ pub(super) struct Check {
         value_name = "NAME"
     )]
     services: Vec<String>,
+    #[command(flatten)]
+    election: ElectionFlags,
     /// As of `lictor run`: it needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
@@ -58,8 +65,11 @@ impl Check {
     pub(super) fn execute(self) -> Result<(), Failure> {
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
+        let by_lease = self.election.leader_election == Election::Lease;
         let settings = Settings {
+            lease: by_lease.then(|| self.election.lease(&self.cluster)),
             cluster: self.cluster,
+            scope: self.scope.scope()?,
             readiness_gate: self.readiness_gate,
             dead_after: self.dead_after,
             take_over: self.take_over,

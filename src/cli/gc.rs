@@ -7,14 +7,16 @@ use clap::Args;
 
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
-use super::run::{cluster, globs};
+use super::run::cluster;
+use super::scope::ScopeFlags;
 use super::{Failure, complain};
-use crate::app;
+use crate::app::{self, Scope};
 use crate::consul::{Client, Fence};
 use crate::gc::entries::DoomedEntry;
 use crate::gc::remove::{Removed, Remover};
 use crate::gc::{Doomed, ask, dead, offline};
-use crate::k8s::{self, home::kube_system_uid};
+use crate::k8s;
+use crate::k8s::home::{identity, uid_of};
 use crate::model::epoch::{self, EpochKind};
 use crate::model::gc::Answer;
 use crate::model::names::ClusterName;
@@ -35,14 +37,8 @@ pub(super) struct Gc {
     /// Removes what is shown
     #[arg(long)]
     yes: bool,
-    /// Namespaces that `lictor run` excludes; a glob, may be repeated
-    #[arg(
-        long = "exclude-namespace",
-        env = "LICTOR_EXCLUDE_NAMESPACE",
-        value_delimiter = ',',
-        value_name = "GLOB"
-    )]
-    exclude_namespace: Vec<String>,
+    #[command(flatten)]
+    scope: ScopeFlags,
     #[command(flatten)]
     kubernetes: KubernetesFlags,
     #[command(flatten)]
@@ -58,14 +54,14 @@ impl Gc {
             let message = "--dead: the cluster that runs this is not dead: name another one";
             return Err(Failure::Usage(message.to_owned()));
         }
-        let excluded = globs(&self.exclude_namespace)?;
+        let scope = self.scope.scope()?;
         self.consul.once(async |consul| {
             if let Some(dead) = &self.dead {
                 return bury(consul, dead, self.yes).await;
             }
             let held = Held {
                 cluster: self.cluster,
-                excluded,
+                scope,
                 kubernetes: self.kubernetes.options(),
                 yes: self.yes,
             };
@@ -80,7 +76,7 @@ fn say(text: &str) -> anyhow::Result<()> {
 
 struct Held {
     cluster: ClusterName,
-    excluded: globset::GlobSet,
+    scope: Scope,
     kubernetes: k8s::client::ClientOptions,
     yes: bool,
 }
@@ -143,11 +139,11 @@ impl Held {
             .context("cannot set up Kubernetes access")?;
         // What is read before the epoch is ours may be changed by whoever has it.
         let epoch = if self.yes {
-            Some(claim(&kube, consul, &self.cluster).await?)
+            Some(claim(&kube, consul, &self.cluster, &self.scope).await?)
         } else {
             None
         };
-        let found = offline::find(&kube, consul, &self.cluster, self.excluded).await?;
+        let found = offline::find(&kube, consul, &self.cluster, &self.scope).await?;
         let offline::Found {
             instances,
             entries,
@@ -177,11 +173,18 @@ impl Held {
     }
 }
 
-async fn claim(kube: &kube::Client, consul: &Client, cluster: &ClusterName) -> anyhow::Result<u64> {
-    let uid = kube_system_uid(kube).await?.to_string();
+async fn claim(
+    kube: &kube::Client,
+    consul: &Client,
+    cluster: &ClusterName,
+    scope: &Scope,
+) -> anyhow::Result<u64> {
+    let uid = uid_of(kube, &identity(&scope.namespaces))
+        .await?
+        .to_string();
     let claimant = Claimant {
         cluster: cluster.clone(),
-        epoch: app::epoch_of(uid, EpochKind::Gc),
+        epoch: app::epoch_of(uid, scope.of_epoch(), EpochKind::Gc),
         take_over: None,
     };
     let mandate = Mandate::unopposed();

@@ -4,11 +4,13 @@ mod acl_policy;
 mod check;
 mod consul;
 mod crds;
+mod election;
 mod gc;
 mod kubernetes;
 mod plan;
 mod planning;
 mod run;
+mod scope;
 
 use std::process::ExitCode;
 

@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use globset::GlobSet;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
 use super::planning::PlanningFlags;
-use super::run::{cluster, globs};
+use super::run::cluster;
+use super::scope::ScopeFlags;
 use super::{Failure, Output};
+use crate::app::Scope;
 use crate::consul::Client;
 use crate::desired::esm::Runner;
-use crate::desired::index::Index;
 use crate::gc::{offline, read_all};
 use crate::k8s::{self, client::ClientOptions};
 use crate::model::names::ClusterName;
@@ -28,7 +28,7 @@ use crate::plan::{DriftMode, Rules};
 use crate::policy::ledger::{self, Ledger};
 use crate::policy::{self, Admission};
 use crate::preview::show::Text;
-use crate::preview::{Outcome, Preview, Scope, manifests, preview};
+use crate::preview::{self, Outcome, Preview, manifests, preview};
 use crate::settings::{self, Reading, Settings, Values};
 use crate::sync::{live, names};
 use crate::telemetry::{self, LogFormat};
@@ -63,14 +63,8 @@ pub(super) struct Plan {
     /// conflict; without it a plan that could be made exits with 0
     #[arg(long)]
     detailed_exitcode: bool,
-    /// Namespaces that `lictor run` excludes; a glob, may be repeated
-    #[arg(
-        long = "exclude-namespace",
-        env = "LICTOR_EXCLUDE_NAMESPACE",
-        value_delimiter = ',',
-        value_name = "GLOB"
-    )]
-    exclude_namespace: Vec<String>,
+    #[command(flatten)]
+    scope: ScopeFlags,
     #[command(flatten)]
     planning: PlanningFlags,
     #[command(flatten)]
@@ -98,13 +92,14 @@ impl Plan {
             sweep_critical_after: self.planning.sweep_critical_after,
             consul_write_rate: None,
         };
+        let scope = self.scope.scope()?;
         let work = Work {
-            excluded: globs(&self.exclude_namespace)?,
+            admission: self.planning.admission(&scope)?,
+            scope,
             cluster,
             files: self.filename,
             checks: self.planning.checks,
             dead_after: self.planning.dead_after,
-            admission: self.planning.admission(),
             flags,
             kubernetes: self.kubernetes.options(),
         };
@@ -135,7 +130,7 @@ fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 
 struct Work {
     cluster: ClusterName,
-    excluded: GlobSet,
+    scope: Scope,
     files: Vec<PathBuf>,
     checks: Runner,
     dead_after: Option<Duration>,
@@ -155,7 +150,9 @@ impl Work {
         rules.obey(&in_force(consul, &self.cluster, self.flags).await?);
         let ledger = names_of(consul, &self.cluster, &self.admission).await?;
         let mirror = read_all(consul, &self.cluster).await?;
-        let index = Index::new(self.cluster, self.excluded)
+        let index = self
+            .scope
+            .index(self.cluster)
             .with_runner(self.checks)
             .with_admission(self.admission);
         if self.files.is_empty() {
@@ -165,7 +162,8 @@ impl Work {
             let mut index = offline::listed(&kube, index).await?;
             let moment = names::moment(Instant::now());
             policy::there::settle(&mut index, &mirror, &ledger, moment);
-            let mut preview = preview(&index, &mirror, &mut rules, Scope::All, moment.now);
+            let all = preview::Scope::All;
+            let mut preview = preview(&index, &mirror, &mut rules, all, moment.now);
             preview.notes.extend(index.admission.freeze().map(|why| {
                 format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
             }));

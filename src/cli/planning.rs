@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::Failure;
+use crate::app::Scope;
 use crate::desired::esm::Runner;
 use crate::plan::Mode;
 use crate::plan::guard::Limits;
@@ -62,14 +64,9 @@ pub(super) struct PlanningFlags {
     pub(super) checks: Runner,
     /// What objects may claim in namespaces that no `RegistrationPolicy` chooses: with exclusive a service
     /// name belongs to the namespace that claimed it first, with shared everything is allowed, with deny
-    /// nothing
-    #[arg(
-        long,
-        env = "LICTOR_DEFAULT_POLICY",
-        default_value = "exclusive",
-        value_name = "POLICY"
-    )]
-    default_policy: DefaultPolicy,
+    /// nothing; to be given with --namespace, else exclusive
+    #[arg(long, env = "LICTOR_DEFAULT_POLICY", value_name = "POLICY")]
+    default_policy: Option<DefaultPolicy>,
     /// With --default-policy exclusive: how long a service name belongs to a namespace after its last claim
     #[arg(
         long,
@@ -83,8 +80,20 @@ pub(super) struct PlanningFlags {
 
 impl PlanningFlags {
     /// Who may claim which name.
-    pub(super) fn admission(&self) -> Admission {
-        Admission::new(self.default_policy, self.name_hold)
+    pub(super) fn admission(&self, scope: &Scope) -> Result<Admission, Failure> {
+        let hold = self.name_hold;
+        if scope.namespaces.is_empty() {
+            let rule = self.default_policy.unwrap_or_default();
+            return Ok(Admission::new(rule, hold));
+        }
+        let rule = self.default_policy.ok_or_else(|| {
+            Failure::Usage(
+                "--namespace needs --default-policy, which alone says who may claim which name then: give \
+                 exclusive, shared or deny"
+                    .to_owned(),
+            )
+        })?;
+        Ok(Admission::by_default_alone(rule, hold))
     }
 
     /// What may be removed of all that is found missing.

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
 use super::consul::ConsulFlags;
+use super::election::ElectionFlags;
 use super::kubernetes::KubernetesFlags;
 use super::planning::PlanningFlags;
+use super::scope::ScopeFlags;
 use crate::app::{self, Settings};
 use crate::consul::Consistency;
-use crate::leader::Election;
-use crate::model::names::{ClusterName, InvalidName, is_dns_label};
+use crate::model::names::{ClusterName, InvalidName};
 use crate::plan::guard::Limits;
 use crate::plan::panic::{self, NodePanic};
 use crate::plan::vacancy::Vacancies;
@@ -32,14 +32,8 @@ pub(super) struct Run {
     /// among all that write to this Consul. Everything that Lictor writes carries it
     #[arg(long, env = "LICTOR_CLUSTER", value_name = "NAME", value_parser = cluster)]
     cluster: ClusterName,
-    /// Namespaces whose pods and resources claim nothing; a glob, may be repeated
-    #[arg(
-        long = "exclude-namespace",
-        env = "LICTOR_EXCLUDE_NAMESPACE",
-        value_delimiter = ',',
-        value_name = "GLOB"
-    )]
-    exclude_namespace: Vec<String>,
+    #[command(flatten)]
+    scope: ScopeFlags,
     /// Longest time in which a change that another hand made in Consul is found while Lictor writes
     #[arg(
         long,
@@ -112,7 +106,8 @@ pub(super) struct Run {
         value_name = "PERCENT"
     )]
     node_panic: u8,
-    /// How long a node in Consul stays when it is empty and its Kubernetes node is gone
+    /// How long a node in Consul stays when it is empty and its Kubernetes node is gone; with --namespace it goes
+    /// with its last instance
     #[arg(
         long,
         env = "LICTOR_NODE_GRACE",
@@ -129,25 +124,10 @@ pub(super) struct Run {
     /// all their instances; needs the right to patch pods/status
     #[arg(long, env = "LICTOR_READINESS_GATE")]
     readiness_gate: bool,
-    /// How several processes with the same cluster name agree on which of them writes: by a Lease in
-    /// Kubernetes, by a lock in Consul, or not at all, where only one runs
-    #[arg(
-        long,
-        env = "LICTOR_LEADER_ELECTION",
-        default_value = "lease",
-        value_name = "HOW"
-    )]
-    leader_election: Election,
-    /// Namespace of the Lease; by default that of the pod (`POD_NAMESPACE`), else "default"
-    #[arg(
-        long,
-        env = "LICTOR_LEASE_NAMESPACE",
-        value_parser = lease_namespace,
-        value_name = "NAMESPACE"
-    )]
-    lease_namespace: Option<String>,
-    /// UID of the Kubernetes cluster (of its namespace kube-system) that this one replaces under its
-    /// cluster name
+    #[command(flatten)]
+    election: ElectionFlags,
+    /// UID of the Kubernetes cluster (of its namespace kube-system, or of the first of --namespace by name) that
+    /// this one replaces under its cluster name; its own UID where --namespace changed
     #[arg(long, env = "LICTOR_TAKE_OVER", value_name = "UID")]
     take_over: Option<String>,
     #[command(flatten)]
@@ -158,29 +138,30 @@ pub(super) struct Run {
     consul: ConsulFlags,
 }
 
-/// A variable that is set to nothing is not set.
-fn lease_namespace(given: &str) -> Result<String, String> {
-    if given.is_empty() || is_dns_label(given) {
-        return Ok(given.to_owned());
-    }
-    Err("no name of a namespace: lower-case letters, digits and \"-\", at most 63".to_owned())
-}
-
 impl Run {
     pub(super) fn execute(self) -> Result<(), Failure> {
         let log_level = telemetry::start(&self.log_level, self.log_format)
             .map_err(|error| Failure::Usage(error.to_string()))?;
+        let scope = self.scope.scope()?;
+        let admission = self.planning.admission(&scope)?;
+        // Nobody knows of a node there that it is gone: it goes with the last that is on it.
+        let node_grace = if scope.namespaces.is_empty() {
+            self.node_grace
+        } else {
+            Duration::ZERO
+        };
+        let lease = self.election.lease(&self.cluster);
         let settings = Settings {
             cluster: self.cluster,
-            excluded: globs(&self.exclude_namespace)?,
+            scope,
             listen: self.listen,
             consistency: self.consistency,
             checks: self.planning.checks,
             allow_local_checks: self.allow_local_checks,
             readiness_gate: self.readiness_gate,
-            admission: self.planning.admission(),
-            election: self.leader_election,
-            lease_namespace: self.lease_namespace.filter(|given| !given.is_empty()),
+            admission,
+            election: self.election.leader_election,
+            lease,
             engine: Options {
                 settings: Values {
                     log_level: self.log_level,
@@ -198,7 +179,7 @@ impl Run {
                 take_over: self.take_over,
                 rules: Rules {
                     nodes: NodePanic::new(self.node_panic),
-                    vacancies: Vacancies::new(self.node_grace),
+                    vacancies: Vacancies::new(node_grace),
                     dead_after: self.planning.dead_after,
                     ..Rules::default()
                 },
@@ -235,15 +216,4 @@ impl Run {
 
 pub(super) fn cluster(name: &str) -> Result<ClusterName, InvalidName> {
     name.parse()
-}
-
-pub(super) fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        let glob = GlobBuilder::new(pattern)
-            .build()
-            .map_err(|error| Failure::Usage(format!("--exclude-namespace {pattern}: {error}")))?;
-        set.add(glob);
-    }
-    Ok(set.build()?)
 }

@@ -1,6 +1,9 @@
 //! How complete the view of Kubernetes is.
 
+use std::collections::BTreeSet;
+
 use crate::model::kind::Kind;
+use crate::model::text::Text;
 
 /// The state of one watch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,9 +36,45 @@ pub struct Watches {
     begun: [Moment; KINDS],
     /// When the last list that is complete began.
     complete_begun: [Moment; KINDS],
+    /// The namespaces that alone are watched; empty for all.
+    namespaces: BTreeSet<Text>,
 }
 
 impl Watches {
+    /// Those of these namespaces alone, or of all if there is none. What is in no namespace is then not
+    /// watched: nothing is claimed by it, and what is known of it is all that will be.
+    #[must_use]
+    pub fn of(namespaces: BTreeSet<Text>) -> Self {
+        let mut this = Self {
+            namespaces,
+            ..Self::default()
+        };
+        for kind in Kind::ALL {
+            if !this.watches(kind) {
+                this.complete(kind);
+            }
+        }
+        this
+    }
+
+    /// The namespaces that alone are watched; empty for all.
+    #[must_use]
+    pub fn namespaces(&self) -> &BTreeSet<Text> {
+        &self.namespaces
+    }
+
+    /// Whether there is a watch of the kind.
+    #[must_use]
+    pub fn watches(&self, kind: Kind) -> bool {
+        kind.is_namespaced() || self.namespaces.is_empty()
+    }
+
+    /// Whether objects of the namespace are watched.
+    #[must_use]
+    pub fn covers(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.contains(namespace)
+    }
+
     /// A list of the kind begins. After a failure, why the last one failed is still what is known.
     pub fn listing(&mut self, kind: Kind) {
         if !matches!(self.states[kind as usize], Watch::Broken(_)) {
@@ -113,6 +152,19 @@ impl Watches {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_in_no_namespace() {
+        let mut watches = Watches::of(["shop".into()].into());
+        assert!(watches.covers("shop") && !watches.covers("web"));
+        assert!(!watches.watches(Kind::Node) && !watches.all_listed());
+        for kind in Kind::ALL.into_iter().filter(|kind| kind.is_namespaced()) {
+            watches.listing(kind);
+            watches.complete(kind);
+        }
+        assert!(watches.all_complete() && watches.all_listed());
+        assert!(Watches::default().covers("any") && Watches::default().watches(Kind::Node));
+    }
 
     #[test]
     fn only_a_list_that_began_later_was_later() {

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use globset::GlobSet;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::entries::{self, DoomedEntry};
 use super::{Doomed, read_all};
+use crate::app::Scope;
 use crate::consul::Client;
 use crate::desired::index::{Index, Touched};
 use crate::desired::watches::Watch;
@@ -41,9 +41,9 @@ pub async fn find(
     kube: &kube::Client,
     consul: &Client,
     cluster: &ClusterName,
-    excluded: GlobSet,
+    scope: &Scope,
 ) -> anyhow::Result<Found> {
-    let index = listed(kube, Index::new(cluster.clone(), excluded)).await?;
+    let index = listed(kube, scope.index(cluster.clone())).await?;
     let mut mirror = read_all(consul, cluster).await?;
     Ok(Found {
         owned: mirror.owned_instances() + mirror.owned_entries(),
@@ -68,10 +68,12 @@ async fn list(kube: &kube::Client, mut index: Index) -> anyhow::Result<Index> {
     let (_asks, relist) = watch::channel(());
     // Ends them all when it is dropped.
     let mut watches = JoinSet::new();
-    let home = Home::new(kube.clone());
+    let namespaces = index.watches.namespaces().clone();
+    let home = Home::in_namespaces(kube.clone(), namespaces.clone());
     for kind in Kind::ALL {
         let (home, sender, relist) = (home.clone(), sender.clone(), relist.clone());
-        watches.spawn(k8s::watch(kind, home, None, sender, relist));
+        let watch = k8s::watch_in(kind, home, &namespaces, sender, relist);
+        watch.map(|watch| watches.spawn(watch));
     }
     while !index.watches.all_complete() {
         let Some(event) = events.recv().await else {

@@ -23,7 +23,10 @@ pub(super) fn unanswered(error: kube::Error) -> Failure {
 pub(super) fn unknown(error: UidError) -> Failure {
     let message = error.to_string();
     match error {
-        UidError::Unread(CallError::Kube(kube::Error::Api(status))) => Failure::Other {
+        UidError::Unread {
+            source: CallError::Kube(kube::Error::Api(status)),
+            ..
+        } => Failure::Other {
             why: Broken {
                 kind: match status.code {
                     401 | 403 => BrokenKind::Denied,
@@ -33,9 +36,15 @@ pub(super) fn unknown(error: UidError) -> Failure {
             },
             pause: pause(&status),
         },
-        UidError::Unread(CallError::Kube(error)) => unanswered(error),
-        UidError::Unread(CallError::Deadline(_)) => other(BrokenKind::Unreachable, message),
-        UidError::None => other(BrokenKind::Failed, message),
+        UidError::Unread {
+            source: CallError::Kube(error),
+            ..
+        } => unanswered(error),
+        UidError::Unread {
+            source: CallError::Deadline(_),
+            ..
+        } => other(BrokenKind::Unreachable, message),
+        UidError::None(_) => other(BrokenKind::Failed, message),
     }
 }
 

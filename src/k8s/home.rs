@@ -1,5 +1,6 @@
 //! Which Kubernetes cluster is behind the address: the one of the start, or another.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,22 +18,43 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is asked again at the start.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Asks for the UID of the namespace `kube-system`. Needs `get` on it.
-pub async fn kube_system_uid(client: &Client) -> Result<Text, UidError> {
+/// The namespace whose UID tells this Kubernetes cluster from others, where only these are watched: the first
+/// of them by name, since no other may be read. All are watched where there is none.
+#[must_use]
+pub fn identity(namespaces: &BTreeSet<Text>) -> Text {
+    let first = namespaces.first().cloned();
+    first.unwrap_or_else(|| IDENTITY.into())
+}
+
+/// Asks for the UID of a namespace. Needs `get` on it.
+pub async fn uid_of(client: &Client, namespace: &Text) -> Result<Text, UidError> {
     let namespaces = Api::<Namespace>::all(client.clone());
-    let found = within(DEADLINE, namespaces.get_metadata(IDENTITY)).await?;
-    found.metadata.uid.map(Text::from).ok_or(UidError::None)
+    let found = within(DEADLINE, namespaces.get_metadata(namespace)).await;
+    let found = found.map_err(|source| UidError::Unread {
+        namespace: namespace.clone(),
+        source,
+    })?;
+    let uid = found.metadata.uid.map(Text::from);
+    uid.ok_or_else(|| UidError::None(namespace.clone()))
 }
 
 /// Why it is not known which cluster this is.
 #[derive(Debug, thiserror::Error)]
 pub enum UidError {
     /// The namespace cannot be read.
-    #[error("{}: the namespace kube-system, whose UID tells clusters apart, cannot be read", said(.0))]
-    Unread(#[from] CallError),
+    #[error(
+        "{}: the namespace {namespace}, whose UID tells clusters apart, cannot be read",
+        said(source)
+    )]
+    Unread {
+        /// Which.
+        namespace: Text,
+        /// What happened.
+        source: CallError,
+    },
     /// What was read is no namespace of a cluster.
-    #[error("the namespace kube-system, whose UID tells clusters apart, has none")]
-    None,
+    #[error("the namespace {0}, whose UID tells clusters apart, has none")]
+    None(Text),
 }
 
 /// What the API server said, if it did, without how it was said.
@@ -47,10 +69,11 @@ fn said(error: &CallError) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "ClusterNameTaken: the API server is another Kubernetes cluster's than at the start, its \
-     kube-system has UID {theirs} and not {ours}: nothing is written until the address leads back; \
+     {namespace} has UID {theirs} and not {ours}: nothing is written until the address leads back; \
      restart this process if it is right"
 )]
 pub(super) struct Stranger {
+    namespace: Text,
     ours: Text,
     theirs: Text,
 }
@@ -60,6 +83,8 @@ pub(super) struct Stranger {
 #[derive(Clone)]
 pub struct Home {
     client: Client,
+    /// The namespaces that alone may be read; empty for all of the cluster.
+    namespaces: Arc<BTreeSet<Text>>,
     ours: Arc<OnceCell<Text>>,
 }
 
@@ -67,10 +92,26 @@ impl Home {
     /// Of a client that has not been used yet.
     #[must_use]
     pub fn new(client: Client) -> Self {
+        Self::in_namespaces(client, BTreeSet::new())
+    }
+
+    /// The same where only these namespaces may be read, or all of the cluster if there is none.
+    #[must_use]
+    pub fn in_namespaces(client: Client, namespaces: BTreeSet<Text>) -> Self {
         Self {
             client,
+            namespaces: Arc::new(namespaces),
             ours: Arc::default(),
         }
+    }
+
+    /// The namespaces that alone may be read; empty for all of the cluster.
+    pub(super) fn namespaces(&self) -> &BTreeSet<Text> {
+        &self.namespaces
+    }
+
+    async fn ask(&self) -> Result<Text, UidError> {
+        uid_of(&self.client, &identity(&self.namespaces)).await
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -82,7 +123,7 @@ impl Home {
     pub async fn uid(&self) -> Text {
         let mut told = None;
         loop {
-            let known = self.ours.get_or_try_init(|| kube_system_uid(&self.client));
+            let known = self.ours.get_or_try_init(|| self.ask());
             match known.await {
                 Ok(ours) => return ours.clone(),
                 Err(error) => {
@@ -99,12 +140,16 @@ impl Home {
 
     /// Looks whose the API server is now.
     pub(super) async fn look(&self) -> Result<Result<(), Stranger>, UidError> {
-        let theirs = kube_system_uid(&self.client).await?;
+        let theirs = self.ask().await?;
         let ours = self.ours.get_or_init(async || theirs.clone()).await.clone();
         Ok(if theirs == ours {
             Ok(())
         } else {
-            Err(Stranger { ours, theirs })
+            Err(Stranger {
+                namespace: identity(&self.namespaces),
+                ours,
+                theirs,
+            })
         })
     }
 }

@@ -83,6 +83,39 @@ pub struct KubeEvent {
     pub change: Change,
 }
 
+/// What an event is, whatever it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// A list begins.
+    Listing,
+    /// A part of it.
+    Page,
+    /// It is complete.
+    Listed,
+    /// The watch is broken.
+    Broken,
+    /// It is healthy again.
+    Healthy,
+    /// An object came or changed.
+    Applied,
+    /// An object went.
+    Deleted,
+}
+
+impl<T> WatchEvent<T> {
+    fn turn(&self) -> Turn {
+        match self {
+            Self::Listing => Turn::Listing,
+            Self::Page(_) => Turn::Page,
+            Self::Listed { .. } => Turn::Listed,
+            Self::Broken(_) => Turn::Broken,
+            Self::Healthy => Turn::Healthy,
+            Self::Applied(_) => Turn::Applied,
+            Self::Deleted { .. } => Turn::Deleted,
+        }
+    }
+}
+
 /// Asks a watch to list everything anew.
 pub type Relist = tokio::sync::watch::Receiver<()>;
 
@@ -128,6 +161,15 @@ macro_rules! kinds {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Change {
             $($(#[$doc])* $kind(WatchEvent<$object>),)+
+        }
+
+        impl Change {
+            /// What the event is, whatever it is about.
+            pub(super) fn turn(&self) -> Turn {
+                match self {
+                    $(Self::$kind(event) => event.turn(),)+
+                }
+            }
         }
     };
 }

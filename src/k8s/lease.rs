@@ -9,9 +9,29 @@ use kube::api::{PostParams, WatchEvent, WatchParams};
 use kube::{Api, Client};
 
 use super::client::{CallError, within};
+use crate::model::names::ClusterName;
+use crate::model::text::Text;
 
 /// How long the API server is asked to hold a watch, in seconds; it allows less than 5 minutes.
 const WATCH: u32 = 290;
+
+/// Which Lease the processes of a cluster agree by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseName {
+    /// Its namespace.
+    pub namespace: Text,
+    /// Its name there.
+    pub name: Text,
+}
+
+impl LeaseName {
+    /// That of this cluster.
+    #[must_use]
+    pub fn of(cluster: &ClusterName, namespace: Text) -> Self {
+        let name = format!("lictor-{cluster}").into();
+        Self { namespace, name }
+    }
+}
 
 /// What a watch of the Lease tells.
 #[derive(Clone, Debug)]
@@ -35,30 +55,28 @@ pub enum LeaseWrite {
 #[derive(Clone)]
 pub struct LeaseAccess {
     api: Api<Lease>,
-    namespace: String,
-    name: String,
+    lease: LeaseName,
 }
 
 impl LeaseAccess {
-    /// To the Lease with this name.
+    /// To this Lease.
     #[must_use]
-    pub fn new(client: Client, namespace: &str, name: String) -> Self {
+    pub fn new(client: Client, lease: LeaseName) -> Self {
         Self {
-            api: Api::namespaced(client, namespace),
-            namespace: namespace.to_owned(),
-            name,
+            api: Api::namespaced(client, &lease.namespace),
+            lease,
         }
     }
 
     /// Which one it is, for people.
     #[must_use]
     pub fn what(&self) -> String {
-        format!("the Lease {}/{}", self.namespace, self.name)
+        format!("the Lease {}/{}", self.lease.namespace, self.lease.name)
     }
 
     /// Reads it; `None` where it is not there.
     pub async fn get(&self, deadline: Duration) -> Result<Option<Box<Lease>>, CallError> {
-        let found = within(deadline, self.api.get_opt(&self.name)).await?;
+        let found = within(deadline, self.api.get_opt(&self.lease.name)).await?;
         Ok(found.map(Box::new))
     }
 
@@ -68,7 +86,7 @@ impl LeaseAccess {
         mut lease: Lease,
         deadline: Duration,
     ) -> Result<LeaseWrite, CallError> {
-        lease.metadata.name = Some(self.name.clone());
+        lease.metadata.name = Some(self.lease.name.to_string());
         let params = PostParams::default();
         // Where there is no such namespace, a conflict would be looked into for ever.
         let is_conflict = |code| code == 409;
@@ -87,7 +105,7 @@ impl LeaseAccess {
         let params = PostParams::default();
         let is_conflict = |code| code == 404 || code == 409;
         written(
-            within(deadline, self.api.replace(&self.name, &params, lease)).await,
+            within(deadline, self.api.replace(&self.lease.name, &params, lease)).await,
             is_conflict,
         )
     }
@@ -100,7 +118,7 @@ impl LeaseAccess {
         deadline: Duration,
     ) -> Result<BoxStream<'static, Result<LeaseNews, CallError>>, CallError> {
         let params = WatchParams::default()
-            .fields(&format!("metadata.name={}", self.name))
+            .fields(&format!("metadata.name={}", self.lease.name))
             .timeout(WATCH)
             .disable_bookmarks();
         let watch = self.api.watch(&params, version.unwrap_or_default());

@@ -36,7 +36,7 @@ pub struct Question {
 pub struct Seen {
     /// The pod.
     pub pod: Option<PodFacts>,
-    /// The node that it is on.
+    /// The node that it is on; `None` too where only namespaces may be read.
     pub node: Option<NodeFacts>,
 }
 
@@ -86,6 +86,8 @@ async fn see(home: &Home, question: &Question) -> Result<Seen, Failure> {
     let pod = one::<PodFacts>(home, Some(namespace), name).await?;
     let pod = pod.filter(|pod| pod.namespace == *namespace && pod.name == *name);
     let node = match pod.as_ref().and_then(|pod| pod.node.as_ref()) {
+        // No Role lets them be read.
+        Some(_) if !home.namespaces().is_empty() => None,
         Some(node) => one::<NodeFacts>(home, None, node)
             .await?
             .filter(|found| found.name == *node),

@@ -1,11 +1,18 @@
 //! The rights that `lictor run` needs in Kubernetes, by its settings: those that the chart gives it.
 
+use std::collections::BTreeSet;
+
+use super::home::identity;
+use super::lease::LeaseName;
 use crate::api::GROUP;
 use crate::model::kind::Kind;
 use crate::model::text::Text;
 
 /// The namespace that every cluster has from its first moment, and whose UID tells clusters apart.
 pub const IDENTITY: &str = "kube-system";
+
+/// The API group of Leases.
+const LEASES: &str = "coordination.k8s.io";
 
 /// One verb on one resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,18 +53,61 @@ impl std::fmt::Display for Right {
 }
 
 /// Something that Lictor reads or writes, and the verbs for it.
-struct Need {
+struct Need<'a> {
     group: &'static str,
     resource: String,
-    name: Option<&'static str>,
+    name: Option<&'a str>,
     verbs: &'static [&'static str],
 }
 
 /// All that `lictor run` needs.
 ///
-/// `readiness_gate` is `--readiness-gate`.
+/// `readiness_gate` is `--readiness-gate`, `namespaces` those of `--namespace`, in each of which Roles give all of
+/// it, and `lease` that by which it is agreed who leads, if it is by one.
 #[must_use]
-pub fn needed(readiness_gate: bool) -> Vec<Right> {
+pub fn needed(
+    readiness_gate: bool,
+    namespaces: &BTreeSet<Text>,
+    lease: Option<&LeaseName>,
+) -> Vec<Right> {
+    let mut rights = in_scopes(readiness_gate, namespaces);
+    rights.extend(lease.into_iter().flat_map(to_lead));
+    rights
+}
+
+/// What it needs to take part in the election. A right to create cannot be limited to a name.
+fn to_lead(lease: &LeaseName) -> impl Iterator<Item = Right> {
+    let verbs = [
+        ("create", false),
+        ("get", true),
+        ("watch", true),
+        ("update", true),
+    ];
+    verbs.into_iter().map(|(verb, named)| Right {
+        verb,
+        group: LEASES,
+        resource: Kind::Lease.resource().to_owned(),
+        name: named.then(|| lease.name.clone()),
+        namespace: Some(lease.namespace.clone()),
+    })
+}
+
+fn in_scopes(readiness_gate: bool, namespaces: &BTreeSet<Text>) -> Vec<Right> {
+    if namespaces.is_empty() {
+        return in_scope(readiness_gate, None);
+    }
+    let first = identity(namespaces);
+    let in_each = namespaces.iter().flat_map(|namespace| {
+        let mut rights = in_scope(readiness_gate, Some(namespace));
+        // Only one tells clusters apart.
+        rights.retain(|right| right.resource != "namespaces" || *namespace == first);
+        rights
+    });
+    in_each.collect()
+}
+
+/// What it needs in a namespace, or in the whole cluster.
+fn in_scope(readiness_gate: bool, namespace: Option<&Text>) -> Vec<Right> {
     const WATCH: &[&str] = &["get", "list", "watch"];
     let need = |group, resource: &str, verbs| Need {
         group,
@@ -66,20 +116,27 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
         verbs,
     };
     // That of the namespaces has the one that tells clusters apart in it.
-    let mut needs = Vec::new();
-    for kind in Kind::ALL {
+    let mut needs: Vec<Need<'_>> = Vec::new();
+    needs.extend(namespace.map(|namespace| Need {
+        name: Some(namespace),
+        ..need("", "namespaces", &["get"])
+    }));
+    let is_watched = |kind: &Kind| kind.is_namespaced() || namespace.is_none();
+    for kind in Kind::ALL.into_iter().filter(is_watched) {
         let Some(crd) = kind.crd() else {
             needs.push(need("", kind.resource(), WATCH));
             continue;
         };
-        needs.push(Need {
-            name: Some(crd),
-            ..need(
-                "apiextensions.k8s.io",
-                "customresourcedefinitions",
-                &["get"],
-            )
-        });
+        if namespace.is_none() {
+            needs.push(Need {
+                name: Some(crd),
+                ..need(
+                    "apiextensions.k8s.io",
+                    "customresourcedefinitions",
+                    &["get"],
+                )
+            });
+        }
         needs.push(need(GROUP, kind.resource(), WATCH));
         // Policies have none.
         if kind != Kind::Policy {
@@ -87,7 +144,7 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
             needs.push(need(GROUP, &status, &["patch"]));
         }
     }
-    needs.push(need("coordination.k8s.io", Kind::Lease.resource(), WATCH));
+    needs.push(need(LEASES, Kind::Lease.resource(), WATCH));
     needs.push(need("events.k8s.io", "events", &["create", "patch"]));
     if readiness_gate {
         needs.push(need("", "pods/status", &["patch"]));
@@ -98,7 +155,7 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
             group: need.group,
             resource: need.resource.clone(),
             name: need.name.map(Text::from),
-            namespace: None,
+            namespace: namespace.cloned(),
         })
     });
     rights.collect()
@@ -106,47 +163,45 @@ pub fn needed(readiness_gate: bool) -> Vec<Right> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::Value;
 
     use super::*;
 
-    /// What the rules of the role in the plain manifests allow, which are made from the chart.
+    /// What the rules of the roles in the plain manifests allow, which are made from the chart.
     fn allowed() -> BTreeSet<String> {
-        let manifests = include_str!("../../deploy/install.yaml");
-        let documents: Vec<Value> = serde_saphyr::from_multiple(manifests).unwrap();
-        let role = documents
-            .iter()
-            .find(|document| document["kind"] == "ClusterRole");
+        // A placeholder for the cluster's name is in them, which is none.
+        let manifests = include_str!("../../deploy/install.yaml").replace("SET-ME", "set-me");
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&manifests).unwrap();
+        let roles = documents.iter().filter(|document| {
+            let kind = document["kind"].as_str().unwrap();
+            kind == "ClusterRole" || kind == "Role"
+        });
+        roles.flat_map(allowed_by).collect()
+    }
+
+    /// What a role allows, each right as it is shown.
+    fn allowed_by(role: &Value) -> Vec<String> {
         let texts = |value: &Value| -> Vec<String> {
             let items = value.as_array().into_iter().flatten();
             items.map(|item| item.as_str().unwrap().into()).collect()
         };
-        let mut allowed = BTreeSet::new();
-        for rule in role.unwrap()["rules"].as_array().unwrap() {
-            let names = texts(&rule["resourceNames"]);
-            let names: Vec<Option<Text>> = if names.is_empty() {
-                vec![None]
-            } else {
-                names.into_iter().map(|name| Some(name.into())).collect()
-            };
-            for (verb, resource) in texts(&rule["verbs"]).iter().flat_map(|verb| {
-                texts(&rule["resources"])
-                    .into_iter()
-                    .map(move |it| (verb, it))
-            }) {
-                let group = &texts(&rule["apiGroups"])[0];
-                let group = if group.is_empty() {
-                    String::new()
-                } else {
-                    format!(".{group}")
-                };
-                for name in &names {
-                    let name = name
-                        .as_ref()
-                        .map_or(String::new(), |name| format!("/{name}"));
-                    allowed.insert(format!("{verb} {resource}{group}{name}"));
+        let place = role["metadata"]["namespace"].as_str();
+        let place = place.map_or(String::new(), |namespace| format!(" in {namespace}"));
+        let mut allowed = Vec::new();
+        for rule in role["rules"].as_array().unwrap() {
+            let mut names = texts(&rule["resourceNames"]);
+            for name in &mut names {
+                name.insert(0, '/');
+            }
+            if names.is_empty() {
+                names.push(String::new());
+            }
+            let group = &texts(&rule["apiGroups"])[0];
+            let dot = if group.is_empty() { "" } else { "." };
+            for verb in texts(&rule["verbs"]) {
+                for resource in texts(&rule["resources"]) {
+                    let right = |name| format!("{verb} {resource}{dot}{group}{name}{place}");
+                    allowed.extend(names.iter().map(right));
                 }
             }
         }
@@ -155,15 +210,19 @@ mod tests {
 
     #[test]
     fn the_chart_gives_what_is_needed_and_no_more() {
-        let needed: BTreeSet<String> = needed(false).iter().map(Right::to_string).collect();
+        let cluster = "SET-ME".to_ascii_lowercase().parse().unwrap();
+        let lease = LeaseName::of(&cluster, "lictor-system".into());
+        let needed = needed(false, &BTreeSet::new(), Some(&lease));
+        let needed: BTreeSet<String> = needed.iter().map(Right::to_string).collect();
         assert_eq!(needed, allowed());
         assert!(needed.contains("list serviceregistrations.lictor.io"));
     }
 
     #[test]
     fn the_readiness_gate_needs_one_more() {
-        let mut with = needed(true);
-        with.retain(|right| !needed(false).contains(right));
+        let none = BTreeSet::new();
+        let mut with = needed(true, &none, None);
+        with.retain(|right| !needed(false, &none, None).contains(right));
         assert_eq!(with.len(), 1);
         assert_eq!(with[0].to_string(), "patch pods/status");
     }

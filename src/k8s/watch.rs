@@ -290,11 +290,16 @@ impl<T: Watched> Watch<T> {
 
     /// The state of the kind's CRD; `None` if it has none, or if that is not known.
     async fn crd_state(&self) -> Option<CrdState> {
-        let name = T::CRD?;
+        let name = T::CRD.filter(|_| self.may_read_crds())?;
         let state = crd_state(self.home.client(), name).await;
         state
             .inspect_err(|error| tracing::debug!("cannot read the CRD {name}: {error}"))
             .ok()
+    }
+
+    /// No Role lets CRDs be read.
+    fn may_read_crds(&self) -> bool {
+        self.home.namespaces().is_empty()
     }
 
     /// Whether the CRD takes with it what was listed.

@@ -25,7 +25,8 @@ pub enum EpochKind {
 pub struct Epoch {
     /// The process that took it.
     pub holder: String,
-    /// UID of the namespace `kube-system`, which tells Kubernetes clusters apart.
+    /// UID of the namespace `kube-system`, or of the first that is watched by name, where only some are: it tells
+    /// Kubernetes clusters apart.
     pub uid: String,
     /// The namespaces that are watched, sorted; empty for all.
     #[serde(default)]
@@ -54,6 +55,15 @@ pub struct ClusterNameTaken {
 }
 
 impl Epoch {
+    /// What is watched, for people.
+    fn watched(&self) -> String {
+        if self.scope.is_empty() {
+            "all namespaces".to_owned()
+        } else {
+            format!("the namespaces {}", self.scope.join(", "))
+        }
+    }
+
     /// The epoch to write over `before`, if that may be.
     ///
     /// `take_over` is the UID that the operator named as the one to be replaced.
@@ -71,10 +81,12 @@ impl Epoch {
         let same = nobodys || (before.uid == self.uid && before.scope == self.scope);
         if !same && take_over != Some(before.uid.as_str()) {
             let what = if before.uid == self.uid {
-                format!("the scope {:?} of this Kubernetes cluster", before.scope)
+                format!("{} of this Kubernetes cluster", before.watched())
             } else {
+                let namespace = before.scope.first().map_or("kube-system", String::as_str);
                 format!(
-                    "the Kubernetes cluster whose kube-system has UID {}",
+                    "{} of the Kubernetes cluster whose {namespace} has UID {}",
+                    before.watched(),
                     before.uid
                 )
             };

@@ -35,6 +35,12 @@ impl Kind {
         Self::Policy,
     ];
 
+    /// Whether its objects are in namespaces. The others are watched only where all namespaces are.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Node | Self::Namespace | Self::Policy)
+    }
+
     /// The name of the CRD of a kind of ours.
     #[must_use]
     pub const fn crd(self) -> Option<&'static str> {

@@ -12,6 +12,7 @@ use super::{Mode, Rules};
 use crate::desired::claim::Absence;
 use crate::desired::watches::{Watch, Watches};
 use crate::model::key::Key;
+use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::policy::Refusal;
 
@@ -20,6 +21,8 @@ use crate::policy::Refusal;
 pub struct Candidate<'a> {
     /// Its key.
     pub key: &'a Key,
+    /// Whose it was.
+    pub owner: &'a Owner,
     /// How it is known that nothing does.
     pub absence: Absence,
     /// How complete the view of Kubernetes is.
@@ -81,6 +84,9 @@ pub enum Hold {
     /// Whether what claims it may is not known.
     #[error("kept, because it is not known whether its claim is allowed: {0}")]
     Unsure(Text),
+    /// Objects of its owner's namespace are not watched.
+    #[error("kept, because the namespace {0} is not among those of --namespace")]
+    NotWatched(Text),
     /// `--policy` lets nothing be removed.
     #[error("kept, because --policy is {0}")]
     Policy(Mode),
@@ -125,13 +131,22 @@ impl Hold {
 
 /// Whether an entry of ours that nothing claims may be removed now.
 pub fn may_remove(candidate: &Candidate<'_>, rules: &Rules) -> Result<Why, Hold> {
-    is_known(candidate)?;
+    let Candidate {
+        key,
+        owner,
+        absence,
+        watches,
+    } = *candidate;
+    if !watches.covers(&owner.namespace) {
+        return Err(Hold::NotWatched(owner.namespace.clone()));
+    }
+    is_known(key, absence, watches)?;
     if rules.mode == Mode::UpsertOnly {
         return Err(Hold::Policy(rules.mode));
     }
-    match candidate.absence {
+    match absence {
         Absence::Seen => Ok(Why::Seen),
-        Absence::Found => rules.guard.admits(candidate.key).map(|()| Why::Found),
+        Absence::Found => rules.guard.admits(key).map(|()| Why::Found),
     }
 }
 
@@ -159,11 +174,7 @@ pub fn may_deregister(
     rules: &Rules,
     instance: &Watched,
 ) -> Result<Why, Hold> {
-    is_known(&Candidate {
-        key,
-        absence: Absence::Found,
-        watches,
-    })?;
+    is_known(key, Absence::Found, watches)?;
     if rules.mode == Mode::UpsertOnly {
         return Err(Hold::Policy(rules.mode));
     }
@@ -177,14 +188,12 @@ pub fn may_deregister(
 }
 
 /// Whether all that could claim it is known.
-fn is_known(candidate: &Candidate<'_>) -> Result<(), Hold> {
-    for kind in candidate.key.claimed_by() {
-        let reason = match candidate.watches.state(*kind) {
+fn is_known(key: &Key, absence: Absence, watches: &Watches) -> Result<(), Hold> {
+    for kind in key.claimed_by() {
+        let reason = match watches.state(*kind) {
             Watch::Complete => continue,
             // What was seen going is gone, whatever a further list will show.
-            Watch::Listing
-                if candidate.absence == Absence::Seen && candidate.watches.was_listed(*kind) =>
-            {
+            Watch::Listing if absence == Absence::Seen && watches.was_listed(*kind) => {
                 continue;
             }
             Watch::Listing => "the list is under way".to_owned(),
@@ -226,6 +235,7 @@ mod tests {
     fn judged_by(rules: &Rules, absence: Absence, watches: &Watches) -> Result<Why, Hold> {
         let candidate = Candidate {
             key: &key(),
+            owner: &Owner::pod(&"shop".into(), &"web-0".into()),
             absence,
             watches,
         };
@@ -257,6 +267,23 @@ mod tests {
     fn with_everything_known_a_removal_passes() {
         assert_eq!(judged(Absence::Seen, &complete()), Ok(Why::Seen));
         assert_eq!(judged(Absence::Found, &complete()), Ok(Why::Found));
+    }
+
+    #[test]
+    fn what_is_of_a_namespace_that_is_not_watched_stays() {
+        for (watched, passes) in [("shop", true), ("other", false)] {
+            let mut watches = Watches::of([Text::from(watched)].into());
+            for kind in Kind::ALL.into_iter().filter(|kind| kind.is_namespaced()) {
+                watches.listing(kind);
+                watches.complete(kind);
+            }
+            for absence in [Absence::Seen, Absence::Found] {
+                let judged = judged(absence, &watches);
+                assert_eq!(judged.is_ok(), passes, "{judged:?}");
+                let held = Err(Hold::NotWatched("shop".into()));
+                assert!(passes || judged == held, "{judged:?}");
+            }
+        }
     }
 
     #[test]

@@ -259,6 +259,7 @@ fn decide_instance(
             (Some(there), Some(Standing::Ours(owner))) => {
                 let candidate = gate::Candidate {
                     key: full_key,
+                    owner: &owner,
                     absence,
                     watches: &desired.watches,
                 };
@@ -277,13 +278,14 @@ fn withdraw(
     refused: Refused,
     scope: &Scope<'_>,
 ) -> Finding {
-    let candidate = gate::Candidate {
-        key: full_key,
-        absence: Absence::Found,
-        watches: &scope.desired.watches,
-    };
     let finding = match ours {
         Some((there, owner)) => {
+            let candidate = gate::Candidate {
+                key: full_key,
+                owner: &owner,
+                absence: Absence::Found,
+                watches: &scope.desired.watches,
+            };
             let may = gate::may_withdraw(&candidate, scope.rules, &refused.refusal);
             leave(key, scope.desired, there, owner, may)
         }

@@ -4,7 +4,8 @@
 use super::{Mode, NodeWrite, Rules, Step};
 use crate::desired::claim::DesiredNode;
 use crate::desired::index::Index;
-use crate::model::entry::{ALIVE_CHECK_ID, Health};
+use crate::model::entry::{ALIVE_CHECK_ID, Health, NODE_CHECK_ID};
+use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::names::NodeName;
 use crate::model::text::Text;
@@ -44,11 +45,13 @@ pub(super) fn decide_node(
         let settled = equal || (worse && rules.nodes.holds());
         (!settled).then(|| (check, there.map_or(0, |there| there.modify_index)))
     });
-    // Nobody renews its session then, and all that is on the node would turn critical: so it goes under every
-    // policy.
-    let is_surplus = |check: &&ObservedCheck| {
-        let wanted = rules.dead_after.is_some() && rules.sessions.is_ok();
-        *check.id == *ALIVE_CHECK_ID && !wanted
+    // Nobody renews the session of one then, and all that is on the node would turn critical: so it goes under
+    // every policy.
+    let is_surplus = |check: &&ObservedCheck| match &*check.id {
+        ALIVE_CHECK_ID => rules.dead_after.is_none() || rules.sessions.is_err(),
+        // From a time when nodes were watched: nobody would change it any more.
+        NODE_CHECK_ID => !desired.watches.watches(Kind::Node),
+        _ => false,
     };
     let surplus: Vec<(Text, u64)> = ours
         .into_iter()

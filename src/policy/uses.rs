@@ -114,7 +114,9 @@ impl Uses {
     pub fn forget_judgements(&mut self) {
         self.0.retain(|_, of| {
             of.retain(|_, of| of.count > 0);
-            of.values_mut().for_each(|of| of.admitted = None);
+            for of in of.values_mut() {
+                of.admitted = None;
+            }
             !of.is_empty()
         });
     }

@@ -49,6 +49,8 @@ pub enum Crd {
     Missing,
     /// It is being deleted.
     Leaving,
+    /// Its kind is served; it may not be read itself.
+    Served,
     /// It is installed.
     Installed {
         /// Why the API server does not serve it, if it does not.

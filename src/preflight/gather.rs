@@ -23,9 +23,10 @@ use crate::consul::{
     Client, Consistency, ConsulError, ErrorClass, Observed, Quality, Request, TokenStanding,
 };
 use crate::k8s::client::{CallError, ClientOptions, client, within};
-use crate::k8s::home::kube_system_uid;
+use crate::k8s::home::{identity, uid_of};
 use crate::k8s::rights::{Right, needed};
 use crate::model::epoch::{self, Epoch};
+use crate::model::kind::Kind;
 use crate::model::marks;
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Text;
@@ -63,15 +64,15 @@ async fn ask_kubernetes(settings: &Settings, options: &ClientOptions) -> Seen<Bo
     let client = client(options).await.map_err(chain)?;
     let (version, clock) = version(&client).await?;
     let uid = async {
-        kube_system_uid(&client)
+        uid_of(&client, &identity(&settings.scope.namespaces))
             .await
             .map_err(|error| error.to_string())
     };
     let (identity, crds, rights, nodes, consul_k8s) = tokio::join!(
         uid,
-        crds(&client),
+        crds(&client, settings),
         rights(&client, settings),
-        nodes(&client),
+        nodes(&client, settings),
         serves_consul_k8s(&client),
     );
     Ok(Box::new(Kubernetes {
@@ -133,26 +134,60 @@ async fn version(client: &kube::Client) -> Seen<(String, Option<Clock>)> {
     Ok((info.git_version, clock))
 }
 
-async fn crds(client: &kube::Client) -> Vec<(&'static str, Seen<Crd>)> {
+async fn crds(client: &kube::Client, settings: &Settings) -> Vec<(&'static str, Seen<Crd>)> {
     let installed = Api::<CustomResourceDefinition>::all(client.clone());
+    let named = settings.scope.namespaces.is_empty();
+    let served = if named {
+        Ok(Vec::new())
+    } else {
+        served(client).await
+    };
     let mut seen = Vec::new();
     for ours in api::crds() {
-        let kinds = crate::model::kind::Kind::ALL.iter();
-        let name = kinds
-            .filter_map(|kind| kind.crd())
-            .find(|name| ours.metadata.name.as_deref() == Some(name));
-        let Some(name) = name else { continue };
-        let found = within(DEADLINE, installed.get_opt(name)).await;
-        let found = found.map(|found| Crd::of(found.as_ref(), &ours));
-        seen.push((name, found.map_err(said)));
+        let mut kinds = Kind::ALL
+            .into_iter()
+            .filter(|kind| named || kind.is_namespaced());
+        let is = |kind: &Kind| kind.crd().is_some() && kind.crd() == ours.metadata.name.as_deref();
+        let Some((kind, name)) = kinds.find(is).and_then(|kind| Some((kind, kind.crd()?))) else {
+            continue;
+        };
+        let crd = if named {
+            let found = within(DEADLINE, installed.get_opt(name)).await;
+            let found = found.map(|found| Crd::of(found.as_ref(), &ours));
+            found.map_err(said)
+        } else {
+            let is_served = |served: &Vec<String>| served.iter().any(|it| it == kind.resource());
+            let served = served.as_ref().map(is_served).map_err(Clone::clone);
+            served.map(|served| if served { Crd::Served } else { Crd::Missing })
+        };
+        seen.push((name, crd));
     }
     seen
 }
 
+/// The resources of our API group, which everybody may list.
+async fn served(client: &kube::Client) -> Seen<Vec<String>> {
+    let version = format!("{}/v1alpha1", api::GROUP);
+    let list = within(DEADLINE, client.list_api_group_resources(&version)).await;
+    match list {
+        Ok(list) => Ok(list
+            .resources
+            .into_iter()
+            .map(|resource| resource.name)
+            .collect()),
+        Err(error) if error.status().is_some_and(|status| status.code == 404) => Ok(Vec::new()),
+        Err(error) => Err(said(error)),
+    }
+}
+
 async fn rights(client: &kube::Client, settings: &Settings) -> Vec<(Right, Seen<bool>)> {
     let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
-    let rights = needed(settings.readiness_gate).into_iter();
-    let asked = rights.map(|right| {
+    let rights = needed(
+        settings.readiness_gate,
+        &settings.scope.namespaces,
+        settings.lease.as_ref(),
+    );
+    let asked = rights.into_iter().map(|right| {
         let reviews = reviews.clone();
         async move {
             let allowed = allows(&reviews, &right).await;
@@ -189,7 +224,10 @@ async fn allows(reviews: &Api<SelfSubjectAccessReview>, right: &Right) -> Seen<b
     Ok(status.allowed)
 }
 
-async fn nodes(client: &kube::Client) -> Seen<Vec<Text>> {
+async fn nodes(client: &kube::Client, settings: &Settings) -> Seen<Vec<Text>> {
+    if !settings.scope.namespaces.is_empty() {
+        return Ok(Vec::new());
+    }
     let nodes = Api::<Node>::all(client.clone());
     let params = ListParams::default();
     let listed = within(DEADLINE, nodes.list_metadata(&params)).await;

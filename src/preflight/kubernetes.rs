@@ -84,6 +84,7 @@ fn judge_crd(name: &str, crd: &Seen<Crd>) -> Finding {
             "not the one of this release: the API server checks, or drops, other fields than are read",
         )
         .remedy(format!("with the newest release of those that run: {install}")),
+        Ok(Crd::Served) => Finding::ok(CRD, "served; which one is not known with --namespace"),
         Ok(Crd::Installed { .. }) => Finding::ok(CRD, "installed, as of this release"),
     };
     finding.about(name)
@@ -92,6 +93,9 @@ fn judge_crd(name: &str, crd: &Seen<Crd>) -> Finding {
 /// What does not work without a right.
 fn without(right: &Right) -> &'static str {
     match (&*right.resource, right.group) {
+        (_, "coordination.k8s.io") if right.verb == "create" || right.name.is_some() => {
+            "the processes cannot agree on who leads: nobody writes"
+        }
         (_, "coordination.k8s.io") => {
             "checks of the kind ttl turn critical nowhere: no Lease is seen"
         }
@@ -121,8 +125,14 @@ fn rights(rights: &[(Right, Seen<bool>)]) -> Vec<Finding> {
                 given += 1;
                 continue;
             }
-            Ok(false) => Finding::error(RIGHT, format!("missing: {}", without(right)))
-                .remedy("give it to the service account: the chart's ClusterRole has it"),
+            Ok(false) => {
+                let role = match &right.namespace {
+                    None => "the chart's ClusterRole",
+                    Some(_) => "the chart's Role there",
+                };
+                Finding::error(RIGHT, format!("missing: {}", without(right)))
+                    .remedy(format!("give it to the service account: {role} has it"))
+            }
             Err(why) => Finding::skipped(RIGHT, format!("the API server does not say: {why}")),
         };
         findings.push(finding.about(right.to_string()));

@@ -17,6 +17,8 @@ pub use gather::gather;
 
 use std::time::Duration;
 
+use crate::app::Scope;
+use crate::k8s::LeaseName;
 use crate::model::names::ClusterName;
 
 /// What `lictor run` would be started with, as far as something here depends on it.
@@ -24,6 +26,10 @@ use crate::model::names::ClusterName;
 pub struct Settings {
     /// `--cluster`.
     pub cluster: ClusterName,
+    /// `--namespace`; empty for all.
+    pub scope: Scope,
+    /// The Lease that is agreed by on who leads, if it is by one.
+    pub lease: Option<LeaseName>,
     /// `--readiness-gate`.
     pub readiness_gate: bool,
     /// `--dead-after`.

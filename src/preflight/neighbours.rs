@@ -60,7 +60,7 @@ pub(super) fn name(settings: &Settings, facts: &Facts) -> Finding {
             return Finding::skipped(NAME, message);
         }
     };
-    let ours = epoch_of(uid.to_string(), EpochKind::Run);
+    let ours = epoch_of(uid.to_string(), settings.scope.of_epoch(), EpochKind::Run);
     let same = before.uid == ours.uid && before.scope == ours.scope;
     match ours.succeed(Some(before), cluster, settings.take_over.as_deref()) {
         Err(taken) => Finding::error(NAME, format!("ClusterNameTaken: {taken}")),

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{Consul, ConsulNode, Crd, Held, Kubernetes, Rest, Services, Token};
 use super::*;
@@ -11,6 +11,11 @@ use crate::model::epoch::{Epoch, EpochKind};
 fn settings() -> Settings {
     Settings {
         cluster: "east".parse().unwrap(),
+        scope: Scope::default(),
+        lease: Some(LeaseName::of(
+            &"east".parse().unwrap(),
+            "lictor-system".into(),
+        )),
         readiness_gate: false,
         dead_after: None,
         take_over: None,
@@ -29,7 +34,7 @@ fn kubernetes() -> Kubernetes {
         clock: None,
         identity: Ok("uid-1".into()),
         crds: vec![("intentions.lictor.io", Ok(crd))],
-        rights: needed(false)
+        rights: needed(false, &BTreeSet::new(), settings().lease.as_ref())
             .into_iter()
             .map(|right| (right, Ok(true)))
             .collect(),
@@ -363,10 +368,10 @@ fn held(epoch: Epoch) -> Facts {
 
 #[test]
 fn a_cluster_name_is_free_ours_or_taken() {
-    let ours = epoch_of("uid-1".to_owned(), EpochKind::Run);
-    let theirs = epoch_of("uid-2".to_owned(), EpochKind::Run);
+    let ours = epoch_of("uid-1".to_owned(), Vec::new(), EpochKind::Run);
+    let theirs = epoch_of("uid-2".to_owned(), Vec::new(), EpochKind::Run);
     assert_eq!(bad(&settings(), &held(ours)), [""; 0]);
-    let nobodys = epoch_of(String::new(), EpochKind::Gc);
+    let nobodys = epoch_of(String::new(), Vec::new(), EpochKind::Gc);
     assert_eq!(bad(&settings(), &held(nobodys)), [""; 0]);
     only(
         &held(theirs.clone()),

@@ -96,9 +96,13 @@ pub fn preview_of(
     mut rules: Rules,
     moment: Moment,
 ) -> anyhow::Result<Preview> {
-    let mut manifests = claim(objects, &mut index, observed, ledger)?;
+    let (objects, others): (Vec<&Value>, Vec<&Value>) = objects
+        .iter()
+        .partition(|object| index.watches.covers(name_of(object).0));
+    let mut manifests = claim(&objects, &mut index, observed, ledger)?;
     policy::there::settle(&mut index, observed, ledger, moment);
-    judge_pods(objects, &mut index, &mut manifests)?;
+    judge_pods(&objects, &mut index, &mut manifests)?;
+    manifests.notes.extend(note_others(&others));
     judge_names(&index, &mut manifests);
     let scope = Scope::Of(&manifests.owners);
     let mut preview = preview(&index, observed, &mut rules, scope, moment.now);
@@ -121,7 +125,7 @@ struct Manifests {
 /// Puts objects into an empty index, as if a cluster held these alone. Kinds that ask for nothing in
 /// Consul are left out. `observed` knows the uids of those that were applied before.
 fn claim(
-    objects: &[Value],
+    objects: &[&Value],
     index: &mut Index,
     observed: &Mirror,
     ledger: &Ledger,
@@ -131,8 +135,11 @@ fn claim(
     for kind in Kind::ALL {
         index.begin_list(kind);
     }
-    let unknown = namespaces(objects, index, ledger)?;
-    policies(objects, index)?;
+    let mut unknown = BTreeSet::new();
+    if index.watches.watches(Kind::Policy) {
+        unknown = namespaces(objects, index, ledger)?;
+        policies(objects, index)?;
+    }
     for object in objects {
         let Some(kind) = of_ours(object) else {
             continue;
@@ -165,14 +172,14 @@ fn claim(
         index.end_list(kind, &mut touched);
     }
     note_pods(&mut manifests, observed);
-    note_policies(&mut manifests, index, unknown);
+    note_policies(&mut manifests, index, &unknown);
     Ok(manifests)
 }
 
 /// Puts the namespaces of all objects into the index. Of those that are not among the manifests only that
 /// is known which every namespace has, and what Consul keeps of them. Returns these.
 fn namespaces(
-    objects: &[Value],
+    objects: &[&Value],
     index: &mut Index,
     ledger: &Ledger,
 ) -> anyhow::Result<BTreeSet<Text>> {
@@ -215,7 +222,7 @@ fn with_own_label(facts: &mut NamespaceFacts) {
     facts.labels = pairs.chain([own]).collect();
 }
 
-fn policies(objects: &[Value], index: &mut Index) -> anyhow::Result<()> {
+fn policies(objects: &[&Value], index: &mut Index) -> anyhow::Result<()> {
     let version = format!("{GROUP}/v1alpha1");
     for object in objects {
         if is_kind(object, &version, "RegistrationPolicy")
@@ -232,7 +239,7 @@ fn is_kind(object: &Value, version: &str, kind: &str) -> bool {
 }
 
 fn judge_pods(
-    objects: &[Value],
+    objects: &[&Value],
     index: &mut Index,
     manifests: &mut Manifests,
 ) -> anyhow::Result<()> {
@@ -261,8 +268,8 @@ fn judge_names(index: &Index, manifests: &mut Manifests) {
     }
 }
 
-fn note_policies(manifests: &mut Manifests, index: &Index, unknown: BTreeSet<Text>) {
-    if !index.admission.is_on() {
+fn note_policies(manifests: &mut Manifests, index: &Index, unknown: &BTreeSet<Text>) {
+    if !index.admission.is_on() || !index.watches.watches(Kind::Policy) {
         return;
     }
     if !index.admission.has_policies() {
@@ -410,6 +417,22 @@ fn rejected(object: &Value, problems: &BTreeSet<String>) -> Option<Item> {
         owners: vec![key],
         fields: Vec::new(),
         message: Some(problems.join("; ")),
+    })
+}
+
+/// Says of which objects nothing is planned, since `lictor run` would not see them.
+fn note_others(others: &[&Value]) -> Option<String> {
+    let asks = |object: &&&Value| of_ours(object).is_some() || pod_of(object).is_some();
+    let others: Vec<&str> = others
+        .iter()
+        .filter(asks)
+        .map(|object| name_of(object).0)
+        .collect();
+    let namespaces = others.iter().copied().collect::<BTreeSet<_>>();
+    let namespaces = Vec::from_iter(namespaces).join(", ");
+    (!others.is_empty()).then(|| {
+        let count = others.len();
+        format!("{count} objects are not judged: their namespaces are not among those of --namespace: {namespaces}")
     })
 }
 

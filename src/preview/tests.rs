@@ -17,8 +17,19 @@ fn try_manifests(text: &str) -> anyhow::Result<Preview> {
 }
 
 fn judged(text: &str, admission: Admission, ledger: &Ledger) -> anyhow::Result<Preview> {
+    judged_in(text, &[], admission, ledger)
+}
+
+/// Where only these namespaces are watched, or all if there is none.
+fn judged_in(
+    text: &str,
+    namespaces: &[&str],
+    admission: Admission,
+    ledger: &Ledger,
+) -> anyhow::Result<Preview> {
+    let namespaces = namespaces.iter().map(|name| (*name).into()).collect();
     let index = Index::new("prod".parse().unwrap(), globset::GlobSet::empty());
-    let index = index.with_admission(admission);
+    let index = index.in_namespaces(namespaces).with_admission(admission);
     let mut mirror = Mirror::new("prod".parse().unwrap());
     let ticket = mirror.intentions.start_read();
     mirror
@@ -284,4 +295,34 @@ fn policies_among_the_manifests_judge_them() {
     // A policy that is not understood judges nothing.
     let broken = policy.to_string().replace("{namespace}-*", "{ns}");
     assert!(try_manifests(&broken).is_err());
+}
+
+#[test]
+fn what_run_does_not_watch_is_not_judged() {
+    let object = |namespace: &str| {
+        let spec = json!({"endpoints": [{"name": "a", "address": "10.1.1.1"}]});
+        let metadata = json!({"name": "db", "namespace": namespace});
+        json!({"apiVersion": "lictor.io/v1alpha1", "kind": "ServiceRegistration",
+               "metadata": metadata, "spec": spec})
+    };
+    let text = format!(
+        "{}\n---\n{}\n---\n{}",
+        object("shop"),
+        object("web"),
+        workload("Deployment", "apps/v1", "nowhere").replace("shop", "web")
+    );
+    let all = judged_in(&text, &[], Admission::default(), &Ledger::default()).unwrap();
+    let keys = all.items.iter().filter(|item| item.key.contains("web"));
+    assert_eq!(keys.count(), 2, "{:?}", shown(&all));
+    assert_eq!(all.notes, [""; 0]);
+    let some = judged_in(&text, &["shop"], Admission::default(), &Ledger::default()).unwrap();
+    assert!(some.items.iter().any(|item| item.key.contains("shop")));
+    let of_web = |item: &&Item| item.key.contains("web");
+    assert_eq!(
+        some.items.iter().filter(of_web).count(),
+        0,
+        "{:?}",
+        shown(&some)
+    );
+    assert!(some.notes[0].starts_with("2 objects "), "{:?}", some.notes);
 }

@@ -125,7 +125,11 @@ impl Claimant {
         check_token(client).await?;
         let there = read(client, &epoch::key(&self.cluster)).await?;
         let before = there.map(|there| there.epoch);
-        let is_ours = before.as_ref().is_some_and(|it| it.uid == self.epoch.uid);
+        // Of another scope it is only for whoever takes it over.
+        let ours = &self.epoch;
+        let is_ours = before
+            .as_ref()
+            .is_some_and(|it| it.uid == ours.uid && it.scope == ours.scope);
         let taken = self
             .epoch
             .succeed(before.as_ref(), &self.cluster, self.take_over.as_deref());

@@ -221,6 +221,10 @@ impl Engine {
         let cluster = index.cluster().clone();
         let mirror = Mirror::new(cluster.clone());
         let fence_key = epoch::key(index.cluster()).into();
+        let unwatched = Kind::ALL.into_iter();
+        let unwatched = unwatched
+            .filter(|kind| !index.watches.watches(*kind))
+            .collect();
         // Until it is known who tells.
         report.mute = true;
         let settings = Settings::new(&cluster, settings);
@@ -230,6 +234,7 @@ impl Engine {
         });
         let engine = Self {
             consul,
+            rounds: Rounds::without(unwatched),
             index,
             mirror,
             dirty: Dirty::default(),
@@ -247,7 +252,6 @@ impl Engine {
             unwatched: Topic::OF_NODES.into(),
             waiting: BTreeMap::new(),
             rules,
-            rounds: Rounds::default(),
             confirmation: Confirmation::default(),
             relist: watch::Sender::new(()),
             held: BTreeSet::new(),

@@ -23,11 +23,23 @@ pub struct Rounds {
     begun: BTreeSet<Kind>,
     /// Kinds that were listed in it.
     done: BTreeSet<Kind>,
+    /// Kinds that are not watched: of these no list will say anything else.
+    unwatched: BTreeSet<Kind>,
 }
 
 impl Rounds {
+    /// Rounds without lists of these kinds, which are not watched.
+    #[must_use]
+    pub fn without(unwatched: BTreeSet<Kind>) -> Self {
+        Self {
+            unwatched,
+            ..Self::default()
+        }
+    }
+
     /// Whether a round is wanted now, of these kinds. Returns whether one begins: they are to be listed.
     pub fn want(&mut self, wanted: bool, kinds: &BTreeSet<Kind>, now: Instant) -> bool {
+        let kinds = kinds - &self.unwatched;
         if !wanted || kinds.is_empty() {
             self.wanted = None;
             return false;
@@ -36,7 +48,7 @@ impl Rounds {
         if !self.lacking.is_empty() || now < since + SPACING {
             return false;
         }
-        self.lacking.clone_from(kinds);
+        self.lacking = kinds;
         self.begun.clear();
         self.done.clear();
         true
@@ -81,7 +93,7 @@ impl Rounds {
             return None;
         }
         self.wanted = None;
-        Some(std::mem::take(&mut self.done))
+        Some(&std::mem::take(&mut self.done) | &self.unwatched)
     }
 }
 
@@ -144,5 +156,19 @@ mod tests {
             !rounds.want(true, &all(), now + SPACING),
             "the wait begins anew"
         );
+    }
+
+    #[test]
+    fn a_round_is_one_of_the_kinds_that_are_watched() {
+        let (mut rounds, now) = (Rounds::without([Kind::Node].into()), Instant::now());
+        let (pods, nodes) = ([Kind::Pod, Kind::Node].into(), [Kind::Node].into());
+        rounds.want(true, &pods, now);
+        assert!(rounds.want(true, &pods, now + SPACING));
+        rounds.listing(Kind::Pod);
+        assert_eq!(rounds.listed(Kind::Pod), Some(pods));
+        // What cannot be listed is not asked for again and again.
+        rounds.want(true, &nodes, now + SPACING);
+        assert!(!rounds.want(true, &nodes, now + 3 * SPACING));
+        assert_eq!(rounds.wake_at(), None);
     }
 }

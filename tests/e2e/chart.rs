@@ -1,7 +1,10 @@
 //! The Deployment of the chart, started as it is rendered: its arguments, its environment, and the rights
 //! of its `ServiceAccount`.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, Result, ensure};
+use lictor::k8s::{LeaseName, rights::needed};
 use serde_json::{Value, json};
 
 use crate::faults::three;
@@ -95,6 +98,7 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
     let scene = Scene::new().await?;
     let values = json!({
         "cluster": "a",
+        "namespaces": ["shop", "web"],
         "excludeNamespaces": ["kube-*"],
         "readinessGate": true,
         "checks": "esm",
@@ -118,6 +122,7 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
         .collect();
     for expected in [
         "LICTOR_CLUSTER",
+        "LICTOR_NAMESPACE",
         "LICTOR_LEADER_ELECTION",
         "LICTOR_EXCLUDE_NAMESPACE",
         "LICTOR_READINESS_GATE",
@@ -189,5 +194,83 @@ async fn the_election_decides_rights_and_strategy() -> Result<()> {
     let refused = rendered(&scene, "leaderElection=off,replicas=2").await;
     let text = format!("{:#}", refused.unwrap_err());
     ensure!(text.contains("only one may run"), "{text}");
+    Ok(())
+}
+
+/// What a role allows, each right as `lictor check` names it.
+fn allowed(role: &Value) -> Vec<String> {
+    let texts = |value: &Value| -> Vec<String> {
+        let items = value.as_array().into_iter().flatten();
+        items
+            .filter_map(|item| item.as_str())
+            .map(str::to_owned)
+            .collect()
+    };
+    let place = role["metadata"]["namespace"].as_str().unwrap_or("anywhere");
+    let mut allowed = Vec::new();
+    for rule in role["rules"].as_array().into_iter().flatten() {
+        let mut names = texts(&rule["resourceNames"]);
+        for name in &mut names {
+            name.insert(0, '/');
+        }
+        if names.is_empty() {
+            names.push(String::new());
+        }
+        for group in texts(&rule["apiGroups"]) {
+            let dot = if group.is_empty() { "" } else { "." };
+            for verb in texts(&rule["verbs"]) {
+                for resource in texts(&rule["resources"]) {
+                    let right = |name| format!("{verb} {resource}{dot}{group}{name} in {place}");
+                    allowed.extend(names.iter().map(right));
+                }
+            }
+        }
+    }
+    allowed
+}
+
+/// With namespaces there are Roles alone, which give what `lictor check` asks for and no more, wherever the
+/// chart is installed; each is bound, and no two have one name.
+#[tokio::test]
+async fn namespaces_make_roles_with_just_the_rights_that_are_needed() -> Result<()> {
+    let scene = Scene::new().await?;
+    // Events about its own pod go to the namespace that it is installed in, whatever is watched.
+    let events = ["create", "patch"].map(|verb| format!("{verb} events.events.k8s.io in default"));
+    for (namespaces, election, gate) in [
+        (["shop", "web"], "lease", false),
+        (["web", "default"], "lease", true),
+        (["web", "default"], "consul", false),
+        (["shop", "web"], "off", false),
+    ] {
+        let set = format!(
+            "namespaces={{{}}},leaderElection={election},replicas=1,readinessGate={gate}",
+            namespaces.join(",")
+        );
+        let documents = rendered(&scene, &set).await?;
+        let of = |kind: &'static str| documents.iter().filter(move |it| it["kind"] == kind);
+        assert_eq!(
+            of("ClusterRole").count() + of("ClusterRoleBinding").count(),
+            0
+        );
+        let place =
+            |it: &Value| format!("{}/{}", it["metadata"]["namespace"], it["metadata"]["name"]);
+        let roles: BTreeSet<String> = of("Role").map(place).collect();
+        assert_eq!(roles.len(), of("Role").count(), "{set}: {roles:?}");
+        let bound = of("RoleBinding")
+            .map(|it| format!("{}/{}", it["metadata"]["namespace"], it["roleRef"]["name"]));
+        assert_eq!(bound.collect::<BTreeSet<String>>(), roles, "{set}");
+        for binding in of("RoleBinding") {
+            let subject =
+                json!([{"kind": "ServiceAccount", "name": "lictor", "namespace": "default"}]);
+            assert_eq!(binding["subjects"], subject);
+        }
+        let given: BTreeSet<String> = of("Role").flat_map(allowed).collect();
+        let cluster = "prod".parse()?;
+        let lease = (election == "lease").then(|| LeaseName::of(&cluster, "default".into()));
+        let needed = needed(gate, &namespaces.map(Into::into).into(), lease.as_ref());
+        let needed = needed.iter().map(ToString::to_string);
+        let needed: BTreeSet<String> = needed.chain(events.clone()).collect();
+        assert_eq!(given, needed, "{set}");
+    }
     Ok(())
 }

@@ -31,6 +31,7 @@ mod leader;
 mod login;
 mod mesh;
 mod modes;
+mod namespaces;
 mod nodes;
 mod ownership;
 mod plan;

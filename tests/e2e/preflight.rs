@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::faults::{alone, three};
-use crate::support::{Annotated as _, Installed, Scene, acl_policy, run, until};
+use crate::support::{Annotated as _, BY_LOCK, Installed, RELEASE, Scene, acl_policy, run, until};
 
 /// What `lictor check --output json` found, and its exit code.
 struct Checked {
@@ -54,7 +54,8 @@ fn args(scene: &Scene, more: &[String]) -> Vec<String> {
     });
     let flag = |arg: &str| arg.split_once('=').map(|(flag, _)| flag.to_owned());
     let own = own.filter(|arg| !more.iter().any(|more| flag(more) == flag(arg)));
-    let start = ["check".to_owned(), "--output=json".to_owned()];
+    let lease = format!("--lease-namespace={RELEASE}");
+    let start = ["check".to_owned(), "--output=json".to_owned(), lease];
     start
         .into_iter()
         .chain(own.cloned())
@@ -271,9 +272,21 @@ async fn each_right_that_is_missing_in_kubernetes_is_named() -> Result<()> {
         .bed
         .kubectl(&["get", "clusterrole", "lictor", "-o", "json"])
         .await?;
-    let role: Value = serde_json::from_str(&role)?;
+    let mut role: Value = serde_json::from_str(&role)?;
     let name = format!("narrow-{}", scene.cluster);
-    let cases: [(&str, &str, &[&str]); 6] = [
+    // That of its own Lease is in one namespace.
+    let lease = format!("lictor-{}", scene.cluster);
+    let own = ["-n", RELEASE, "get", "role", &*lease, "-o", "json"];
+    let own: Value = serde_json::from_str(&scene.bed.kubectl(&own).await?)?;
+    let rules = role["rules"].as_array_mut().context("no rules")?;
+    rules.extend(own["rules"].as_array().into_iter().flatten().cloned());
+    let update = format!(
+        "kubernetes.right update leases.coordination.k8s.io/{lease} in {RELEASE}: missing: the processes cannot"
+    );
+    let create = format!("kubernetes.right create leases.coordination.k8s.io in {RELEASE}: ");
+    let cases: [(&str, &str, &[&str]); 8] = [
+        ("leases", "create", &[&create]),
+        ("leases", "update", &[&update]),
         ("nodes", "watch", &["kubernetes.right watch nodes: "]),
         (
             "intentions/status",
@@ -312,6 +325,11 @@ async fn each_right_that_is_missing_in_kubernetes_is_named() -> Result<()> {
                 .errors(errors)
         })
         .await?;
+        if resource == "leases" {
+            let lock = BY_LOCK.to_owned();
+            let checked = check(&scene, &[secret.clone(), account, lock]).await?;
+            checked.errors(&[])?;
+        }
     }
     let gate = ["--readiness-gate".to_owned(), secret];
     let checked = check(&scene, &gate).await?;

@@ -47,7 +47,7 @@ impl Names {
     }
 
     /// Shows the namespaces, of which bank is the younger.
-    pub fn list(&self, index: &mut Index) {
+    pub fn list(index: &mut Index) {
         for (created, name) in ["shop", "bank"].into_iter().enumerate() {
             index.apply_namespace(NamespaceFacts {
                 name: name.into(),

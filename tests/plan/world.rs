@@ -362,7 +362,7 @@ impl World {
                     self.index.apply_node(node.facts(*slot), &mut touched);
                 }
             }
-            Kind::Namespace => self.names.list(&mut self.index),
+            Kind::Namespace => Names::list(&mut self.index),
             // There are none in this world.
             Kind::Intention | Kind::PreparedQuery | Kind::Policy | Kind::Lease => {}
         }

@@ -160,6 +160,13 @@ impl Index {
         self
     }
 
+    /// Says that only these namespaces are watched, or all if there is none; to be said before there are objects.
+    #[must_use]
+    pub fn in_namespaces(mut self, namespaces: BTreeSet<Text>) -> Self {
+        self.watches = Watches::of(namespaces);
+        self
+    }
+
     // === events ===
 
     /// A list of the kind begins.
@@ -400,9 +407,12 @@ impl Index {
         self.nodes.get(&(Text::from(""), name.clone())).is_some()
     }
 
-    /// Whether the Kubernetes node exists and is Ready.
+    /// Whether the Kubernetes node exists and is Ready; where nodes are not watched, nothing speaks against it.
     #[must_use]
     pub fn is_node_ready(&self, name: &Text) -> bool {
+        if !self.watches.watches(Kind::Node) {
+            return true;
+        }
         let node = self.nodes.get(&(Text::from(""), name.clone()));
         node.is_some_and(|node| node.ready == Tristate::True)
     }

@@ -106,9 +106,18 @@ impl Index {
         let complete = |kind| *self.watches.state(kind) == Watch::Complete;
         let seen = self.nodes_seen_going.contains(&kubernetes);
         let found = claimed && complete(Kind::Pod) && self.is_loss_confirmed(&kubernetes);
-        let gone = complete(Kind::Node) && (seen || found);
+        let gone = self.watches.watches(Kind::Node) && complete(Kind::Node) && (seen || found);
         let known = facts.is_some() || gone;
         let check = known.then(|| health::node_check(&kubernetes, facts));
+        if let Some(observed) = observed
+            && !self.watches.watches(Kind::Node)
+        {
+            // Its pods alone say where it is.
+            let address = self.host_ip_on(name).unwrap_or(&observed.address).clone();
+            let meta = self.node_meta(Some((&kubernetes, None)));
+            let node = Node { address, meta };
+            return Some(DesiredNode { node, check: None });
+        }
         if facts.is_none()
             && let Some(observed) = observed
         {

@@ -1057,3 +1057,41 @@ fn a_pod_is_known_as_it_was_seen_only_with_its_node() {
     let gone = Owner::pod(&"shop".into(), &"q".into());
     assert!(!index.agrees(&gone, None, None));
 }
+
+/// Where only namespaces are watched, pods alone say where a node is.
+#[test]
+fn a_node_is_where_its_pods_say_where_nodes_are_not_watched() {
+    let mut index =
+        Index::new("a".parse().unwrap(), GlobSet::empty()).in_namespaces(["shop".into()].into());
+    let name = key("web", "web-0").node;
+    let mut facts = pod("web-0").lictor("service", "web").facts();
+    facts.host_ip = None;
+    let mut touched = Touched::default();
+    index.apply_pod(facts.clone(), &mut touched);
+    assert_eq!(index.resolve_node(&name, None), None);
+    assert!(!index.has_address(&name));
+
+    for address in ["fd00::7", "192.168.0.9"] {
+        facts.host_ip = Some(address.into());
+        let mut touched = Touched::default();
+        index.apply_pod(facts.clone(), &mut touched);
+        assert!(touched.keys.contains(&Key::Node(name.clone())));
+        let wanted = index.resolve_node(&name, None).unwrap();
+        assert_eq!((&*wanted.node.address, &wanted.check), (address, &None));
+        // What nodes had said before is no part of it.
+        let zone = (Text::from(marks::NODE_ZONE), Text::from("north-1"));
+        let meta = wanted.node.meta.iter();
+        let meta = meta.map(|(key, value)| (key.clone(), value.clone()));
+        let before = Node {
+            address: "192.168.7.1".into(),
+            meta: meta.chain([zone]).collect(),
+        };
+        assert_eq!(index.resolve_node(&name, Some(&before)), Some(wanted));
+    }
+    // One that cannot tell any more says nothing else.
+    facts.host_ip = None;
+    let there = index.resolve_node(&name, None).unwrap().node;
+    index.apply_pod(facts, &mut Touched::default());
+    let kept = index.resolve_node(&name, Some(&there)).unwrap();
+    assert_eq!(kept.node, there);
+}

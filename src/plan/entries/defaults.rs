@@ -206,8 +206,8 @@ fn unclaimed(
         EntryFinding::of(key, vec![stand], step)
     };
     let may = match refusal {
-        Some(refusal) => context.may_withdraw(key, Table::Defaults, refusal),
-        None => context.may_remove(key, Table::Defaults),
+        Some(refusal) => context.may_withdraw(key, owner, Table::Defaults, refusal),
+        None => context.may_remove(key, owner, Table::Defaults),
     };
     let why = match may {
         Ok(why) => why,

@@ -346,7 +346,7 @@ impl<'a> Merge<'a> {
                 self.withdraw(name, owner, key, &refusal, context);
                 continue;
             }
-            match context.may_remove(&key, Table::Intentions) {
+            match context.may_remove(&key, owner, Table::Intentions) {
                 Ok(why) => {
                     self.stand(name, owner, false, true, State::Pending);
                     self.removed.push(Gone {

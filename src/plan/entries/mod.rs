@@ -348,10 +348,17 @@ impl Context<'_> {
     }
 
     /// Whether what is claimed under a key and may not be, may be removed now.
-    fn may_withdraw(&self, key: &Key, table: Table, refusal: &Refusal) -> Result<Why, Hold> {
+    fn may_withdraw(
+        &self,
+        key: &Key,
+        owner: &Owner,
+        table: Table,
+        refusal: &Refusal,
+    ) -> Result<Why, Hold> {
         self.is_whole(table)?;
         let candidate = gate::Candidate {
             key,
+            owner,
             absence: Absence::Found,
             watches: &self.desired.watches,
         };
@@ -359,10 +366,11 @@ impl Context<'_> {
     }
 
     /// Whether what nothing claims under a key may be removed now.
-    fn may_remove(&self, key: &Key, table: Table) -> Result<Why, Hold> {
+    fn may_remove(&self, key: &Key, owner: &Owner, table: Table) -> Result<Why, Hold> {
         self.is_whole(table)?;
         let candidate = gate::Candidate {
             key,
+            owner,
             absence: self.desired.absence_of_entry(key),
             watches: &self.desired.watches,
         };

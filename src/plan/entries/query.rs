@@ -325,8 +325,8 @@ fn unclaimed(
         return finding(State::Pending, EntryStep::Write(write));
     };
     let may = match refusal {
-        Some(refusal) => context.may_withdraw(key, Table::Queries, refusal),
-        None => context.may_remove(key, Table::Queries),
+        Some(refusal) => context.may_withdraw(key, &owner, Table::Queries, refusal),
+        None => context.may_remove(key, &owner, Table::Queries),
     };
     let why = match may {
         Ok(why) => why,

@@ -10,7 +10,7 @@ use crate::model::text::Text;
 use crate::policy::force::Force;
 use crate::policy::ledger::{Ledger, NameRecord};
 use crate::policy::names::Moment;
-use crate::policy::uses::Claim;
+use crate::policy::uses::{Claim, Sort};
 
 /// Whether a namespace with this name and uid is there, as far as that is known.
 fn is_there(force: &Force, watched: bool) -> impl Fn(&Text, &str) -> bool + '_ {
@@ -135,27 +135,32 @@ impl Admission {
         self.registered.contains(&claim)
     }
 
-    /// What is shared in Consul and noted nowhere was shared before there was a rule.
+    /// What is in Consul and noted nowhere was there before there was a rule, or before a process died that
+    /// had not noted it yet; also where nothing claims it any more: its namespace was first.
     pub(super) fn keep_registered(&mut self) {
-        if self.is_exclusive() {
-            let is_new = |claim: &Claim| {
-                let chosen = self.policies(&claim.namespace);
-                let by_default = chosen.is_some_and(<[_]>::is_empty);
-                by_default && claim.sort.is_service() && !self.names.knows(&claim.name)
-            };
-            let all = self.uses.all().map(|(claim, _)| claim);
-            let kept = all.filter(|claim| is_new(claim) && self.is_registered(claim));
-            let created = |claim: &Claim| {
-                let facts = self.force.namespace(&claim.namespace);
-                facts.map_or(i64::MAX, |facts| facts.created)
-            };
-            let mut kept: Vec<(i64, Claim)> = kept.map(|claim| (created(&claim), claim)).collect();
-            kept.sort_unstable();
-            for (_, claim) in kept {
-                self.note(&claim, true);
-            }
+        let registered = std::mem::take(&mut self.registered);
+        if !self.is_exclusive() {
+            return;
         }
-        self.registered.clear();
+        let is_new = |(name, namespace): &(Text, Text)| {
+            let chosen = self.policies(namespace);
+            chosen.is_some_and(<[_]>::is_empty) && !self.names.knows(name)
+        };
+        let created = |namespace: &Text| {
+            let facts = self.force.namespace(namespace);
+            facts.map_or(i64::MAX, |facts| facts.created)
+        };
+        let kept = registered.into_iter().filter(is_new);
+        let kept = kept.map(|(name, namespace)| (created(&namespace), namespace, name));
+        for (_, namespace, name) in kept.collect::<BTreeSet<_>>() {
+            let claim = Claim {
+                sort: Sort::Service,
+                namespace,
+                name,
+            };
+            self.note(&claim, true);
+            self.names.look_at(&claim.name, &claim.namespace);
+        }
     }
 
     /// Whether the rule only begins, and what Consul holds on no node is to be [kept](Self::keep_there).

@@ -5,6 +5,7 @@
 //! shared bed does.
 
 mod access;
+mod away;
 #[cfg(target_os = "linux")]
 mod clock;
 mod clusters;

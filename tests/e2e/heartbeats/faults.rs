@@ -250,3 +250,50 @@ async fn a_process_that_stood_still_for_long_makes_one_session_anew() -> Result<
     assert_eq!(session_count(&scene, 1).await?, after);
     lictor.shows("lictor_sessions", 1.0).await
 }
+
+/// Longer than the sessions of a check and of Lictor live in Consul, which gives each twice its time.
+const LONG: Duration = Duration::from_secs(125);
+
+/// Consul cannot tell a Lictor that is cut off from one that is dead: it does what was asked for, and no more.
+#[tokio::test]
+async fn consul_out_of_reach_for_longer_than_all_sessions_live_is_over_when_it_is_back()
+-> Result<()> {
+    let scene = Scene::new().await?;
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let address = format!("--consul-http-addr={}", consul.url());
+    let lictor = scene.lictor_with(&[&address, "--dead-after=1m"]).await?;
+    let worker = beating(&scene).await?;
+    let node = scene.consul_node();
+    let alive = async |status: &str| {
+        until("lictor-alive to be as wanted", async || {
+            let path = format!("/v1/health/node/{node}?consistent");
+            let checks = scene.consul.get(&path).await?;
+            let mut checks = checks.as_array().context("no list")?.iter();
+            let check = checks.find(|check| check["CheckID"] == "lictor-alive");
+            ensure!(check.is_some_and(|it| it["Status"] == *status), "{check:?}");
+            Ok(())
+        })
+        .await
+    };
+    alive("passing").await?;
+    lictor.idle().await?;
+    let before = scene.find("web", "p").await?.context("no instance")?;
+    consul.set(Fault::Refuse).await?;
+    tokio::time::sleep(LONG).await;
+    is(&scene, "critical").await?;
+    alive("critical").await?;
+    // Registered it stays, as ready as it was seen last.
+    let seen = scene.status("web", "p", "passing").await?;
+    assert_eq!(seen.create_index, before.create_index);
+    assert_eq!(seen.node_status, "passing");
+
+    consul.set(Fault::Pass).await?;
+    is(&scene, "passing").await?;
+    alive("passing").await?;
+    lictor.idle().await?;
+    session_count(&scene, 2).await?;
+    let seen = scene.find("web", "p").await?.context("no instance")?;
+    assert_eq!(seen.create_index, before.create_index);
+    worker.stop();
+    Ok(())
+}

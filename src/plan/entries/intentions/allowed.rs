@@ -32,7 +32,7 @@ impl Merge<'_> {
         refusal: &Refusal,
         context: Context<'_>,
     ) {
-        match context.may_withdraw(&key, Table::Intentions, refusal) {
+        match context.may_withdraw(&key, owner, Table::Intentions, refusal) {
             Ok(why) => {
                 let state = State::NotAllowed(refusal.clone(), None);
                 self.stand(name, owner, true, true, state);
