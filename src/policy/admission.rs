@@ -388,11 +388,21 @@ impl Admission {
         match rule {
             DefaultPolicy::Shared => Ok(()),
             DefaultPolicy::Deny => Err(refused(format!(
-                "no RegistrationPolicy chooses the namespace {namespace}, and --default-policy is deny: ask \
-                 an administrator for one that allows the {sort} {name:?} in {}",
-                sort.field()
+                "nothing allows the {sort} {name:?}, and --default-policy is deny: ask an administrator for {}",
+                self.leave(namespace, sort.field())
             ))),
             DefaultPolicy::Exclusive => self.exclusive(claim),
+        }
+    }
+
+    /// By what an administrator may allow what the rule does not.
+    fn leave(&self, namespace: &str, field: &str) -> String {
+        if self.watched {
+            format!(
+                "a RegistrationPolicy that chooses the namespace {namespace} and allows it in {field}"
+            )
+        } else {
+            "--default-policy shared, since no policies are read with --namespace".to_owned()
         }
     }
 
@@ -420,18 +430,16 @@ impl Admission {
         }
         if *sort == Sort::Template || (*sort == Sort::Destination && **name == *"*") {
             return Err(refused(format!(
-                "the {sort} {name:?} concerns names of others: it needs a RegistrationPolicy that chooses \
-                 the namespace {namespace} and allows it in {}",
-                sort.field()
+                "the {sort} {name:?} concerns names of others: it needs {}",
+                self.leave(namespace, sort.field())
             )));
         }
         match self.names.other_holder(name, namespace) {
             None => Ok(()),
             Some(holder) => Err(refused(format!(
                 "the {sort} {name:?} has the name of a service of the namespace {holder}, which claimed it \
-                 first: choose another name, or ask an administrator for a RegistrationPolicy that chooses \
-                 the namespace {namespace} and allows it in {}",
-                sort.field()
+                 first: choose another name, or ask an administrator for {}",
+                self.leave(namespace, sort.field())
             ))),
         }
     }

@@ -57,6 +57,9 @@ impl Place {
         let mut args: Vec<String> = command.iter().map(|&arg| arg.to_owned()).collect();
         let of_run = self.args(namespaces).into_iter();
         args.extend(of_run.filter(|arg| !arg.starts_with("--lease")));
+        if command.first() == Some(&"plan") {
+            args.push("--default-policy=shared".to_owned());
+        }
         let secret = scene.token_for(&scene.cluster).await?;
         args.extend([
             format!("--cluster={}", scene.cluster),
@@ -135,6 +138,39 @@ async fn roles(scene: &Scene, namespaces: &[&str]) -> Result<String> {
         .service_account_kubeconfig(&scene.namespace, &account)
         .await?;
     Ok(kubeconfig.display().to_string())
+}
+
+/// Policies are in no namespace, so that nobody reads them: the flag is to be given, and judges alone.
+#[tokio::test]
+async fn the_default_policy_must_be_given_and_judges_alone() -> Result<()> {
+    let place = Place::new().await?;
+    let scene = &place.scene;
+    let (code, _, said) = run(&["plan", "--cluster=a", "--namespace=shop"]).await?;
+    ensure!(
+        code == Some(64) && said.contains("--default-policy"),
+        "{code:?}: {said}"
+    );
+    let mut args = place.args(&[&place.second, &scene.namespace]);
+    args.push("--default-policy=exclusive".to_owned());
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let lictor = scene.lictor_with(&args).await?;
+    let first = place
+        .pod(&place.second, "first", "10.9.81.11")
+        .lictor("service", "web");
+    first.create_ready(&scene.client).await?;
+    let id = place.id(&place.second, "first");
+    scene.instance_id("web", &id, |_| true).await?;
+    let second = place
+        .pod(&scene.namespace, "second", "10.9.81.12")
+        .lictor("service", "web");
+    second.create_ready(&scene.client).await?;
+    scene.event("NotAllowed", "second", &place.second).await?;
+    lictor.idle().await?;
+    let own = place.id(&scene.namespace, "second");
+    ensure!(scene.find_id("web", &own).await?.is_none(), "it is there");
+    let log = lictor.log();
+    ensure!(!log.contains("orbidden"), "{log}");
+    Ok(())
 }
 
 /// Whether Consul has a node.

@@ -95,6 +95,13 @@ impl Admission {
         if policies.is_empty() && rule == DefaultPolicy::Shared || policies.iter().any(allows) {
             return Ok(());
         }
+        if !self.watched {
+            return Err(refused(
+                "spec.adopt takes over what others wrote: it needs --default-policy shared, since no policies \
+                 are read with --namespace"
+                    .to_owned(),
+            ));
+        }
         Err(refused(format!(
             "spec.adopt takes over what others wrote: it needs a RegistrationPolicy that chooses the \
              namespace {namespace}, allows the {sort} {name:?}, and has spec.adopt: Allow"
