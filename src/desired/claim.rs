@@ -88,6 +88,8 @@ pub enum Freeze {
     Paused,
     /// Invalid input; each problem names the field and the remedy.
     Invalid(Vec<String>),
+    /// It is in a namespace that is not watched: what it asks for is not known.
+    NotWatched,
 }
 
 /// What follows the pod even while its shape is frozen.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinSet;
 
 use super::home::Home;
 use super::kinds::{Change, KubeEvent, Relist, Turn};
@@ -49,7 +49,7 @@ async fn watch_namespaces(
     let (sender, mut merging) = mpsc::channel(BUFFER);
     let mut relists = BTreeMap::new();
     // Ends them all when it is dropped.
-    let mut watches = Vec::new();
+    let mut watches = JoinSet::new();
     for namespace in &namespaces {
         let asks = watch::Sender::new(());
         let watch = super::watch(
@@ -60,7 +60,7 @@ async fn watch_namespaces(
             asks.subscribe(),
         );
         relists.insert(namespace.clone(), asks);
-        watches.push(AbortOnDropHandle::new(tokio::spawn(watch)));
+        watches.spawn(watch);
     }
     let mut merged = Merged::new(namespaces);
     loop {
@@ -84,6 +84,8 @@ async fn watch_namespaces(
                 merged.list_all()
             }
             () = events.closed() => return,
+            // One that ends by itself broke down: without it the others tell half of what is.
+            _ = watches.join_next() => return,
         };
         for namespace in asked {
             if let Some(relist) = relists.get(&namespace) {
@@ -135,7 +137,13 @@ impl Merged {
     /// All are to be listed anew; returns which are to be asked for it.
     fn list_all(&mut self) -> Vec<Text> {
         let mut asked = Vec::new();
+        // What is under way began before it was asked for.
+        self.listing = false;
+        self.end = None;
         for (name, scope) in &mut self.scopes {
+            scope.listed = false;
+            scope.begun = false;
+            scope.pages.clear();
             if !std::mem::replace(&mut scope.asked, true) {
                 asked.push(name.clone());
             }
@@ -163,13 +171,17 @@ impl Merged {
             }
             Turn::Page => scope.pages.push(change),
             Turn::Listed => {
-                scope.broken = None;
+                let was_broken = scope.broken.take().is_some();
                 // One that began before the round may lack what was there when it began.
                 if scope.begun {
                     scope.listed = true;
                     told.append(&mut scope.pages);
                 }
                 self.end = Some(change);
+                // What was told last was of this one.
+                if was_broken {
+                    told.extend(self.scopes.values().find_map(|it| it.broken.clone()));
+                }
             }
             Turn::Broken => {
                 scope.broken = Some(change.clone());
@@ -370,6 +382,28 @@ mod tests {
         assert_eq!(told(&mut merged, "a", listed()), [""; 0]);
         told(&mut merged, "b", WatchEvent::Listing);
         assert_eq!(told(&mut merged, "b", listed()), ["listed"]);
+    }
+
+    #[test]
+    fn a_list_that_is_asked_for_in_the_midst_of_another_is_one_of_its_own() {
+        let mut merged = complete();
+        let (said, asked) = take(&mut merged, "a", WatchEvent::Listing);
+        assert_eq!((said.len(), asked.len()), (1, 1));
+        assert_eq!(merged.list_all(), ["a"].map(Text::from));
+        assert_eq!(told(&mut merged, "a", listed()), [""; 0]);
+        assert_eq!(told(&mut merged, "b", WatchEvent::Listing), ["listing"]);
+        assert_eq!(told(&mut merged, "a", WatchEvent::Listing), [""; 0]);
+        told(&mut merged, "a", listed());
+        assert_eq!(told(&mut merged, "b", listed()), ["listed"]);
+    }
+
+    #[test]
+    fn what_is_still_wrong_is_told_where_another_is_well_again_by_its_list() {
+        let mut merged = complete();
+        told(&mut merged, "b", broken("403"));
+        told(&mut merged, "a", broken("503"));
+        take(&mut merged, "a", WatchEvent::Listing);
+        assert_eq!(told(&mut merged, "a", listed()), ["403"]);
     }
 
     #[test]

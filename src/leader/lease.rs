@@ -151,7 +151,9 @@ impl Elector for LeaseElector {
                 None => std::future::pending().await,
             }
         };
-        if self.rules.leads(now) {
+        // Whoever pauses after a failure reads first: what a watch would go on from may be too old, and one
+        // that fails at once would end the pause.
+        if self.rules.leads(now) || self.rules.is_unsure() {
             self.watch = None;
             return wake.await;
         }
@@ -219,3 +221,6 @@ impl Elector for LeaseElector {
         self.rules.doubt();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -235,6 +235,13 @@ impl Fence {
         }
     }
 
+    /// A look shows that the name is ours, or to be had: what was learnt before, late, is not true any more.
+    pub fn name_is_free(&mut self) {
+        if matches!(self, Self::NameTaken(_)) {
+            *self = Self::new();
+        }
+    }
+
     /// A claim was refused.
     pub fn refused(&mut self, why: &Refusal) {
         let text = why.to_string();
@@ -471,6 +478,16 @@ mod tests {
             fence.seen(seen);
             assert_eq!(fence.begin(now), Some(Some(had(9, false))));
         }
+    }
+
+    #[test]
+    fn a_refusal_that_comes_late_is_forgotten_once_the_name_is_ours() {
+        let mut fence = Fence::NameTaken("taken".to_owned());
+        fence.name_is_free();
+        assert_eq!(fence.begin(Instant::now()), Some(None));
+        let mut fence = Fence::Replaced("they".to_owned());
+        fence.name_is_free();
+        assert!(fence.is_replaced());
     }
 
     #[test]

@@ -321,6 +321,7 @@ impl Engine {
             Ok(name) => {
                 self.no_epoch = None;
                 self.lead.is_ours = true;
+                self.fence.name_is_free();
                 self.answered();
                 if name == NameIs::Ours {
                     self.name_moved();

@@ -464,6 +464,10 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
                 Reason::Paused,
                 format!("{key} is held as it is by the annotation lictor.io/paused"),
             ),
+            Some(Freeze::NotWatched) => trouble(
+                Reason::Held,
+                format!("{key} is kept as it is: its namespace is not among those of --namespace"),
+            ),
             Some(Freeze::Invalid(problems)) => {
                 let state = if registered {
                     "is kept as it was"

@@ -355,6 +355,7 @@ impl Bed {
         match &finding.freeze {
             None => {}
             Some(Freeze::Paused) => writeln!(out, "  held: paused").unwrap(),
+            Some(Freeze::NotWatched) => writeln!(out, "  held: not watched").unwrap(),
             Some(Freeze::Invalid(problems)) => {
                 for problem in problems {
                     writeln!(out, "  held: {problem}").unwrap();

@@ -51,7 +51,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
   name: {{ $name }}
-  namespace: {{ index . 2 }}
+  namespace: {{ index . 2 | quote }}
   labels:
     {{- include "lictor.labels" $root | nindent 4 }}
 rules:
@@ -61,7 +61,7 @@ apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
 metadata:
   name: {{ $name }}
-  namespace: {{ index . 2 }}
+  namespace: {{ index . 2 | quote }}
   labels:
     {{- include "lictor.labels" $root | nindent 4 }}
 roleRef:
@@ -81,7 +81,7 @@ subjects:
 # Its UID tells Kubernetes clusters apart that were given the same cluster name.
 - apiGroups: [""]
   resources: [namespaces]
-  resourceNames: [{{ index . 1 }}]
+  resourceNames: [{{ index . 1 | quote }}]
   verbs: [get]
 {{- end }}
 {{ include "lictor.rules" (index . 0) }}

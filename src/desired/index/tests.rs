@@ -1095,3 +1095,23 @@ fn a_node_is_where_its_pods_say_where_nodes_are_not_watched() {
     let kept = index.resolve_node(&name, Some(&there)).unwrap();
     assert_eq!(kept.node, there);
 }
+
+/// What holds something in a namespace that is not watched may still ask for it: nothing takes it over.
+#[test]
+fn what_is_not_watched_keeps_what_it_holds() {
+    let index =
+        Index::new("a".parse().unwrap(), GlobSet::empty()).in_namespaces(["shop".into()].into());
+    for kind in [
+        OwnerKind::ServiceRegistration,
+        OwnerKind::Intention,
+        OwnerKind::PreparedQuery,
+    ] {
+        let of = |namespace: &str| Owner {
+            kind,
+            namespace: namespace.into(),
+            name: "it".into(),
+        };
+        assert_eq!(index.freeze_of(&of("web")), Some(Freeze::NotWatched));
+        assert_eq!(index.freeze_of(&of("shop")), None);
+    }
+}

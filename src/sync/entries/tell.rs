@@ -236,6 +236,10 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
                 format!("{key} is kept as it was: {problems}"),
             )
         }
+        State::Frozen(Freeze::NotWatched) => trouble(
+            Reason::Held,
+            format!("{key} is kept as it is: its namespace is not among those of --namespace"),
+        ),
         State::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
         State::Refused(message) => {
             let state = if stand.there {

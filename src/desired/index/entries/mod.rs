@@ -211,6 +211,9 @@ impl Index {
         if self.is_excluded(&owner.namespace) {
             return None;
         }
+        if !self.watches.covers(&owner.namespace) {
+            return Some(Freeze::NotWatched);
+        }
         match owner.kind {
             OwnerKind::Pod => None,
             OwnerKind::ServiceRegistration => freeze(self.registration(owner)?),
