@@ -45,6 +45,7 @@ pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod observed;
+pub mod overview;
 pub mod plan;
 pub mod policy;
 pub mod preflight;

@@ -2,16 +2,21 @@
 
 mod acl_policy;
 mod check;
+mod completions;
 mod consul;
 mod crds;
 mod election;
 mod gc;
 mod kubernetes;
+mod look;
 mod plan;
 mod planning;
+mod reference;
 mod run;
 mod scope;
+mod status;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -36,6 +41,9 @@ enum Command {
     Run(Box<run::Run>),
     /// Shows what `run` would change in Consul, from the cluster or from manifests, and changes nothing
     Plan(Box<plan::Plan>),
+    /// Shows what Lictor has in Consul for this cluster, service by service: health, what differs from what
+    /// Kubernetes asks for, what is held back, and who writes
+    Status(Box<status::Status>),
     /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
     /// it
     Gc(Box<gc::Gc>),
@@ -47,6 +55,11 @@ enum Command {
     AclPolicy(acl_policy::AclPolicy),
     /// Prints the custom resource definitions, ready for `kubectl apply -f -`
     Crds,
+    /// Prints the script by which a shell completes the words of `lictor`
+    Completions(completions::Completions),
+    /// Prints this command line as a page of documentation
+    #[command(hide = true)]
+    Reference(reference::Reference),
 }
 
 /// Runs the command line of this process.
@@ -64,10 +77,13 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(run) => run.execute().map(succeeded),
         Command::Plan(plan) => plan.execute(),
+        Command::Status(status) => status.execute().map(succeeded),
         Command::Gc(gc) => gc.execute().map(succeeded),
         Command::Check(check) => check.execute().map(succeeded),
         Command::AclPolicy(policy) => policy.execute().map(succeeded),
         Command::Crds => crds::execute().map(succeeded),
+        Command::Completions(completions) => completions.execute().map(succeeded),
+        Command::Reference(reference) => reference.execute().map(succeeded),
     };
     match done {
         Ok(code) => code,
@@ -92,6 +108,12 @@ enum Output {
     Json,
 }
 
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    Ok(writeln!(out)?)
+}
+
 /// What a command that does one thing and ends runs on.
 fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
@@ -109,6 +131,16 @@ enum Failure {
     Told,
     /// Anything else.
     Other(anyhow::Error),
+}
+
+impl Failure {
+    fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::Usage(message) => anyhow::anyhow!(message),
+            Self::Told => anyhow::anyhow!("it failed"),
+            Self::Other(error) => error,
+        }
+    }
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -14,23 +13,15 @@ use tokio::time::Instant;
 
 use super::consul::ConsulFlags;
 use super::kubernetes::KubernetesFlags;
+use super::look::{Found, Look};
 use super::planning::PlanningFlags;
 use super::run::cluster;
 use super::scope::ScopeFlags;
-use super::{Failure, Output};
-use crate::app::Scope;
-use crate::consul::Client;
-use crate::desired::esm::Runner;
-use crate::gc::{offline, read_all};
-use crate::k8s::{self, client::ClientOptions};
+use super::{Failure, Output, print_json};
 use crate::model::names::ClusterName;
-use crate::plan::{DriftMode, Rules};
-use crate::policy::ledger::{self, Ledger};
-use crate::policy::{self, Admission};
 use crate::preview::show::Text;
-use crate::preview::{self, Outcome, Preview, manifests, preview};
-use crate::settings::{self, Reading, Settings, Values};
-use crate::sync::{live, names};
+use crate::preview::{Outcome, Preview, manifests};
+use crate::sync::names;
 use crate::telemetry::{self, LogFormat};
 
 /// Exit code where something would change (`--detailed-exitcode`).
@@ -83,27 +74,24 @@ impl Plan {
         let cluster = cluster.ok_or_else(|| Failure::Usage("--cluster is missing".to_owned()))?;
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
-        let flags = Values {
-            log_level: "warn".to_owned(),
-            policy: self.planning.policy,
-            drift: DriftMode::default(),
-            drift_interval: Duration::from_secs(10),
-            limits: self.planning.limits(),
-            sweep_critical_after: self.planning.sweep_critical_after,
-            consul_write_rate: None,
-        };
-        let scope = self.scope.scope()?;
-        let work = Work {
-            admission: self.planning.admission(&scope)?,
-            scope,
-            cluster,
-            files: self.filename,
-            checks: self.planning.checks,
-            dead_after: self.planning.dead_after,
-            flags,
-            kubernetes: self.kubernetes.options(),
-        };
-        let preview = self.consul.once(async |consul| work.plan(consul).await)?;
+        // Before anybody is asked: what is wrong with a file is known at once.
+        let objects = read(&self.filename)?;
+        let from_cluster = self.filename.is_empty();
+        let look = Look::new(cluster, self.scope, self.planning, self.kubernetes)?;
+        let preview = self.consul.once(async |consul| {
+            let mut found = look.at_consul(consul).await?;
+            if from_cluster {
+                return found.plan(&look.kubernetes().await?).await;
+            }
+            let Found {
+                mirror,
+                ledger,
+                rules,
+                index,
+            } = found;
+            let moment = names::moment(Instant::now());
+            manifests::preview_of(&objects, index, &mirror, &ledger, rules, moment)
+        })?;
         print(&preview, self.output).context("cannot print the plan")?;
         Ok(match preview.outcome() {
             Outcome::Settled => ExitCode::SUCCESS,
@@ -120,88 +108,6 @@ fn print(preview: &Preview, output: Output) -> anyhow::Result<()> {
         Output::Json => print_json(preview)?,
     }
     Ok(())
-}
-
-fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    Ok(writeln!(out)?)
-}
-
-struct Work {
-    cluster: ClusterName,
-    scope: Scope,
-    files: Vec<PathBuf>,
-    checks: Runner,
-    dead_after: Option<Duration>,
-    admission: Admission,
-    flags: Values,
-    kubernetes: ClientOptions,
-}
-
-impl Work {
-    async fn plan(self, consul: &Client) -> anyhow::Result<Preview> {
-        // Before anybody is asked: what is wrong with a file is known at once.
-        let objects = read(&self.files)?;
-        let mut rules = Rules {
-            dead_after: self.dead_after,
-            ..Rules::default()
-        };
-        rules.obey(&in_force(consul, &self.cluster, self.flags).await?);
-        let ledger = names_of(consul, &self.cluster, &self.admission).await?;
-        let mirror = read_all(consul, &self.cluster).await?;
-        let index = self
-            .scope
-            .index(self.cluster)
-            .with_runner(self.checks)
-            .with_admission(self.admission);
-        if self.files.is_empty() {
-            let kube = k8s::client::client(&self.kubernetes)
-                .await
-                .context("cannot set up Kubernetes access")?;
-            let mut index = offline::listed(&kube, index).await?;
-            let moment = names::moment(Instant::now());
-            policy::there::settle(&mut index, &mirror, &ledger, moment);
-            let all = preview::Scope::All;
-            let mut preview = preview(&index, &mirror, &mut rules, all, moment.now);
-            preview.notes.extend(index.admission.freeze().map(|why| {
-                format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
-            }));
-            return Ok(preview);
-        }
-        let moment = names::moment(Instant::now());
-        manifests::preview_of(&objects, index, &mirror, &ledger, rules, moment)
-    }
-}
-
-/// What Consul keeps of whose names are, where that counts.
-async fn names_of(
-    consul: &Client,
-    cluster: &ClusterName,
-    admission: &Admission,
-) -> anyhow::Result<Ledger> {
-    if !admission.needs_ledger() {
-        return Ok(Ledger::default());
-    }
-    let pairs = names::read_pairs(consul, cluster).await;
-    let prefix = ledger::prefix(cluster);
-    let pairs = pairs.with_context(|| format!("cannot read {prefix} in Consul"))?;
-    let (ledger, garbled) = Ledger::of(cluster, &pairs);
-    for line in garbled {
-        super::complain(&line);
-    }
-    Ok(ledger)
-}
-
-/// The settings that hold: those in Consul's KV before the flags, as `lictor run` has them.
-async fn in_force(consul: &Client, cluster: &ClusterName, flags: Values) -> anyhow::Result<Values> {
-    let folder = settings::folder(cluster);
-    let keys = live::read(consul, &folder).await;
-    let keys = keys.with_context(|| format!("cannot read {folder} in Consul"))?;
-    let reading = Reading { keys, lost: false };
-    let mut settings = Settings::new(cluster, flags);
-    settings.read(&reading);
-    Ok(settings.values().clone())
 }
 
 /// All objects of the files.

@@ -173,10 +173,25 @@ impl View<'_> {
     }
 
     fn tell(&self, key: &Key, decided: &Decided, items: &mut Vec<Item>) {
+        let before = items.len();
         match decided {
             Decided::OnNode(finding) => self.on_node(key, finding, items),
             Decided::Entry(finding) => self.entry(key, finding, items),
         }
+        if let Key::Instance(key) = key {
+            let service = self.service_of(key);
+            for item in &mut items[before..] {
+                item.service.clone_from(&service);
+            }
+        }
+    }
+
+    /// The service of an instance, as it is to be, or as it is.
+    fn service_of(&self, key: &InstanceKey) -> Option<String> {
+        let wanted = self.desired.claimants(key).first();
+        let wanted = wanted.map(|claimant| claimant.service.to_string());
+        let there = || plan::held_under(key, self.observed);
+        wanted.or_else(|| there().map(|held| held.service.to_owned()))
     }
 
     /// Whose a key is, where that is an object which is not among the manifests: whether it still asks
@@ -492,6 +507,7 @@ fn item(
         action,
         kind: key.kind(),
         key: key.to_string(),
+        service: None,
         owners: owners.iter().map(ToString::to_string).collect(),
         fields,
         message,
@@ -503,6 +519,7 @@ fn rejected(kind: &'static str, key: String, owner: &Owner, message: String) -> 
         action: Action::Rejected,
         kind,
         key,
+        service: None,
         owners: vec![owner.to_string()],
         fields: Vec::new(),
         message: Some(message),

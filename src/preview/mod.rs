@@ -43,7 +43,10 @@ pub struct Item {
     pub kind: &'static str,
     /// Which one, as the logs name it.
     pub key: String,
-    /// The objects that it is of, as `Kind namespace/name`; none where nothing claims it.
+    /// The service's name, where it is an instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// The objects that it is of, as `Kind/namespace/name`; none where nothing claims it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub owners: Vec<String>,
     /// What would be another than it is, by its name in Consul's API.

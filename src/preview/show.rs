@@ -15,7 +15,7 @@ const LONGEST: usize = 120;
 pub struct Text<'a>(pub &'a Preview);
 
 impl Action {
-    fn sign(self) -> char {
+    pub(crate) fn sign(self) -> char {
         match self {
             Self::Create => '+',
             Self::Update => '~',
@@ -38,7 +38,7 @@ impl Action {
         }
     }
 
-    fn style(self) -> Style {
+    pub(crate) fn style(self) -> Style {
         let colour = match self {
             Self::Create => AnsiColor::Green,
             Self::Update | Self::Held => AnsiColor::Yellow,
@@ -79,6 +79,7 @@ fn show(item: &Item, f: &mut Formatter<'_>) -> fmt::Result {
         action,
         kind,
         key,
+        service: _,
         owners,
         fields,
         message,
@@ -122,6 +123,6 @@ fn short(value: &Value) -> String {
 }
 
 /// Text without what a terminal would take for commands: some of it comes from other hands.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.replace(char::is_control, "\u{fffd}")
 }

@@ -159,6 +159,7 @@ fn text_shows_each_change_and_no_command_of_a_terminal() {
         action: Action::Update,
         kind: "instance",
         key: "node/id\u{1b}[2J".to_owned(),
+        service: None,
         owners: vec!["Pod/shop/web".to_owned()],
         fields: vec![
             Field {

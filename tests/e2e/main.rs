@@ -43,4 +43,5 @@ mod queries;
 mod registrations;
 mod restart;
 mod settings;
+mod status;
 mod support;

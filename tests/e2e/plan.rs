@@ -57,9 +57,24 @@ async fn reader(scene: &Scene) -> Result<String> {
 }
 
 pub(crate) async fn plan(scene: &Scene, more: &[&str]) -> Result<Plan> {
+    only_reading(scene, "plan", more).await
+}
+
+/// A subcommand that reads what `run` would, with a token that can do no more.
+pub(crate) async fn only_reading(scene: &Scene, command: &str, more: &[&str]) -> Result<Plan> {
+    let args = reading(scene, command, more).await?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (code, out, err) = run_within(Duration::from_mins(2), &args).await?;
+    Ok(Plan { code, out, err })
+}
+
+/// Its arguments.
+pub(crate) async fn reading(scene: &Scene, command: &str, more: &[&str]) -> Result<Vec<String>> {
     let mut args = scene.args();
-    "plan".clone_into(&mut args[0]);
-    args.retain(|arg| !arg.starts_with("--listen"));
+    command.clone_into(&mut args[0]);
+    let name = |arg: &str| arg.split('=').next().unwrap_or_default().to_owned();
+    let given: Vec<String> = more.iter().map(|arg| name(arg)).collect();
+    args.retain(|arg| !arg.starts_with("--listen") && !given.contains(&name(arg)));
     if scene.acls {
         args.push(format!("--consul-http-token={}", reader(scene).await?));
     }
@@ -68,9 +83,7 @@ pub(crate) async fn plan(scene: &Scene, more: &[&str]) -> Result<Plan> {
         args.push("--default-policy=shared".to_owned());
     }
     args.extend(more.iter().map(|&arg| arg.to_owned()));
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (code, out, err) = run_within(Duration::from_mins(2), &args).await?;
-    Ok(Plan { code, out, err })
+    Ok(args)
 }
 
 pub(crate) const JSON: [&str; 2] = ["--output=json", "--detailed-exitcode"];

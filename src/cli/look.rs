@@ -1,0 +1,150 @@
+//! What `lictor plan` and `lictor status` look at: Consul as it is, and what Kubernetes asks for.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use globset::GlobSet;
+use kube::Client as Kube;
+use tokio::time::Instant;
+
+use super::Failure;
+use super::kubernetes::KubernetesFlags;
+use super::planning::PlanningFlags;
+use super::scope::ScopeFlags;
+use crate::app::Scope;
+use crate::consul::Client;
+use crate::desired::index::Index;
+use crate::gc::{offline, read_all};
+use crate::k8s::{self, client::ClientOptions};
+use crate::model::names::ClusterName;
+use crate::observed::mirror::Mirror;
+use crate::plan::{DriftMode, Rules};
+use crate::policy::ledger::{self, Ledger};
+use crate::policy::{self, Admission};
+use crate::preview::{self, Preview, preview};
+use crate::settings::{self, Reading, Settings, Values};
+use crate::sync::{live, names};
+
+/// What is looked at, and how it is judged.
+pub(super) struct Look {
+    pub(super) cluster: ClusterName,
+    scope: Scope,
+    planning: PlanningFlags,
+    kubernetes: ClientOptions,
+}
+
+/// What was found in Consul, and an index that knows no object yet.
+pub(super) struct Found {
+    pub(super) mirror: Mirror,
+    pub(super) ledger: Ledger,
+    pub(super) rules: Rules,
+    pub(super) index: Index,
+}
+
+impl Look {
+    pub(super) fn new(
+        cluster: ClusterName,
+        scope: ScopeFlags,
+        planning: PlanningFlags,
+        kubernetes: KubernetesFlags,
+    ) -> Result<Self, Failure> {
+        let scope = scope.scope()?;
+        // Before anybody is asked.
+        planning.admission(&scope)?;
+        Ok(Self {
+            cluster,
+            scope,
+            planning,
+            kubernetes: kubernetes.options(),
+        })
+    }
+
+    /// Reads all that Consul has of the cluster.
+    pub(super) async fn at_consul(&self, consul: &Client) -> anyhow::Result<Found> {
+        let admission = self.planning.admission(&self.scope);
+        let admission = admission.map_err(Failure::into_error)?;
+        let mut rules = Rules {
+            dead_after: self.planning.dead_after,
+            ..Rules::default()
+        };
+        rules.obey(&in_force(consul, &self.cluster, self.flags()).await?);
+        let ledger = names_of(consul, &self.cluster, &admission).await?;
+        let mirror = read_all(consul, &self.cluster).await?;
+        let index = self
+            .scope
+            .index(self.cluster.clone())
+            .with_runner(self.planning.checks)
+            .with_admission(admission);
+        Ok(Found {
+            mirror,
+            ledger,
+            rules,
+            index,
+        })
+    }
+
+    pub(super) async fn kubernetes(&self) -> anyhow::Result<Kube> {
+        k8s::client::client(&self.kubernetes)
+            .await
+            .context("cannot set up Kubernetes access")
+    }
+
+    fn flags(&self) -> Values {
+        Values {
+            log_level: "warn".to_owned(),
+            policy: self.planning.policy,
+            drift: DriftMode::default(),
+            drift_interval: Duration::from_secs(10),
+            limits: self.planning.limits(),
+            sweep_critical_after: self.planning.sweep_critical_after,
+            consul_write_rate: None,
+        }
+    }
+}
+
+impl Found {
+    /// The plan that `lictor run` would carry out, by what the cluster holds. The index is used up.
+    pub(super) async fn plan(&mut self, kube: &Kube) -> anyhow::Result<Preview> {
+        let empty = Index::new(self.index.cluster().clone(), GlobSet::empty());
+        let index = std::mem::replace(&mut self.index, empty);
+        let mut index = offline::listed(kube, index).await?;
+        let moment = names::moment(Instant::now());
+        policy::there::settle(&mut index, &self.mirror, &self.ledger, moment);
+        let (mirror, rules) = (&self.mirror, &mut self.rules);
+        let mut preview = preview(&index, mirror, rules, preview::Scope::All, moment.now);
+        preview.notes.extend(index.admission.freeze().map(|why| {
+            format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
+        }));
+        Ok(preview)
+    }
+}
+
+/// What Consul keeps of whose names are, where that counts.
+async fn names_of(
+    consul: &Client,
+    cluster: &ClusterName,
+    admission: &Admission,
+) -> anyhow::Result<Ledger> {
+    if !admission.needs_ledger() {
+        return Ok(Ledger::default());
+    }
+    let pairs = names::read_pairs(consul, cluster).await;
+    let prefix = ledger::prefix(cluster);
+    let pairs = pairs.with_context(|| format!("cannot read {prefix} in Consul"))?;
+    let (ledger, garbled) = Ledger::of(cluster, &pairs);
+    for line in garbled {
+        super::complain(&line);
+    }
+    Ok(ledger)
+}
+
+/// The settings that hold: those in Consul's KV before the flags, as `lictor run` has them.
+async fn in_force(consul: &Client, cluster: &ClusterName, flags: Values) -> anyhow::Result<Values> {
+    let folder = settings::folder(cluster);
+    let keys = live::read(consul, &folder).await;
+    let keys = keys.with_context(|| format!("cannot read {folder} in Consul"))?;
+    let reading = Reading { keys, lost: false };
+    let mut settings = Settings::new(cluster, flags);
+    settings.read(&reading);
+    Ok(settings.values().clone())
+}
