@@ -19,6 +19,9 @@ use crate::model::kind::Kind;
 use crate::model::names::{sidecar_name, stem_of_sidecar};
 use crate::model::text::Text;
 
+/// Most policies that are named where they are missed.
+const MOST_NAMED: usize = 5;
+
 /// That a claim is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -220,9 +223,21 @@ impl Admission {
     }
 
     fn why_frozen(&self) -> Option<Text> {
-        if self.watched && self.force.vanished() {
-            let why = "there were RegistrationPolicies and there are none now: if that is meant, restart \
-                       lictor, and --default-policy decides from then on";
+        let awaited = self.force.awaited();
+        if self.watched && !awaited.is_empty() {
+            let named: Vec<&str> = awaited
+                .iter()
+                .take(MOST_NAMED)
+                .map(|name| &**name)
+                .collect();
+            let more = awaited.len() - named.len();
+            let more = (more > 0).then(|| format!(" and {more} more"));
+            let why = format!(
+                "all RegistrationPolicies went, and {}{} are not back: if that is meant, restart lictor, and \
+                 what there is then decides, --default-policy where there is nothing",
+                named.join(", "),
+                more.unwrap_or_default()
+            );
             return Some(why.into());
         }
         let not_understood = self.force.not_understood().map(Text::from);

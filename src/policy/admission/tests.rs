@@ -482,6 +482,38 @@ fn while_policies_are_not_known_nothing_new_is_allowed_and_nothing_withdrawn() {
 }
 
 #[test]
+fn policies_that_all_went_are_back_when_the_last_one_is() {
+    let mut bed = Bed::settled(DefaultPolicy::Deny);
+    let spec = |name: &str| chooses(name, json!({"services": ["web"]}));
+    bed.policy("p", spec("shop"));
+    bed.policy("q", spec("evil"));
+    bed.policy("old", spec("aaa"));
+    // One that an administrator let go before, as a list showed, is not waited for.
+    bed.no_policy("old");
+    bed.admission.begin_list(Kind::Policy);
+    for (name, of) in [("p", "shop"), ("q", "evil")] {
+        bed.policy(name, spec(of));
+    }
+    bed.admission.end_list(Kind::Policy);
+    let (first, second) = (service("shop", "web"), service("evil", "web"));
+    assert!(bed.claim(&first) && bed.claim(&second));
+    for name in ["q", "p"] {
+        bed.admission.remove_policy(&text(name));
+    }
+    bed.admission.renew(&bed.watches);
+    assert!(bed.allows(&first) && bed.allows(&second));
+    bed.policy("p", spec("shop"));
+    let why = bed.admission.freeze().unwrap();
+    assert!(
+        why.contains(" q are not back") && !why.contains("old"),
+        "{why}"
+    );
+    assert!(bed.allows(&second), "its policy is not back");
+    bed.policy("q", spec("evil"));
+    assert!(bed.admission.freeze().is_none() && bed.allows(&second));
+}
+
+#[test]
 fn a_start_with_policies_that_are_not_understood_keeps_what_consul_has() {
     let mut bed = Bed::new(DefaultPolicy::Exclusive);
     let bad = json!({"namespaceSelector": {}, "services": ["{x}"]});
