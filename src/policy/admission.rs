@@ -260,7 +260,7 @@ impl Admission {
         }
         if self.freeze.is_none() {
             self.judge([claim.clone()]);
-        } else if self.names.keeps(&claim.name, &claim.namespace) {
+        } else if self.names.keeps(&claim.name, &claim.namespace, claim.sort) {
             self.uses.entry(claim).admitted.get_or_insert(true);
         }
     }
@@ -333,7 +333,7 @@ impl Admission {
             let changes = if is_allowed {
                 self.note(&claim, true)
             } else {
-                !self.has_admitted(&claim) && self.names.lose(&claim.name, &claim.namespace)
+                !self.has_admitted(&claim) && self.names.lose_service(&claim.name, &claim.namespace)
             };
             if !changes {
                 continue;
@@ -367,7 +367,7 @@ impl Admission {
             name: &claim.namespace,
             uid: &uid,
         };
-        self.names.keep(&claim.name, who, as_holder)
+        self.names.keep(&claim.name, who, claim.sort, as_holder)
     }
 
     /// Whether a claim is allowed, by what is known now.
@@ -427,7 +427,7 @@ impl Admission {
             namespace,
             name,
         } = claim;
-        if self.names.keeps(name, namespace) {
+        if self.names.keeps(name, namespace, *sort) {
             return Ok(());
         }
         if let Some(name) = self.names.unread(name) {
@@ -449,7 +449,7 @@ impl Admission {
                 self.leave(namespace, sort.field())
             )));
         }
-        match self.names.other_holder(name, namespace) {
+        match self.names.other_holder(name, namespace, *sort) {
             None => Ok(()),
             Some(holder) => Err(refused(format!(
                 "the {sort} {name:?} has the name of a service of the namespace {holder}, which claimed it \

@@ -482,6 +482,41 @@ fn while_policies_are_not_known_nothing_new_is_allowed_and_nothing_withdrawn() {
 }
 
 #[test]
+fn who_holds_a_service_needs_a_policy_for_its_template() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    assert!(bed.claim(&service("evil", "p")));
+    for sort in [Sort::Destination, Sort::Query, Sort::Sidecar] {
+        assert!(bed.claim(&of(sort, "evil", "p")), "{sort}");
+    }
+    assert!(!bed.claim(&of(Sort::Template, "evil", "p")));
+}
+
+#[test]
+fn a_shared_intention_gives_its_namespace_no_more_than_that() {
+    for sort in [Sort::Destination, Sort::Query] {
+        let mut bed = Bed::new(DefaultPolicy::Exclusive);
+        let (first, shared) = (service("shop", "web"), of(sort, "evil", "web"));
+        bed.admission.claim(&first);
+        bed.admission.claim(&shared);
+        bed.settle();
+        bed.admission.keep_there(&shared);
+        bed.admission.begun();
+        bed.write();
+        assert!(bed.allows(&first) && bed.allows(&shared), "{sort}");
+        let mut bed = bed.restart(&[first, shared.clone()]);
+        bed.settle();
+        assert!(bed.allows(&shared), "{sort}: it is kept");
+        assert!(!bed.claim(&service("evil", "web")), "{sort}");
+        assert!(bed.allows(&shared), "{sort}: that takes nothing from it");
+        bed.admission.release(&service("evil", "web"));
+        bed.admission.remove_namespace(&text("shop"));
+        bed.admission.renew(&bed.watches);
+        assert!(bed.allows(&shared), "{sort}");
+        assert!(bed.claim(&service("aaa", "web")), "{sort}: it is free");
+    }
+}
+
+#[test]
 fn policies_that_all_went_are_back_when_the_last_one_is() {
     let mut bed = Bed::settled(DefaultPolicy::Deny);
     let spec = |name: &str| chooses(name, json!({"services": ["web"]}));
