@@ -76,6 +76,10 @@ type Lists = [u32; Kind::ALL.len()];
 
 /// Judges found absences.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says another thing, and none follows from the others"
+)]
 pub struct Guard {
     limits: Limits,
     /// What was removed, and is not there again, by when.
