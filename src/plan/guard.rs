@@ -52,21 +52,46 @@ enum Verdict {
     Hold { would_go: usize, of: usize },
 }
 
+/// Why something is to go that nobody was seen deleting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Case {
+    /// Nothing claims it, as a list showed.
+    Missing,
+    /// What claims it may not. One event of a watch says so, and no list yet.
+    Refused,
+}
+
+/// What waits.
+#[derive(Debug)]
+struct Waiting {
+    case: Case,
+    /// The number of lists before it was found.
+    since: Lists,
+    /// Whether a round of lists was under way then, which may have listed before.
+    late: bool,
+}
+
 /// Lists that were asked for and are complete, by kind.
 type Lists = [u32; Kind::ALL.len()];
 
 /// Judges found absences.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each says another thing, and none follows from the others"
+)]
 pub struct Guard {
     limits: Limits,
     /// What was removed, and is not there again, by when.
     removed: BTreeMap<Key, Instant>,
-    /// The found absences that wait, with the number of lists before they were found.
-    waiting: BTreeMap<Key, Lists>,
+    /// The found absences that wait.
+    waiting: BTreeMap<Key, Waiting>,
     /// Those that may go.
-    released: BTreeSet<Key>,
+    released: BTreeMap<Key, Case>,
     /// Lists that were asked for and are complete.
     lists: Lists,
+    /// Whether a round of lists is under way.
+    listing: bool,
     /// How many there were of a kind when its CRD was last missing, or was made anew.
     doubted: [Option<u32>; Kind::ALL.len()],
     verdict: Verdict,
@@ -88,8 +113,9 @@ impl Guard {
             limits,
             removed: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            released: BTreeSet::new(),
+            released: BTreeMap::new(),
             lists: Lists::default(),
+            listing: false,
             doubted: Default::default(),
             verdict: Verdict::Pass,
             open: false,
@@ -107,29 +133,47 @@ impl Guard {
 
     /// Whether a found absence may be removed now.
     pub fn admits(&self, key: &Key) -> Result<(), Hold> {
-        if self.released.contains(key) {
+        if self.released.contains_key(key) {
             return Ok(());
         }
-        let Some(since) = self.waiting.get(key) else {
+        let Some(waiting) = self.waiting.get(key) else {
             return Err(Hold::Unjudged);
         };
         Err(match self.verdict {
             _ if self.open => Hold::Unjudged,
             Verdict::Hold { would_go, of } => Hold::TooMany { would_go, of },
             Verdict::Pass | Verdict::Confirm => Hold::Unconfirmed {
-                lists: self.agree(key, since),
-                needed: self.needed(key, since),
+                lists: self.agree(key, waiting),
+                needed: self.needed(key, waiting),
             },
         })
     }
 
     /// A key is found to be claimed by nothing.
     pub fn found(&mut self, key: &Key) {
-        if !self.released.contains(key) && !self.waiting.contains_key(key) {
+        if !self.released.contains_key(key) && !self.waiting.contains_key(key) {
             self.restored(key);
-            self.waiting.insert(key.clone(), self.lists);
-            self.open = true;
+            self.wait(key.clone(), Case::Missing);
         }
+    }
+
+    /// What claims a key is found not to be allowed.
+    pub fn refused(&mut self, key: &Key) {
+        let waits = |it: &Waiting| it.case == Case::Refused;
+        if !self.released.contains_key(key) && !self.waiting.get(key).is_some_and(waits) {
+            self.restored(key);
+            self.wait(key.clone(), Case::Refused);
+        }
+    }
+
+    fn wait(&mut self, key: Key, case: Case) {
+        let waiting = Waiting {
+            case,
+            since: self.lists,
+            late: case == Case::Refused && self.listing,
+        };
+        self.waiting.insert(key, waiting);
+        self.open = true;
     }
 
     /// A key is claimed again: its object came back.
@@ -172,9 +216,8 @@ impl Guard {
 
     /// Another process removes what may go from now on: what is still there later is judged anew.
     pub fn take_back(&mut self) {
-        for key in std::mem::take(&mut self.released) {
-            self.waiting.insert(key, self.lists);
-            self.open = true;
+        for (key, case) in std::mem::take(&mut self.released) {
+            self.wait(key, case);
         }
     }
 
@@ -183,10 +226,20 @@ impl Guard {
         self.removed.remove(key);
     }
 
+    /// A round of lists begins.
+    pub fn listing(&mut self) {
+        self.listing = true;
+    }
+
     /// A round of lists that was asked for is complete, in which these kinds were listed.
     pub fn listed(&mut self, kinds: &BTreeSet<Kind>) {
         for kind in kinds {
             self.lists[*kind as usize] += 1;
+        }
+        self.listing = false;
+        for waiting in self.waiting.values_mut().filter(|it| it.late) {
+            waiting.since = self.lists;
+            waiting.late = false;
         }
         self.open = true;
     }
@@ -207,30 +260,33 @@ impl Guard {
     /// Whether more lists are needed to judge, and help, where these kinds can be listed.
     #[must_use]
     pub fn wants_lists(&self, kinds: &BTreeSet<Kind>) -> bool {
-        let helps = |key: &Key| key.claimed_by().iter().all(|kind| kinds.contains(kind));
+        let helps =
+            |(key, of): (&Key, &Waiting)| judged_by(key, of.case).all(|kind| kinds.contains(&kind));
         !matches!(self.verdict, Verdict::Hold { .. })
             && self
                 .waiting
                 .iter()
-                .any(|waiting| helps(waiting.0) && !self.is_confirmed(waiting))
+                .any(|waiting| helps(waiting) && !self.is_confirmed(waiting))
     }
 
-    /// How many lists show the absence: so many of each kind that could claim the key. A kind that
-    /// cannot be listed says nothing of what it has nothing to do with.
-    fn agree(&self, key: &Key, since: &Lists) -> u32 {
-        let of = |kind: &Kind| {
-            let doubted = self.doubted[*kind as usize].unwrap_or_default();
-            self.lists[*kind as usize] - since[*kind as usize].max(doubted)
+    /// How many lists show it: so many of each kind that has a say in it. A kind that cannot be listed
+    /// says nothing of what it has nothing to do with.
+    fn agree(&self, key: &Key, Waiting { case, since, .. }: &Waiting) -> u32 {
+        let of = |kind: Kind| {
+            let doubted = self.doubted[kind as usize].unwrap_or_default();
+            self.lists[kind as usize] - since[kind as usize].max(doubted)
         };
-        1 + key.claimed_by().iter().map(of).min().unwrap_or_default()
+        // What is missing was found so by a list.
+        let before = u32::from(*case == Case::Missing);
+        before + judged_by(key, *case).map(of).min().unwrap_or_default()
     }
 
-    /// Lists that must show the absence.
-    fn needed(&self, key: &Key, since: &Lists) -> u32 {
+    /// Lists that must show it.
+    fn needed(&self, key: &Key, Waiting { case, since, .. }: &Waiting) -> u32 {
         let is_intention = matches!(key, Key::Intentions(_) | Key::Source(_));
-        let is_doubted = key.claimed_by().iter().any(|kind| {
-            let doubted = self.doubted[*kind as usize];
-            doubted.is_some_and(|doubted| since[*kind as usize] <= doubted)
+        let is_doubted = judged_by(key, *case).any(|kind| {
+            let doubted = self.doubted[kind as usize];
+            doubted.is_some_and(|doubted| since[kind as usize] <= doubted)
         });
         if self.verdict == Verdict::Confirm || is_intention || is_doubted {
             self.limits.confirm.max(LISTS_FOR_THE_LAST)
@@ -239,8 +295,8 @@ impl Guard {
         }
     }
 
-    fn is_confirmed(&self, (key, since): (&Key, &Lists)) -> bool {
-        self.agree(key, since) >= self.needed(key, since)
+    fn is_confirmed(&self, (key, waiting): (&Key, &Waiting)) -> bool {
+        self.agree(key, waiting) >= self.needed(key, waiting)
     }
 
     /// Judges what waits, if something changed, with `owned` entries in Consul. Returns the keys that
@@ -271,7 +327,7 @@ impl Guard {
             self.verdict = Verdict::Confirm;
             if shrunk {
                 let lists = self.lists;
-                self.waiting.values_mut().for_each(|since| *since = lists);
+                self.waiting.values_mut().for_each(|it| it.since = lists);
             }
         }
         let agreed: Vec<Key> = self
@@ -328,8 +384,9 @@ impl Guard {
 
     fn let_go(&mut self, keys: &[Key]) {
         for key in keys {
-            self.waiting.remove(key);
-            self.released.insert(key.clone());
+            if let Some(waiting) = self.waiting.remove(key) {
+                self.released.insert(key.clone(), waiting.case);
+            }
         }
     }
 
@@ -346,6 +403,15 @@ impl Guard {
             _ => None,
         }
     }
+}
+
+/// The kinds whose lists tell whether it is to go.
+fn judged_by(key: &Key, case: Case) -> impl Iterator<Item = Kind> {
+    let judges: &[Kind] = match case {
+        Case::Missing => &[],
+        Case::Refused => &[Kind::Namespace, Kind::Policy],
+    };
+    key.claimed_by().iter().chain(judges).copied()
 }
 
 #[cfg(test)]

@@ -19,6 +19,9 @@ use crate::model::kind::Kind;
 use crate::model::names::{sidecar_name, stem_of_sidecar};
 use crate::model::text::Text;
 
+/// Most policies that are named where they are missed.
+const MOST_NAMED: usize = 5;
+
 /// That a claim is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -220,9 +223,21 @@ impl Admission {
     }
 
     fn why_frozen(&self) -> Option<Text> {
-        if self.watched && self.force.vanished() {
-            let why = "there were RegistrationPolicies and there are none now: if that is meant, restart \
-                       lictor, and --default-policy decides from then on";
+        let awaited = self.force.awaited();
+        if self.watched && !awaited.is_empty() {
+            let named: Vec<&str> = awaited
+                .iter()
+                .take(MOST_NAMED)
+                .map(|name| &**name)
+                .collect();
+            let more = awaited.len() - named.len();
+            let more = (more > 0).then(|| format!(" and {more} more"));
+            let why = format!(
+                "all RegistrationPolicies went, and {}{} are not back: if that is meant, restart lictor, and \
+                 what there is then decides, --default-policy where there is nothing",
+                named.join(", "),
+                more.unwrap_or_default()
+            );
             return Some(why.into());
         }
         let not_understood = self.force.not_understood().map(Text::from);
@@ -245,7 +260,7 @@ impl Admission {
         }
         if self.freeze.is_none() {
             self.judge([claim.clone()]);
-        } else if self.names.keeps(&claim.name, &claim.namespace) {
+        } else if self.names.keeps(&claim.name, &claim.namespace, claim.sort) {
             self.uses.entry(claim).admitted.get_or_insert(true);
         }
     }
@@ -318,7 +333,7 @@ impl Admission {
             let changes = if is_allowed {
                 self.note(&claim, true)
             } else {
-                !self.has_admitted(&claim) && self.names.lose(&claim.name, &claim.namespace)
+                !self.has_admitted(&claim) && self.names.lose_service(&claim.name, &claim.namespace)
             };
             if !changes {
                 continue;
@@ -352,7 +367,7 @@ impl Admission {
             name: &claim.namespace,
             uid: &uid,
         };
-        self.names.keep(&claim.name, who, as_holder)
+        self.names.keep(&claim.name, who, claim.sort, as_holder)
     }
 
     /// Whether a claim is allowed, by what is known now.
@@ -412,7 +427,7 @@ impl Admission {
             namespace,
             name,
         } = claim;
-        if self.names.keeps(name, namespace) {
+        if self.names.keeps(name, namespace, *sort) {
             return Ok(());
         }
         if let Some(name) = self.names.unread(name) {
@@ -434,7 +449,7 @@ impl Admission {
                 self.leave(namespace, sort.field())
             )));
         }
-        match self.names.other_holder(name, namespace) {
+        match self.names.other_holder(name, namespace, *sort) {
             None => Ok(()),
             Some(holder) => Err(refused(format!(
                 "the {sort} {name:?} has the name of a service of the namespace {holder}, which claimed it \

@@ -22,8 +22,10 @@ pub(super) struct Force {
     all_stale: bool,
     /// Namespaces that went, or are others under the same name, since they were looked at last.
     gone: BTreeSet<Text>,
-    /// Whether there was a policy since the start.
-    existed: bool,
+    /// Policies that went one after the other, while none came and no list showed that others stay.
+    went: BTreeSet<Text>,
+    /// Of those that were there before none was any more, those that are not back yet.
+    awaited: BTreeSet<Text>,
 }
 
 fn cluster_scoped(name: &Text) -> (Text, Text) {
@@ -72,25 +74,36 @@ impl Force {
         for (_, name) in self.policies.end_list() {
             self.remove_policy(&name);
         }
+        if self.has_policies() {
+            self.went.clear();
+        }
     }
 
     /// Returns what is wrong with it, if that is news.
     pub fn apply_policy(&mut self, object: &PolicyObject) -> Option<Text> {
         let name = cluster_scoped(&object.name);
         let policy = Policy::of(object).map(Arc::new);
-        self.existed = true;
+        self.awaited.remove(&object.name);
         if self.policies.get(&name) == Some(&policy) {
             self.policies.confirm(&name);
             return None;
         }
         let wrong = policy.as_ref().err().cloned();
         self.policies.put(name, policy);
+        self.went.clear();
         self.all_stale = true;
         wrong
     }
 
     pub fn remove_policy(&mut self, name: &Text) {
-        self.all_stale |= self.policies.remove(&cluster_scoped(name)).is_some();
+        if self.policies.remove(&cluster_scoped(name)).is_none() {
+            return;
+        }
+        self.all_stale = true;
+        self.went.insert(name.clone());
+        if !self.has_policies() {
+            self.awaited.append(&mut self.went);
+        }
     }
 
     // === questions ===
@@ -110,9 +123,10 @@ impl Force {
         self.policies.values().next().is_some()
     }
 
-    /// Whether there were policies since the start, and are none now.
-    pub fn vanished(&self) -> bool {
-        self.existed && !self.has_policies()
+    /// The policies that went, all that there were, and are not back yet: the first that is says nothing
+    /// of what the others allowed.
+    pub fn awaited(&self) -> &BTreeSet<Text> {
+        &self.awaited
     }
 
     /// The policies that choose a namespace; `None` where the namespace is not known.

@@ -9,6 +9,8 @@ use crate::consul::wire::KvPair;
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
 
+/// That a name may be used as a service.
+pub(super) const SERVICE: &str = "service";
 /// Longest value that is written or understood, in bytes.
 pub const MAX_VALUE_BYTES: usize = 256 * 1024;
 /// Writes in one transaction.
@@ -59,9 +61,21 @@ pub struct KeeperRecord {
     /// Since when it has no claim on it any more, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unclaimed: Option<i64>,
+    /// As what it may use it: `service`, `destination`, `query`, `template`. Left out where that is
+    /// `service` alone.
+    #[serde(default = "as_service", skip_serializing_if = "is_as_service")]
+    pub sorts: BTreeSet<String>,
     /// What a newer release wrote, kept for it.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+fn as_service() -> BTreeSet<String> {
+    BTreeSet::from([SERVICE.to_owned()])
+}
+
+fn is_as_service(sorts: &BTreeSet<String>) -> bool {
+    sorts.len() == 1 && sorts.contains(SERVICE)
 }
 
 /// The value of the key of the rule.

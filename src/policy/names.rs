@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ledger::{KeeperRecord, NameRecord};
+use super::ledger::{KeeperRecord, NameRecord, SERVICE};
+use super::uses::Sort;
 use crate::model::names::stem_of_sidecar;
 use crate::model::text::Text;
 
@@ -30,8 +31,40 @@ struct Keeper {
     /// Since when, in seconds since 1970; 0 until the next tick.
     since: i64,
     idle: Option<Idle>,
+    /// As what it may use it, by [`kept_as`]; what a newer release wrote, too.
+    sorts: BTreeSet<String>,
     /// What a newer release wrote, kept for it.
     other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// How a sort is noted.
+fn kept_as(sort: Sort) -> &'static str {
+    match sort {
+        Sort::Service | Sort::Sidecar => SERVICE,
+        Sort::Destination => "destination",
+        Sort::Query => "query",
+        Sort::Template => "template",
+    }
+}
+
+impl Keeper {
+    /// Whether it may use the name so. Who has the service has what is asked for by its name alone; a
+    /// template answers for names of others.
+    fn covers(&self, sort: Sort) -> bool {
+        let by_service = sort != Sort::Template && self.sorts.contains(SERVICE);
+        by_service || self.sorts.contains(kept_as(sort))
+    }
+}
+
+impl Name {
+    /// It has no holder any more: who uses the service for longest is the next. Who may only open it, or
+    /// ask for it, is not.
+    fn promote(&mut self) {
+        let used = self.keepers.iter();
+        let used = used.filter(|(_, it)| it.idle.is_none() && it.covers(Sort::Service));
+        let used = used.map(|(namespace, it)| (it.since, namespace.clone()));
+        self.holder = used.min().map(|(_, namespace)| namespace);
+    }
 }
 
 /// That it does not use the name any more.
@@ -76,11 +109,15 @@ pub struct Names {
 }
 
 impl Names {
-    /// Whether a namespace may use a name.
+    /// Whether a namespace may use a name as this.
     #[must_use]
-    pub fn keeps(&self, name: &str, namespace: &str) -> bool {
-        let found = self.all.get(name);
-        found.is_some_and(|found| found.keepers.contains_key(namespace))
+    pub fn keeps(&self, name: &str, namespace: &str, sort: Sort) -> bool {
+        self.keeper(name, namespace)
+            .is_some_and(|keeper| keeper.covers(sort))
+    }
+
+    fn keeper(&self, name: &str, namespace: &str) -> Option<&Keeper> {
+        self.all.get(name)?.keepers.get(namespace)
     }
 
     /// Whether anything is noted of a name.
@@ -97,29 +134,31 @@ impl Names {
 
     /// Another namespace that the name belongs to, or of which it is the name of a service's proxies.
     #[must_use]
-    pub fn other_holder(&self, name: &str, namespace: &str) -> Option<&Text> {
-        if self.keeps(name, namespace) {
+    pub fn other_holder(&self, name: &str, namespace: &str, sort: Sort) -> Option<&Text> {
+        if self.keeps(name, namespace, sort) {
             return None;
         }
         let stem = || {
             let stem = stem_of_sidecar(name)?;
-            self.holder(stem).filter(|_| !self.keeps(stem, namespace))
+            let holder = self.holder(stem);
+            holder.filter(|_| !self.keeps(stem, namespace, sort))
         };
         self.holder(name).or_else(stem)
     }
 
-    /// A namespace may use a name from now on; `as_holder` where it belongs to it if it is no other's.
+    /// A namespace may use a name as this from now on; `as_holder` where it belongs to it if it is no other's.
     /// Returns whether that is news.
-    pub fn keep(&mut self, name: &Text, who: Who<'_>, as_holder: bool) -> bool {
+    pub fn keep(&mut self, name: &Text, who: Who<'_>, sort: Sort, as_holder: bool) -> bool {
         let found = self.all.entry(name.clone()).or_default();
-        let mut news = false;
-        found.keepers.entry(who.name.clone()).or_insert_with(|| {
-            news = true;
-            Keeper {
-                uid: who.uid.clone(),
-                ..Keeper::default()
-            }
+        let keeper = found.keepers.entry(who.name.clone());
+        let keeper = keeper.or_insert_with(|| Keeper {
+            uid: who.uid.clone(),
+            ..Keeper::default()
         });
+        let mut news = !keeper.covers(sort);
+        if news {
+            keeper.sorts.insert(kept_as(sort).to_owned());
+        }
         if as_holder && found.holder.is_none() {
             found.holder = Some(who.name.clone());
             news = true;
@@ -129,6 +168,37 @@ impl Names {
             self.pending.insert((name.clone(), who.name.clone()));
         }
         news
+    }
+
+    /// A namespace may not use a name as a service any more. Returns whether it could.
+    pub fn lose_service(&mut self, name: &Text, namespace: &Text) -> bool {
+        let found = self.all.get_mut(name);
+        let Some(keeper) = found.and_then(|found| found.keepers.get_mut(namespace)) else {
+            return false;
+        };
+        if !keeper.sorts.remove(SERVICE) {
+            return false;
+        }
+        if keeper.sorts.is_empty() {
+            return self.lose(name, namespace);
+        }
+        self.dirty.insert(name.clone());
+        self.pass_on(name, namespace);
+        true
+    }
+
+    /// If this was the holder of a name, another one is.
+    fn pass_on(&mut self, name: &Text, namespace: &Text) {
+        let Some(found) = self.all.get_mut(name) else {
+            return;
+        };
+        if found.holder.as_ref() == Some(namespace) {
+            found.promote();
+            if let Some(holder) = found.holder.clone() {
+                // Other uses count of a holder.
+                self.pending.insert((name.clone(), holder));
+            }
+        }
     }
 
     /// A namespace may not use a name any more. Returns whether it could.
@@ -143,15 +213,11 @@ impl Names {
             let expiry = (idle.until, name.clone(), namespace.clone());
             self.expiries.remove(&expiry);
         }
-        if found.holder.as_ref() == Some(namespace) {
-            let of = |(namespace, keeper): (&Text, &Keeper)| (keeper.since, namespace.clone());
-            let used = found.keepers.iter().filter(|(_, it)| it.idle.is_none());
-            found.holder = used.map(of).min().map(|(_, namespace)| namespace);
-        }
         if found.keepers.is_empty() {
             self.all.remove(name);
         }
         self.dirty.insert(name.clone());
+        self.pass_on(name, namespace);
         true
     }
 
@@ -170,7 +236,7 @@ impl Names {
 
     /// How a namespace uses a name may have changed.
     pub fn look_at(&mut self, name: &Text, namespace: &Text) {
-        if self.keeps(name, namespace) {
+        if self.keeper(name, namespace).is_some() {
             self.pending.insert((name.clone(), namespace.clone()));
         }
     }
@@ -320,6 +386,7 @@ impl Names {
                 uid: keeper.uid.into(),
                 since: keeper.since,
                 idle,
+                sorts: keeper.sorts,
                 other: keeper.other,
             };
             found.keepers.insert(namespace, keeper);
@@ -346,6 +413,7 @@ impl Names {
                 uid: keeper.uid.to_string(),
                 since: keeper.since,
                 unclaimed: keeper.idle.as_ref().map(|idle| idle.since),
+                sorts: keeper.sorts.clone(),
                 other: keeper.other.clone(),
             };
             (namespace.to_string(), record)
@@ -388,7 +456,7 @@ mod tests {
             name: &text(namespace),
             uid: &text(&format!("uid-{namespace}")),
         };
-        names.keep(&text(name), who, true)
+        names.keep(&text(name), who, Sort::Service, true)
     }
 
     fn at(now: Instant, wall: i64) -> Moment {
@@ -411,16 +479,27 @@ mod tests {
         assert!(!keep(&mut names, "web", "shop"), "that is no news");
         keep(&mut names, "web", "other");
         assert_eq!(names.holder("web"), Some(&text("shop")));
-        assert_eq!(names.other_holder("web", "other"), None, "it is shared");
+        assert_eq!(
+            names.other_holder("web", "other", Sort::Service),
+            None,
+            "it is shared"
+        );
         for name in ["web", "web-sidecar-proxy"] {
             assert_eq!(
-                names.other_holder(name, "third"),
+                names.other_holder(name, "third", Sort::Service),
                 Some(&text("shop")),
                 "{name}"
             );
-            assert_eq!(names.other_holder(name, "shop"), None, "{name}");
+            assert_eq!(
+                names.other_holder(name, "shop", Sort::Service),
+                None,
+                "{name}"
+            );
         }
-        assert_eq!(names.other_holder("-sidecar-proxy", "third"), None);
+        assert_eq!(
+            names.other_holder("-sidecar-proxy", "third", Sort::Service),
+            None
+        );
     }
 
     #[test]

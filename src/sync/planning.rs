@@ -97,7 +97,7 @@ impl Engine {
             let guarded = finding.held().is_some_and(Hold::is_guards);
             let judged = self.rules.guard.held().is_some();
             if guarded {
-                self.rules.guard.found(&key);
+                self.guard_finds(&key, finding.refused.is_some());
                 self.critical.offer(&key, finding.owner.is_some());
             }
             if let Some(refused) = &finding.refused {
@@ -118,6 +118,15 @@ impl Engine {
                 step @ Step::NoNodeAddress { .. } => tracing::info!(key = %key, "{step}"),
                 step => tracing::info!(key = %key, "would {step}"),
             }
+        }
+    }
+
+    /// Tells the guard of what is to go that nobody was seen deleting.
+    pub(super) fn guard_finds(&mut self, key: &Key, refused: bool) {
+        if refused {
+            self.rules.guard.refused(key);
+        } else {
+            self.rules.guard.found(key);
         }
     }
 
@@ -153,6 +162,7 @@ impl Engine {
         let wanted = self.rules.guard.wants_lists(&kinds);
         if self.rounds.want(wanted, &kinds, now) {
             tracing::info!("everything is listed anew, to confirm what is found missing");
+            self.rules.guard.listing();
             self.relist.send_replace(());
         }
     }

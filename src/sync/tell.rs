@@ -173,7 +173,7 @@ impl Engine {
             (_, Some(hold)) => {
                 self.held.insert(key.clone());
                 if hold.is_guards() {
-                    self.rules.guard.found(key);
+                    self.guard_finds(key, finding.refused.is_some());
                     self.critical.offer(key, finding.owner.is_some());
                 }
             }

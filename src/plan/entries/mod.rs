@@ -270,6 +270,14 @@ impl EntryFinding {
             })
         })
     }
+
+    /// Whether something of this key stays only until it is confirmed that its claim is not allowed.
+    #[must_use]
+    pub fn withholds(&self, key: &Key) -> bool {
+        let refused = |stand: &Stand| matches!(stand.state, State::NotAllowed(_, Some(_)));
+        self.part(key)
+            .is_some_and(|part| part.stands.iter().any(refused))
+    }
 }
 
 /// The object that a thing on no node is of, where Consul holds it for one.

@@ -327,3 +327,68 @@ fn what_is_about_to_follow_is_judged_with_what_waits() {
     }
     assert_eq!(guard.judge(16, now).len(), 2);
 }
+
+#[test]
+fn what_is_refused_goes_when_lists_that_began_afterwards_confirm_it() {
+    let (mut guard, now) = (guard(), begin());
+    guard.refused(&key(0));
+    assert_eq!(guard.judge(60, now), [], "no list showed it yet");
+    let why = Hold::Unconfirmed {
+        lists: 0,
+        needed: 1,
+    };
+    assert_eq!(guard.admits(&key(0)), Err(why));
+    assert!(guard.wants_lists(&all()));
+    guard.listing();
+    // The policies of this round may have been listed before.
+    guard.refused(&key(1));
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), [key(0)]);
+    guard.listing();
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), [key(1)]);
+    // What was missing and is claimed by what may not is judged anew.
+    let mut guard = Guard::new(Limits {
+        confirm: 2,
+        ..Limits::default()
+    });
+    assert_eq!(passed(&mut guard, 0..1, 60, now), 0);
+    guard.refused(&key(0));
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), []);
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), [key(0)]);
+    guard.take_back();
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), [], "it is still refused");
+}
+
+#[test]
+fn lists_without_policies_or_namespaces_confirm_no_refusal() {
+    for kind in [Kind::Policy, Kind::Namespace] {
+        let (mut guard, now) = (guard(), begin());
+        guard.refused(&key(0));
+        let mut kinds = all();
+        kinds.remove(&kind);
+        assert!(!guard.wants_lists(&kinds), "they do not help");
+        guard.listed(&kinds);
+        assert_eq!(guard.judge(60, now), [], "{kind:?}");
+        guard.listed(&all());
+        assert_eq!(guard.judge(60, now), [key(0)]);
+    }
+}
+
+#[test]
+fn what_is_refused_after_the_crd_of_policies_was_missing_goes_when_three_lists_agree() {
+    let (mut guard, now) = (guard(), begin());
+    guard.doubt(Kind::Policy);
+    guard.refused(&key(0));
+    guard.found(&key(1));
+    assert_eq!(guard.judge(60, now), [key(1)], "policies have no say in it");
+    for _ in 0..2 {
+        guard.listed(&all());
+        assert_eq!(guard.judge(60, now), []);
+    }
+    guard.listed(&all());
+    assert_eq!(guard.judge(60, now), [key(0)]);
+}

@@ -89,7 +89,8 @@ impl Admission {
             let services = self.uses.all().map(|(claim, _)| claim);
             let services: Vec<Claim> = services.filter(|it| it.sort.is_service()).collect();
             for claim in services {
-                let keeps = is_read && self.names.keeps(&claim.name, &claim.namespace);
+                let keeps = self.names.keeps(&claim.name, &claim.namespace, claim.sort);
+                let keeps = is_read && keeps;
                 if keeps || self.is_registered(&claim) {
                     self.uses.entry(&claim).admitted.get_or_insert(true);
                 }

@@ -482,6 +482,73 @@ fn while_policies_are_not_known_nothing_new_is_allowed_and_nothing_withdrawn() {
 }
 
 #[test]
+fn who_holds_a_service_needs_a_policy_for_its_template() {
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    assert!(bed.claim(&service("evil", "p")));
+    for sort in [Sort::Destination, Sort::Query, Sort::Sidecar] {
+        assert!(bed.claim(&of(sort, "evil", "p")), "{sort}");
+    }
+    assert!(!bed.claim(&of(Sort::Template, "evil", "p")));
+}
+
+#[test]
+fn a_shared_intention_gives_its_namespace_no_more_than_that() {
+    for sort in [Sort::Destination, Sort::Query] {
+        let mut bed = Bed::new(DefaultPolicy::Exclusive);
+        let (first, shared) = (service("shop", "web"), of(sort, "evil", "web"));
+        bed.admission.claim(&first);
+        bed.admission.claim(&shared);
+        bed.settle();
+        bed.admission.keep_there(&shared);
+        bed.admission.begun();
+        bed.write();
+        assert!(bed.allows(&first) && bed.allows(&shared), "{sort}");
+        let mut bed = bed.restart(&[first, shared.clone()]);
+        bed.settle();
+        assert!(bed.allows(&shared), "{sort}: it is kept");
+        assert!(!bed.claim(&service("evil", "web")), "{sort}");
+        assert!(bed.allows(&shared), "{sort}: that takes nothing from it");
+        bed.admission.release(&service("evil", "web"));
+        bed.admission.remove_namespace(&text("shop"));
+        bed.admission.renew(&bed.watches);
+        assert!(bed.allows(&shared), "{sort}");
+        assert!(bed.claim(&service("aaa", "web")), "{sort}: it is free");
+    }
+}
+
+#[test]
+fn policies_that_all_went_are_back_when_the_last_one_is() {
+    let mut bed = Bed::settled(DefaultPolicy::Deny);
+    let spec = |name: &str| chooses(name, json!({"services": ["web"]}));
+    bed.policy("p", spec("shop"));
+    bed.policy("q", spec("evil"));
+    bed.policy("old", spec("aaa"));
+    // One that an administrator let go before, as a list showed, is not waited for.
+    bed.no_policy("old");
+    bed.admission.begin_list(Kind::Policy);
+    for (name, of) in [("p", "shop"), ("q", "evil")] {
+        bed.policy(name, spec(of));
+    }
+    bed.admission.end_list(Kind::Policy);
+    let (first, second) = (service("shop", "web"), service("evil", "web"));
+    assert!(bed.claim(&first) && bed.claim(&second));
+    for name in ["q", "p"] {
+        bed.admission.remove_policy(&text(name));
+    }
+    bed.admission.renew(&bed.watches);
+    assert!(bed.allows(&first) && bed.allows(&second));
+    bed.policy("p", spec("shop"));
+    let why = bed.admission.freeze().unwrap();
+    assert!(
+        why.contains(" q are not back") && !why.contains("old"),
+        "{why}"
+    );
+    assert!(bed.allows(&second), "its policy is not back");
+    bed.policy("q", spec("evil"));
+    assert!(bed.admission.freeze().is_none() && bed.allows(&second));
+}
+
+#[test]
 fn a_start_with_policies_that_are_not_understood_keeps_what_consul_has() {
     let mut bed = Bed::new(DefaultPolicy::Exclusive);
     let bad = json!({"namespaceSelector": {}, "services": ["{x}"]});

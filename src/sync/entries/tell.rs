@@ -34,7 +34,7 @@ impl Engine {
             missing.insert(key.clone());
             self.held.insert(key.clone());
             if hold.is_guards() {
-                self.rules.guard.found(key);
+                self.guard_finds(key, finding.withholds(key));
             }
         }
         let leaving: BTreeSet<&Key> = match &finding.step {

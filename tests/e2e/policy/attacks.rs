@@ -155,7 +155,7 @@ async fn a_policy_judges_service_accounts_tags_and_checks() -> Result<()> {
         .annotate("named", &[("tags", Some("v1,canary"))])
         .await?;
     scene.event("NotAllowed", "named", "canary").await?;
-    scene.gone(&web, "named").await?;
+    scene.withdrawn(&web, "named").await?;
     scene.annotate("named", &[("tags", None)]).await?;
     scene.status(&web, "named", "passing").await?;
 

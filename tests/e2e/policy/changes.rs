@@ -56,7 +56,7 @@ async fn a_policy_counts_from_the_moment_when_it_comes_or_changes() -> Result<()
     // What it does not allow goes as what is found missing does.
     scene.policy("p", json!({"services": [api]})).await?;
     scene.event("NotAllowed", "web-0", "(p)").await?;
-    scene.gone(&web, "web-0").await?;
+    scene.withdrawn(&web, "web-0").await?;
     until("the audit log to say why", async || {
         let log = lictor.log();
         let line = log.lines().find(|line| line.contains("\"audit\""));
@@ -74,8 +74,8 @@ async fn a_policy_counts_from_the_moment_when_it_comes_or_changes() -> Result<()
     // Health goes on all the same where it is paused, and so does the judging.
     scene.annotate("web-1", &[("paused", Some("true"))]).await?;
     scene.no_policy("q").await?;
-    scene.gone(&web, "web-0").await?;
-    scene.gone(&web, "web-1").await?;
+    scene.withdrawn(&web, "web-0").await?;
+    scene.withdrawn(&web, "web-1").await?;
     oracle.verdict().await
 }
 

@@ -9,16 +9,20 @@ mod holders;
 mod leaders;
 mod plan;
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
 use lictor::api::RegistrationPolicy;
-use lictor_testbed::kubelet::TestPod;
+use lictor_testbed::{kubelet::TestPod, wait};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::support::{Annotated as _, Installed, Kind, Lictor, Scene, condition, until};
 
 const EXCLUSIVE: &str = "--default-policy=exclusive";
+/// Within this, lists confirm what is not allowed.
+const LISTS: Duration = Duration::from_mins(3);
 
 /// The bed of policies, in which there is none, for one test at a time.
 async fn bed() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
@@ -73,6 +77,16 @@ impl Scene {
             .node(&self.node)
             .ip(ip)
             .port("http", 8080)
+    }
+
+    /// Waits until what the pod held is gone because it may not be: lists that begin afterwards are needed.
+    async fn withdrawn(&self, service: &str, pod: &str) -> Result<()> {
+        wait::until(&format!("{pod} to be withdrawn"), LISTS, async || {
+            let found = self.find_id(service, &self.id(service, pod)).await?;
+            ensure!(found.is_none(), "{found:#?}");
+            anyhow::Ok(())
+        })
+        .await
     }
 
     /// How many instances a service has in Consul.
