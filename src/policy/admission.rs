@@ -177,7 +177,7 @@ impl Admission {
         let freed = self.free_gone();
         if was_frozen {
             self.thaw();
-        } else {
+        } else if !changed.is_empty() || !freed.is_empty() {
             let is_of = |(claim, _): &(Claim, &Use)| changed.contains(&claim.namespace);
             let claims: Vec<Claim> = self.uses.all().filter(is_of).map(|it| it.0).collect();
             self.judge(claims);

@@ -60,6 +60,17 @@ pub fn in_table(table: Table, observed: &Mirror) -> Vec<Claim> {
     }
 }
 
+/// The names that namespaces use in any way, as Consul shows it: what is paused, held or cannot be
+/// understood claims nothing, and keeps what it has.
+#[must_use]
+pub fn used(observed: &Mirror) -> BTreeSet<(Text, Text)> {
+    let in_tables = TABLES
+        .into_iter()
+        .flat_map(|table| in_table(table, observed));
+    let in_tables = in_tables.map(|claim| (claim.name, claim.namespace));
+    registered(observed).into_iter().chain(in_tables).collect()
+}
+
 /// Judges all that is claimed, as after a start, where all of Consul is known at once.
 pub fn settle(index: &mut Index, observed: &Mirror, ledger: &Ledger, moment: Moment) {
     let Index {
@@ -76,4 +87,33 @@ pub fn settle(index: &mut Index, observed: &Mirror, ledger: &Ledger, moment: Mom
         admission.keep_there(&claim);
     }
     admission.begun();
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::names::Destination;
+    use crate::observed::entries::ObservedIntentions;
+    use crate::observed::table::Knowledge;
+
+    #[test]
+    fn a_name_is_used_as_long_as_consul_has_an_intention_to_it() {
+        let cluster = "a".parse().unwrap();
+        let entry = json!({
+            "Kind": "service-intentions", "Name": "payment", "ModifyIndex": 4,
+            "Sources": [{"Name": "web", "Action": "allow"}],
+            "Meta": {"external-source": "kubernetes", "lictor-cluster": "a", "lictor-src-0": "shop/one=web"},
+        });
+        let there = ObservedIntentions::of(&cluster, serde_json::from_value(entry).unwrap());
+        let mut mirror = Mirror::new(cluster);
+        let rows = [(Destination::new("payment"), there)].into();
+        let ticket = mirror.intentions.start_read();
+        mirror
+            .intentions
+            .finish_read(&ticket, rows, Knowledge::Whole, |_| false);
+        assert!(registered(&mirror).is_empty());
+        assert_eq!(used(&mirror), [("payment".into(), "shop".into())].into());
+    }
 }

@@ -193,11 +193,14 @@ impl Engine {
             self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
         }
         self.keep_what_is_there();
-        let registered = OnceCell::new();
+        let used = OnceCell::new();
+        let mut tables = there::TABLES.into_iter();
+        // What is not known for sure may be there.
+        let unsure = tables.any(|table| self.mirror.is_unsure(&Place::Table(table)));
         let has = |name: &Text, namespace: &Text| {
             // It is asked for only when a name is due to be let go.
-            let all = registered.get_or_init(|| there::registered(&self.mirror));
-            all.contains(&(name.clone(), namespace.clone()))
+            let all = || used.get_or_init(|| there::used(&self.mirror));
+            unsure || all().contains(&(name.clone(), namespace.clone()))
         };
         self.index.admission.tick(moment(now), has);
         self.touch_judged(now);
