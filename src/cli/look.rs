@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use globset::GlobSet;
 use kube::Client as Kube;
 use tokio::time::Instant;
 
 use super::Failure;
 use super::kubernetes::KubernetesFlags;
-use super::planning::PlanningFlags;
+use super::planning::{ClaimRule, PlanningFlags};
 use super::scope::ScopeFlags;
 use crate::app::Scope;
 use crate::consul::Client;
@@ -30,15 +29,15 @@ pub(super) struct Look {
     pub(super) cluster: ClusterName,
     scope: Scope,
     planning: PlanningFlags,
+    claims: ClaimRule,
     kubernetes: ClientOptions,
 }
 
-/// What was found in Consul, and an index that knows no object yet.
+/// What was found in Consul, and how it is judged.
 pub(super) struct Found {
     pub(super) mirror: Mirror,
     pub(super) ledger: Ledger,
     pub(super) rules: Rules,
-    pub(super) index: Index,
 }
 
 impl Look {
@@ -49,9 +48,8 @@ impl Look {
         kubernetes: KubernetesFlags,
     ) -> Result<Self, Failure> {
         let scope = scope.scope()?;
-        // Before anybody is asked.
-        planning.admission(&scope)?;
         Ok(Self {
+            claims: planning.claims(&scope)?,
             cluster,
             scope,
             planning,
@@ -61,26 +59,43 @@ impl Look {
 
     /// Reads all that Consul has of the cluster.
     pub(super) async fn at_consul(&self, consul: &Client) -> anyhow::Result<Found> {
-        let admission = self.planning.admission(&self.scope);
-        let admission = admission.map_err(Failure::into_error)?;
         let mut rules = Rules {
             dead_after: self.planning.dead_after,
             ..Rules::default()
         };
         rules.obey(&in_force(consul, &self.cluster, self.flags()).await?);
-        let ledger = names_of(consul, &self.cluster, &admission).await?;
+        let ledger = names_of(consul, &self.cluster, &self.claims.admission()).await?;
         let mirror = read_all(consul, &self.cluster).await?;
-        let index = self
-            .scope
-            .index(self.cluster.clone())
-            .with_runner(self.planning.checks)
-            .with_admission(admission);
         Ok(Found {
             mirror,
             ledger,
             rules,
-            index,
         })
+    }
+
+    /// An index that knows no object yet.
+    pub(super) fn index(&self) -> Index {
+        self.scope
+            .index(self.cluster.clone())
+            .with_runner(self.planning.checks)
+            .with_admission(self.claims.admission())
+    }
+
+    /// The plan that `lictor run` would carry out, by what the cluster holds.
+    pub(super) async fn plan(&self, found: &mut Found, kube: &Kube) -> anyhow::Result<Preview> {
+        let Found {
+            mirror,
+            ledger,
+            rules,
+        } = found;
+        let mut index = offline::listed(kube, self.index()).await?;
+        let moment = names::moment(Instant::now());
+        policy::there::settle(&mut index, mirror, ledger, moment);
+        let mut preview = preview(&index, mirror, rules, preview::Scope::All, moment.now);
+        preview.notes.extend(index.admission.freeze().map(|why| {
+            format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
+        }));
+        Ok(preview)
     }
 
     pub(super) async fn kubernetes(&self) -> anyhow::Result<Kube> {
@@ -99,23 +114,6 @@ impl Look {
             sweep_critical_after: self.planning.sweep_critical_after,
             consul_write_rate: None,
         }
-    }
-}
-
-impl Found {
-    /// The plan that `lictor run` would carry out, by what the cluster holds. The index is used up.
-    pub(super) async fn plan(&mut self, kube: &Kube) -> anyhow::Result<Preview> {
-        let empty = Index::new(self.index.cluster().clone(), GlobSet::empty());
-        let index = std::mem::replace(&mut self.index, empty);
-        let mut index = offline::listed(kube, index).await?;
-        let moment = names::moment(Instant::now());
-        policy::there::settle(&mut index, &self.mirror, &self.ledger, moment);
-        let (mirror, rules) = (&self.mirror, &mut self.rules);
-        let mut preview = preview(&index, mirror, rules, preview::Scope::All, moment.now);
-        preview.notes.extend(index.admission.freeze().map(|why| {
-            format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
-        }));
-        Ok(preview)
     }
 }
 

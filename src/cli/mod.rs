@@ -133,16 +133,6 @@ enum Failure {
     Other(anyhow::Error),
 }
 
-impl Failure {
-    fn into_error(self) -> anyhow::Error {
-        match self {
-            Self::Usage(message) => anyhow::anyhow!(message),
-            Self::Told => anyhow::anyhow!("it failed"),
-            Self::Other(error) => error,
-        }
-    }
-}
-
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Other(error.into())

@@ -81,16 +81,15 @@ impl Plan {
         let preview = self.consul.once(async |consul| {
             let mut found = look.at_consul(consul).await?;
             if from_cluster {
-                return found.plan(&look.kubernetes().await?).await;
+                return look.plan(&mut found, &look.kubernetes().await?).await;
             }
             let Found {
                 mirror,
                 ledger,
                 rules,
-                index,
             } = found;
             let moment = names::moment(Instant::now());
-            manifests::preview_of(&objects, index, &mirror, &ledger, rules, moment)
+            manifests::preview_of(&objects, look.index(), &mirror, &ledger, rules, moment)
         })?;
         print(&preview, self.output).context("cannot print the plan")?;
         Ok(match preview.outcome() {

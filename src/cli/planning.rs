@@ -78,22 +78,44 @@ pub(super) struct PlanningFlags {
     name_hold: Duration,
 }
 
+/// `--default-policy` and `--name-hold`, as they hold for the namespaces that count.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClaimRule {
+    rule: DefaultPolicy,
+    hold: Duration,
+    /// Whether no policies are read, which `--namespace` implies.
+    is_alone: bool,
+}
+
+impl ClaimRule {
+    /// A judge that knows of no claim yet.
+    pub(super) fn admission(self) -> Admission {
+        if self.is_alone {
+            Admission::by_default_alone(self.rule, self.hold)
+        } else {
+            Admission::new(self.rule, self.hold)
+        }
+    }
+}
+
 impl PlanningFlags {
     /// Who may claim which name.
-    pub(super) fn admission(&self, scope: &Scope) -> Result<Admission, Failure> {
-        let hold = self.name_hold;
-        if scope.namespaces.is_empty() {
-            let rule = self.default_policy.unwrap_or_default();
-            return Ok(Admission::new(rule, hold));
-        }
-        let rule = self.default_policy.ok_or_else(|| {
+    pub(super) fn claims(&self, scope: &Scope) -> Result<ClaimRule, Failure> {
+        let is_alone = !scope.namespaces.is_empty();
+        let given = self.default_policy;
+        let given = given.or_else(|| (!is_alone).then(DefaultPolicy::default));
+        let rule = given.ok_or_else(|| {
             Failure::Usage(
                 "--namespace needs --default-policy, which alone says who may claim which name then: give \
                  exclusive, shared or deny"
                     .to_owned(),
             )
         })?;
-        Ok(Admission::by_default_alone(rule, hold))
+        Ok(ClaimRule {
+            rule,
+            hold: self.name_hold,
+            is_alone,
+        })
     }
 
     /// What may be removed of all that is found missing.

@@ -143,7 +143,7 @@ impl Run {
         let log_level = telemetry::start(&self.log_level, self.log_format)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let scope = self.scope.scope()?;
-        let admission = self.planning.admission(&scope)?;
+        let admission = self.planning.claims(&scope)?.admission();
         // Nobody knows of a node there that it is gone: it goes with the last that is on it.
         let node_grace = if scope.namespaces.is_empty() {
             self.node_grace

@@ -21,11 +21,12 @@ use super::{Failure, complain, print_json};
 use crate::consul::{Client, Consistency};
 use crate::k8s::{LeaseAccess, LeaseName};
 use crate::leader::{Election, lock};
-use crate::model::epoch::{self, Epoch};
+use crate::model::epoch;
 use crate::model::names::ClusterName;
 use crate::overview::show::Text;
 use crate::overview::{Overview, Writer, overview};
 use crate::sync::apply::sure;
+use crate::sync::claim;
 use crate::telemetry::{self, LogFormat};
 
 /// How often it is looked again at least (`--watch`).
@@ -146,7 +147,7 @@ impl Watcher {
         let mut notes = Vec::new();
         let kube = self.look.kubernetes().await;
         let planned = match &kube {
-            Ok(kube) => found.plan(kube).await,
+            Ok(kube) => self.look.plan(&mut found, kube).await,
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         let plan = match planned {
@@ -160,16 +161,16 @@ impl Watcher {
         };
         let is_whole = plan.is_some();
         let mut overview = overview(cluster.to_string(), &found.mirror, plan.as_ref());
-        overview.writer.holder = holder(consul, cluster).await?;
-        match self.leader(consul, kube.as_ref().ok()).await {
-            Ok(leader) => {
-                overview.writer = Writer {
-                    holder: overview.writer.holder,
-                    ..leader
-                }
-            }
-            Err(error) => notes.push(format!("who leads is not known: {error:#}")),
-        }
+        let key = epoch::key(cluster);
+        let there = claim::read(consul, &key).await;
+        let there = there.with_context(|| format!("cannot read {key} in Consul"))?;
+        let holder = there.map(|there| there.epoch.holder);
+        let leader = self.leader(consul, kube.as_ref().ok()).await;
+        let leader = leader.unwrap_or_else(|error| {
+            notes.push(format!("who leads is not known: {error:#}"));
+            Writer::default()
+        });
+        overview.writer = Writer { holder, ..leader };
         overview.notes.extend(notes);
         overview
             .notes
@@ -208,15 +209,4 @@ impl Watcher {
             }
         }
     }
-}
-
-/// Who has the epoch.
-async fn holder(consul: &Client, cluster: &ClusterName) -> anyhow::Result<Option<String>> {
-    let key = epoch::key(cluster);
-    let pair = sure(consul.kv_get(&key, Consistency::Consistent).await);
-    let pair = pair.with_context(|| format!("cannot read {key} in Consul"))?;
-    let Some(pair) = pair else { return Ok(None) };
-    let epoch: Epoch = serde_json::from_slice(&pair.value)
-        .with_context(|| format!("the key {key} in Consul holds no epoch that can be read"))?;
-    Ok(Some(epoch.holder))
 }

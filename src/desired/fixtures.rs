@@ -1,11 +1,21 @@
 //! Builders of Kubernetes facts for unit tests.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::Instant;
 
+use super::index::Index;
 use crate::api::object::Object;
-use crate::model::facts::{ContainerPort, NodeFacts, Phase, PodFacts, Tristate, UnreadyContainer};
+use crate::model::facts::{
+    ContainerPort, NamespaceFacts, NodeFacts, Phase, PodFacts, Tristate, UnreadyContainer,
+};
 use crate::model::text::{Pairs, Text};
+use crate::policy::ledger::Ledger;
+use crate::policy::names::Moment;
+use crate::policy::{Admission, DefaultPolicy};
 
 /// An object of ours of namespace `shop`, whose uid is its name.
 pub(crate) fn object<S: DeserializeOwned, T>(name: &str, spec: Value) -> Object<S, T> {
@@ -19,6 +29,22 @@ pub(crate) fn object<S: DeserializeOwned, T>(name: &str, spec: Value) -> Object<
         spec: Ok(Box::new(serde_json::from_value(spec).unwrap())),
         status: None,
     }
+}
+
+/// From now on claims in the namespace `shop` are judged by this rule, and Consul keeps nothing of names.
+pub(crate) fn judge(index: &mut Index, rule: DefaultPolicy, now: Instant) {
+    index.admission = Admission::new(rule, Duration::from_hours(1));
+    index.apply_namespace(NamespaceFacts {
+        name: "shop".into(),
+        uid: "u".into(),
+        created: 1,
+        labels: Pairs::default(),
+    });
+    let moment = Moment { now, wall: 1 };
+    let none = Ledger::default();
+    index
+        .admission
+        .settle(Ok(&none), BTreeSet::new(), false, moment, &index.watches);
 }
 
 /// A pod that runs and is ready on node `n1` in namespace `shop`, to be varied.

@@ -216,7 +216,8 @@ fn before(last: Option<Last>, there: Option<&Standing>, holder: &str) -> Before 
     }
 }
 
-async fn read(client: &Client, key: &str) -> Result<Option<Standing>, ClaimError> {
+/// Reads the epoch under a key.
+pub async fn read(client: &Client, key: &str) -> Result<Option<Standing>, ClaimError> {
     let there = sure(client.kv_get(key, Consistency::Consistent).await)?;
     let Some(pair) = there else { return Ok(None) };
     match serde_json::from_slice(&pair.value) {

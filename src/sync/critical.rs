@@ -4,25 +4,22 @@
 mod looks;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::apply::{Done, ReadError, sure};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::ledgers::{self, Retry};
 use super::pass::Pass;
 use super::signals::Signal;
 use crate::consul::wire::KvPair;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Quality, Txn, TxnFailure, TxnOp, TxnOutcome,
-    TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Txn, TxnOp, TxnOutcome, TxnResult,
 };
 use crate::k8s::{Question, WatchEvent};
 use crate::metrics::OperationLabels;
-use crate::model::backoff;
 use crate::model::critical;
 use crate::model::facts::{NodeFacts, Tristate};
 use crate::model::key::{InstanceKey, Key, Place};
@@ -34,28 +31,17 @@ use crate::plan::gate::Hold;
 use crate::plan::guard::Guard;
 use crate::plan::{Finding, Mode, Step};
 
-/// How soon it is read again after it could not be read, or not be written.
-const AGAIN: Duration = Duration::from_secs(30);
-/// First ceiling of the pause after a read that failed and said nothing of the next one.
-const FIRST: Duration = Duration::from_secs(1);
-/// Highest ceiling of that pause.
-const CEILING: Duration = Duration::from_secs(10);
-/// How long what is critical and not registered waits for such reads: it may have been deregistered.
-const PATIENCE: Duration = Duration::from_mins(1);
-
 /// What is read and written of how long instances have been critical.
 #[derive(Debug)]
 pub(super) struct Critical {
     /// The epoch under which what is known was learnt; 0 where nothing is ever written.
     pub(super) epoch: Option<u64>,
     reading: bool,
-    again_at: Option<Instant>,
-    /// Since when it could not be read, and how often that was tried.
-    failing: Option<(Instant, u32)>,
+    /// When it is read again. Until it is out of reach what is critical and not registered waits: it may have
+    /// been deregistered.
+    retry: Retry,
     /// Whether a side is out of reach.
     is_lost: bool,
-    /// Why it cannot be read or written, as was told.
-    trouble: Option<String>,
     /// Keys that the guard judges for that, and not because something is missing.
     offered: BTreeSet<Key>,
     /// Where it is asked how single pods are.
@@ -94,17 +80,6 @@ async fn write(client: Client, pass: Pass, txn: Txn, write: KeptWrite) -> Done {
     })
 }
 
-/// Whether a further read would fail as well.
-fn is_final(error: &ReadError) -> bool {
-    match error {
-        ReadError::Failed(error) => matches!(
-            error.class(),
-            ErrorClass::AccessDenied | ErrorClass::Refused | ErrorClass::Malformed
-        ),
-        ReadError::NotAuthoritative(quality) => *quality == Quality::Filtered,
-    }
-}
-
 /// The transaction of a write.
 fn transaction(cluster: &ClusterName, write: &KeptWrite) -> Result<Txn, String> {
     let key = critical::key(cluster, &write.node);
@@ -127,10 +102,8 @@ impl Critical {
         Self {
             epoch: None,
             reading: false,
-            again_at: None,
-            failing: None,
+            retry: Retry::default(),
             is_lost: false,
-            trouble: None,
             offered: BTreeSet::new(),
             questions,
             unanswered: None,
@@ -158,7 +131,7 @@ impl Critical {
 
     /// When it is to be read again.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.again_at
+        self.retry.at()
     }
 }
 
@@ -247,11 +220,11 @@ impl Engine {
             return;
         };
         let unread = self.rules.criticals.kept.is_unread();
-        let due = self.critical.again_at.map_or(unread, |at| at <= now);
+        let due = self.critical.retry.at().map_or(unread, |at| at <= now);
         // After Consul, by which it is known what is still to go and what already went.
         let free = !self.critical.reading && self.outage.limit(now, 1) > 0 && self.is_ready();
         if free && due {
-            self.critical.again_at = None;
+            self.critical.retry.begins();
             self.critical.reading = true;
             let cluster = self.index.cluster().clone();
             self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
@@ -275,7 +248,7 @@ impl Engine {
         {
             let txn = match transaction(self.index.cluster(), &planned) {
                 Ok(txn) => txn,
-                Err(why) => return self.cannot_keep(why, now),
+                Err(why) => return self.cannot_keep(&why, now),
             };
             self.entry_writes += 1;
             self.pace.begun(1, now);
@@ -326,7 +299,7 @@ impl Engine {
         match pairs {
             Ok(pairs) => {
                 self.answered();
-                self.critical.failing = None;
+                self.critical.retry.succeeded();
                 let wall = jiff::Timestamp::now().as_second();
                 let (kept, garbled) = Kept::of(self.index.cluster(), &pairs, now, wall);
                 for key in garbled {
@@ -348,30 +321,22 @@ impl Engine {
     /// It could not be read. Where that may be over in a moment, what may have been deregistered waits: it
     /// would be registered once more.
     pub(super) fn cannot_read(&mut self, error: &ReadError, now: Instant) {
-        let (since, failures) = self.critical.failing.unwrap_or((now, 0));
-        self.critical.failing = Some((since, failures.saturating_add(1)));
-        if is_final(error) || now.saturating_duration_since(since) >= PATIENCE {
-            self.cannot_keep(error.to_string(), now);
-            return;
+        if self.critical.retry.failed(error, now, rand::random()) {
+            self.cannot_keep(&error.to_string(), now);
+        } else {
+            tracing::debug!("what was deregistered for being critical cannot be read: {error}");
         }
-        tracing::debug!("what was deregistered for being critical cannot be read: {error}");
-        let ceiling = backoff::ceiling(FIRST, failures, CEILING);
-        let chance = rand::rng().random::<f64>();
-        let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
-        self.critical.again_at = Some(now + pause);
     }
 
     /// How long something was critical cannot be read, or not be kept: nothing goes by it meanwhile.
-    fn cannot_keep(&mut self, why: String, now: Instant) {
+    fn cannot_keep(&mut self, why: &str, now: Instant) {
         self.rules.criticals.kept.failed();
-        self.critical.again_at = Some(now + AGAIN);
-        if self.critical.trouble.as_ref() != Some(&why) {
+        if self.critical.retry.gives_up(why, now) {
             let prefix = critical::prefix(self.index.cluster());
             tracing::warn!(
                 "nothing is deregistered for being critical: {prefix} in Consul's KV cannot be used: {why}"
             );
         }
-        self.critical.trouble = Some(why);
     }
 
     pub(super) fn absorb_critical_write(&mut self, written: CriticalWritten) {
@@ -395,43 +360,30 @@ impl Engine {
                     _ => None,
                 });
                 let node = write.node.clone();
-                self.critical.trouble = None;
+                self.critical.retry.is_well();
                 self.rules.criticals.kept.written(write, index);
                 let keys: Vec<_> = self.rules.criticals.on_node(&node).cloned().collect();
                 self.touch_instances(keys, now);
             }
             Ok(TxnOutcome::Fenced { what, reason }) => {
-                tracing::warn!(epoch, "the write was fenced off: {what}");
-                self.fence.failed(epoch, reason);
-                if reason == TxnFailure::PermissionDenied {
-                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
-                }
+                self.fenced_off(epoch, &what, reason);
                 self.rules.criticals.kept.doubt();
             }
             _ if !is_current => {}
             Ok(TxnOutcome::RolledBack(errors)) => {
                 self.writable();
-                let refused = errors.iter().find(|error| {
-                    matches!(
-                        error.reason,
-                        TxnFailure::PermissionDenied | TxnFailure::Refused
-                    )
-                });
-                match refused {
-                    Some(error) => self.cannot_keep(error.what.to_string(), now),
+                match ledgers::refusal(&errors) {
+                    Some(error) => self.cannot_keep(&error.what, now),
                     // Another hand was there.
                     None => self.rules.criticals.kept.doubt(),
                 }
             }
             Err(error) => match error.class() {
                 ErrorClass::Refused | ErrorClass::AccessDenied => {
-                    self.cannot_keep(error.to_string(), now);
+                    self.cannot_keep(&error.to_string(), now);
                 }
-                class => {
-                    if class == ErrorClass::SlowDown {
-                        self.pace.slow_down(now);
-                    }
-                    self.write_failed_for(&format!("cannot write to Consul: {error}"));
+                _ => {
+                    self.not_written(&error, now);
                     self.rules.criticals.kept.doubt();
                 }
             },
@@ -446,12 +398,7 @@ impl Engine {
                 0 => "create",
                 _ => "update",
             },
-            outcome: match outcome {
-                Ok(TxnOutcome::Applied(_)) => "ok",
-                Ok(TxnOutcome::RolledBack(_)) => "conflict",
-                Ok(TxnOutcome::Fenced { .. }) => "fenced",
-                Err(error) => error.class().as_str(),
-            },
+            outcome: ledgers::label(outcome),
         };
         self.report.metrics.operations.get_or_create(&labels).inc();
     }

@@ -167,7 +167,6 @@ impl Engine {
         // A dry run by its flag takes no part; one by a key in Consul keeps what there is, so that writes go
         // on at once.
         if self.settings.flags().policy == Mode::DryRun {
-            self.hush();
             return;
         }
         let lapsed = |tenure: &Tenure| !tenure.holds(now);
@@ -195,7 +194,7 @@ impl Engine {
     }
 
     /// Sends Events only where this process is the one to tell.
-    pub(super) fn hush(&mut self) {
+    fn hush(&mut self) {
         let tells = self.lead.leads() || self.fence.name_taken().is_some();
         self.report.mute = !tells || self.rules.mode == Mode::DryRun;
     }
@@ -382,10 +381,10 @@ impl Engine {
     pub(super) fn forget_what_went(&mut self) {
         if self.lead.follows() {
             let mirror = &self.mirror;
-            self.index.forget_absences(|key| match key {
-                Key::Instance(key) => mirror.instance(key).is_none(),
-                key => plan::entries::owner_of(key, mirror).is_none(),
-            });
+            self.index
+                .forget_absences(|key| mirror.instance(key).is_none());
+            self.index
+                .forget_entries(|key| plan::entries::owner_of(key, mirror).is_none());
         }
     }
 }

@@ -180,7 +180,6 @@ impl Engine {
             self.critical.epoch = None;
         }
         self.rules.obey(values);
-        self.hush();
         if values.drift_interval != before.drift_interval {
             self.sweeper.set_interval(values.drift_interval);
             for state in self.tables.values_mut() {

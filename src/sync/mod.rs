@@ -19,6 +19,7 @@ pub mod gates;
 mod gc;
 mod heed;
 mod lead;
+mod ledgers;
 pub mod live;
 pub mod names;
 mod nodes;

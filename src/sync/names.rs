@@ -4,20 +4,18 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rand::Rng as _;
 use tokio::time::Instant;
 
 use super::apply::{Done, ReadError, sure};
 use super::engine::Engine;
+use super::ledgers::{self, Retry};
 use super::pass::Pass;
 use crate::consul::wire::KvPair;
 use crate::consul::{
-    Client, Consistency, ConsulError, ErrorClass, Quality, Txn, TxnFailure, TxnOp, TxnOutcome,
-    TxnResult,
+    Client, Consistency, ConsulError, ErrorClass, Txn, TxnOp, TxnOutcome, TxnResult,
 };
 use crate::desired::index::Touched;
 use crate::metrics::OperationLabels;
-use crate::model::backoff;
 use crate::model::key::{Place, Table};
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
@@ -26,16 +24,8 @@ use crate::policy::ledger::{self, Entry, Ledger, Write};
 use crate::policy::names::Moment;
 use crate::policy::there;
 
-/// How soon it is read again after it could not be read, or not be written.
-const AGAIN: Duration = Duration::from_secs(30);
 /// How soon it is read again where records of names are not understood: somebody may mend them.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// First ceiling of the pause after a read that failed and said nothing of the next one.
-const FIRST: Duration = Duration::from_secs(1);
-/// Highest ceiling of that pause.
-const CEILING: Duration = Duration::from_secs(10);
-/// How long nothing is written while it is tried to read it; then present claims go on without it.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What is read and written of whose names are.
 #[derive(Debug, Default)]
@@ -46,19 +36,17 @@ pub(super) struct NamesState {
     ledger: Option<Ledger>,
     reading: bool,
     writing: bool,
-    again_at: Option<Instant>,
+    /// When it is read again. Until it is out of reach nothing is written; then present claims go on without
+    /// it.
+    retry: Retry,
     /// When it is looked whether all of it is understood by now.
     look_at: Option<Instant>,
     /// What of it is not understood, as was told.
     garbled: Vec<String>,
-    /// Since when it could not be read, and how often that was tried.
-    failing: Option<(Instant, u32)>,
     /// Whether another process may have written since this one did.
     pub(super) was_anothers: bool,
     /// Tables of which all that is there stays, because the rule only begins.
     kept: BTreeSet<Table>,
-    /// Why it cannot be read or written, as was told.
-    trouble: Option<String>,
     /// Why nothing new is allowed, as was told.
     told: Option<Text>,
 }
@@ -130,17 +118,6 @@ fn transaction(cluster: &ClusterName, writes: &[Write]) -> Result<Txn, String> {
     Ok(txn)
 }
 
-/// Whether a further read would fail as well.
-fn is_final(error: &ReadError) -> bool {
-    match error {
-        ReadError::Failed(error) => matches!(
-            error.class(),
-            ErrorClass::AccessDenied | ErrorClass::Refused | ErrorClass::Malformed
-        ),
-        ReadError::NotAuthoritative(quality) => *quality == Quality::Filtered,
-    }
-}
-
 /// This moment, on both clocks.
 #[must_use]
 pub fn moment(now: Instant) -> Moment {
@@ -151,7 +128,7 @@ pub fn moment(now: Instant) -> Moment {
 impl NamesState {
     /// When it is to be read again.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.again_at.into_iter().chain(self.look_at).min()
+        self.retry.at().into_iter().chain(self.look_at).min()
     }
 }
 
@@ -169,7 +146,7 @@ impl Engine {
                 reading: self.names.reading,
                 was_anothers: self.names.was_anothers,
                 garbled: std::mem::take(&mut self.names.garbled),
-                trouble: self.names.trouble.take(),
+                retry: self.names.retry.begun_anew(),
                 told: self.names.told.take(),
                 ..NamesState::default()
             };
@@ -184,9 +161,9 @@ impl Engine {
         let unread = self.names.ledger.is_none();
         let is_over = |at: Instant| at <= now;
         let looks = self.names.look_at.is_some_and(is_over);
-        let due = self.names.again_at.map_or(unread || looks, is_over);
+        let due = self.names.retry.at().map_or(unread || looks, is_over);
         if due && !self.names.reading && self.outage.limit(now, 1) > 0 {
-            self.names.again_at = None;
+            self.names.retry.begins();
             self.names.look_at = None;
             self.names.reading = true;
             let cluster = self.index.cluster().clone();
@@ -276,8 +253,8 @@ impl Engine {
             Err(error) => return self.cannot_read_names(&error, now),
         };
         self.answered();
-        self.names.failing = None;
-        self.names.trouble = None;
+        self.names.retry.succeeded();
+        self.names.retry.is_well();
         let (mut ledger, garbled) = Ledger::of(self.index.cluster(), &pairs);
         if self.names.garbled != garbled {
             for line in &garbled {
@@ -305,14 +282,7 @@ impl Engine {
     }
 
     fn cannot_read_names(&mut self, error: &ReadError, now: Instant) {
-        let (since, failures) = self.names.failing.unwrap_or((now, 0));
-        self.names.failing = Some((since, failures.saturating_add(1)));
-        let last = is_final(error) || now.saturating_duration_since(since) >= PATIENCE;
-        if !last {
-            let ceiling = backoff::ceiling(FIRST, failures, CEILING);
-            let chance = rand::rng().random::<f64>();
-            let pause = backoff::jittered(ceiling, chance).max(FIRST / 2);
-            self.names.again_at = Some(now + pause);
+        if !self.names.retry.failed(error, now, rand::random()) {
             return;
         }
         self.cannot_keep_names(&error.to_string(), now);
@@ -324,12 +294,10 @@ impl Engine {
     }
 
     fn cannot_keep_names(&mut self, why: &str, now: Instant) {
-        self.names.again_at = Some(now + AGAIN);
-        if self.names.trouble.as_deref() != Some(why) {
+        if self.names.retry.gives_up(why, now) {
             let prefix = ledger::prefix(self.index.cluster());
             tracing::warn!("whose names are is not kept: {prefix} in Consul's KV: {why}");
         }
-        self.names.trouble = Some(why.to_owned());
     }
 
     fn write_names(&mut self, now: Instant) {
@@ -341,7 +309,7 @@ impl Engine {
         if !exclusive || self.index.admission.rule_stands() {
             ledger.want_rule(exclusive);
         }
-        let again = self.names.again_at.is_some_and(|at| at > now);
+        let again = self.names.retry.at().is_some_and(|at| at > now);
         if !ledger.is_dirty()
             || self.names.writing
             || again
@@ -403,22 +371,13 @@ impl Engine {
                 }
             }
             Ok(TxnOutcome::Fenced { what, reason }) => {
-                tracing::warn!(epoch, "the write was fenced off: {what}");
-                self.fence.failed(epoch, reason);
-                if reason == TxnFailure::PermissionDenied {
-                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
-                }
+                self.fenced_off(epoch, &what, reason);
                 self.doubt_names(is_current, &writes);
             }
             Ok(TxnOutcome::RolledBack(errors)) => {
                 self.writable();
                 self.doubt_names(is_current, &writes);
-                let refused = errors.iter().find(|error| {
-                    matches!(
-                        error.reason,
-                        TxnFailure::PermissionDenied | TxnFailure::Refused
-                    )
-                });
+                let refused = ledgers::refusal(&errors);
                 if let Some(error) = refused.filter(|_| is_current) {
                     self.cannot_keep_names(&error.what, now);
                 }
@@ -429,12 +388,7 @@ impl Engine {
                     ErrorClass::Refused | ErrorClass::AccessDenied if is_current => {
                         self.cannot_keep_names(&error.to_string(), now);
                     }
-                    class => {
-                        if class == ErrorClass::SlowDown {
-                            self.pace.slow_down(now);
-                        }
-                        self.write_failed_for(&format!("cannot write to Consul: {error}"));
-                    }
+                    _ => self.not_written(&error, now),
                 }
             }
         }
@@ -461,12 +415,7 @@ impl Engine {
                     (Some(_), 0) => "create",
                     (Some(_), _) => "update",
                 },
-                outcome: match outcome {
-                    Ok(TxnOutcome::Applied(_)) => "ok",
-                    Ok(TxnOutcome::RolledBack(_)) => "conflict",
-                    Ok(TxnOutcome::Fenced { .. }) => "fenced",
-                    Err(error) => error.class().as_str(),
-                },
+                outcome: ledgers::label(outcome),
             };
             self.report.metrics.operations.get_or_create(&labels).inc();
         }

@@ -535,10 +535,8 @@ impl Index {
     }
 
     /// The same for all keys that have nothing under them any more.
-    pub fn forget_absences(&mut self, is_gone: impl Fn(&Key) -> bool) {
-        self.withdrawn
-            .retain(|key| !is_gone(&Key::Instance(key.clone())));
-        self.entries.forget_absences(is_gone);
+    pub fn forget_absences(&mut self, is_gone: impl Fn(&InstanceKey) -> bool) {
+        self.withdrawn.retain(|key| !is_gone(key));
     }
 }
 

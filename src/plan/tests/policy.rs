@@ -1,37 +1,17 @@
 //! What may not be claimed.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::*;
-use crate::model::facts::NamespaceFacts;
-use crate::policy::ledger::Ledger;
-use crate::policy::names::Moment;
-use crate::policy::{Admission, DefaultPolicy};
+use crate::desired::fixtures::judge;
+use crate::policy::DefaultPolicy;
 
 impl Bed {
     /// With `--default-policy deny`, and a policy for the namespace of all objects here.
     fn judged(policy: Value) -> Self {
         let mut bed = Self::new();
-        bed.index.admission = Admission::new(DefaultPolicy::Deny, Duration::from_hours(1));
-        bed.index.apply_namespace(NamespaceFacts {
-            name: "shop".into(),
-            uid: "u".into(),
-            created: 1,
-            labels: Pairs::default(),
-        });
-        let moment = Moment {
-            now: Instant::now(),
-            wall: 1,
-        };
-        let index = &mut bed.index;
-        let none = Ledger::default();
-        index
-            .admission
-            .settle(Ok(&none), BTreeSet::new(), false, moment, &index.watches);
+        judge(&mut bed.index, DefaultPolicy::Deny, Instant::now());
         bed.policy(policy)
     }
 

@@ -15,7 +15,7 @@ use super::carry::{self, Carried, Row};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
 use super::pass::Pass;
-use crate::consul::{Client, ConsulError, ErrorClass, TxnFailure};
+use crate::consul::{Client, ConsulError, ErrorClass};
 use crate::metrics::{KindLabel, OperationLabels};
 use crate::model::key::{Key, Place, Table};
 use crate::model::names::ClusterName;
@@ -208,11 +208,7 @@ impl Engine {
             }
             Ok(Carried::Fenced { what, reason }) => {
                 self.count_entry(&key, &write, "fenced");
-                tracing::warn!(epoch, "the write was fenced off: {what}");
-                self.fence.failed(epoch, reason);
-                if reason == TxnFailure::PermissionDenied {
-                    self.write_failed_for(&format!("the epoch may not be read: {what}"));
-                }
+                self.fenced_off(epoch, &what, reason);
                 self.dirty.touch(key, due);
             }
             Ok(Carried::NoEpoch(why)) => {

@@ -1,40 +1,13 @@
 //! Intentions that were stored under a laxer schema, as an older release may have had.
 
 use anyhow::{Context as _, Result, ensure};
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{ENTRY, one, to};
+use crate::support::schema::{set_versions, versions, without_rules};
 use crate::support::{Kind, Scene, condition, until};
 
 const CRD: &str = "intentions.lictor.io";
-
-fn crds(scene: &Scene) -> kube::Api<DynamicObject> {
-    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-    let kind = ApiResource::erase::<CustomResourceDefinition>(&());
-    kube::Api::all_with(scene.client.clone(), &kind)
-}
-
-/// Takes all rules out of a schema, and all limits of lengths.
-fn without_rules(schema: &mut Value) {
-    match schema {
-        Value::Object(fields) => {
-            for rule in ["x-kubernetes-validations", "minItems", "minLength"] {
-                fields.remove(rule);
-            }
-            fields.values_mut().for_each(without_rules);
-        }
-        Value::Array(items) => items.iter_mut().for_each(without_rules),
-        _ => {}
-    }
-}
-
-async fn set(scene: &Scene, versions: &Value) -> Result<()> {
-    let patch = Patch::Merge(json!({"spec": {"versions": versions}}));
-    let params = PatchParams::default();
-    crds(scene).patch(CRD, &params, &patch).await?;
-    Ok(())
-}
 
 /// On a bed of its own: the CRD is everybody's.
 #[tokio::test]
@@ -51,10 +24,13 @@ async fn what_a_laxer_schema_let_through_is_told_and_holds_nothing_up() -> Resul
     scene.is_ready("edited").await?;
     lictor.stop().await?;
 
-    let strict = crds(&scene).get(CRD).await?.data["spec"]["versions"].clone();
+    let strict = versions(&scene, CRD).await?;
     let mut lax = strict.clone();
-    without_rules(&mut lax);
-    set(&scene, &lax).await?;
+    without_rules(
+        &mut lax,
+        &["x-kubernetes-validations", "minItems", "minLength"],
+    );
+    set_versions(&scene, CRD, &lax).await?;
     let both = json!([{"name": "web", "action": "deny", "permissions": [
         {"action": "allow", "http": {"pathPrefix": "/"}}]}]);
     until("the lax schema to be in force", async || {
@@ -68,7 +44,7 @@ async fn what_a_laxer_schema_let_through_is_told_and_holds_nothing_up() -> Resul
     // What only Consul knows to be wrong.
     let nothing = json!([{"name": "new", "permissions": [{"action": "allow", "http": {}}]}]);
     scene.intend("refused", to(&payment, &nothing)).await?;
-    set(&scene, &strict).await?;
+    set_versions(&scene, CRD, &strict).await?;
     until("the strict schema to be in force", async || {
         let spec = to(&payment, &both);
         let taken = scene.intend("probe", spec).await;

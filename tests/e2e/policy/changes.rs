@@ -1,37 +1,13 @@
 //! Policies that come, change, break and vanish.
 
 use anyhow::{Result, ensure};
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{EXCLUSIVE, bed};
+use crate::support::schema::{set_versions, versions, without_rules};
 use crate::support::{Annotated as _, Kind, Oracle, Scene, until};
 
 const CRD: &str = "registrationpolicies.lictor.io";
-
-fn crds(scene: &Scene) -> kube::Api<DynamicObject> {
-    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-    let kind = ApiResource::erase::<CustomResourceDefinition>(&());
-    kube::Api::all_with(scene.client.clone(), &kind)
-}
-
-fn without_rules(schema: &mut Value) {
-    match schema {
-        Value::Object(fields) => {
-            fields.remove("x-kubernetes-validations");
-            fields.values_mut().for_each(without_rules);
-        }
-        Value::Array(items) => items.iter_mut().for_each(without_rules),
-        _ => {}
-    }
-}
-
-async fn set(scene: &Scene, versions: &Value) -> Result<()> {
-    let patch = Patch::Merge(json!({"spec": {"versions": versions}}));
-    let params = PatchParams::default();
-    crds(scene).patch(CRD, &params, &patch).await?;
-    Ok(())
-}
 
 #[tokio::test]
 async fn a_policy_counts_from_the_moment_when_it_comes_or_changes() -> Result<()> {
@@ -148,15 +124,15 @@ async fn a_policy_that_is_not_understood_withdraws_nothing_and_admits_nothing_ne
     let ids = [scene.id(&web, "web-0")];
     let oracle = Oracle::watch(&scene.consul, &web, &ids, &[]).await?;
 
-    let strict = crds(&scene).get(CRD).await?.data["spec"]["versions"].clone();
+    let strict = versions(&scene, CRD).await?;
     let mut lax = strict.clone();
-    without_rules(&mut lax);
-    set(&scene, &lax).await?;
+    without_rules(&mut lax, &["x-kubernetes-validations"]);
+    set_versions(&scene, CRD, &lax).await?;
     until("the lax schema to be in force", async || {
         scene.policy("p", json!({"services": ["{ns}-*"]})).await
     })
     .await?;
-    set(&scene, &strict).await?;
+    set_versions(&scene, CRD, &strict).await?;
     scene.pod_refused("api-0", &api, "spec.services").await?;
     let pod = scene.pod("web-1").lictor("service", &web);
     pod.create_ready(&scene.client).await?;

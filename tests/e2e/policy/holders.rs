@@ -21,6 +21,21 @@ pub(super) async fn instances(scene: &Scene, service: &str, count: usize) -> Res
     .await
 }
 
+/// A service that another namespace claimed first, with a pod of this address, and that the pod `own` of the
+/// scene is refused. Nobody writes any more. Returns its name, and the namespace.
+pub(super) async fn refused_to_own(scene: &Scene, ip: &str) -> Result<(String, String)> {
+    let other = two(scene).await?;
+    let web = scene.named("web");
+    let lictor = scene.lictor_with(&[EXCLUSIVE]).await?;
+    let theirs = scene.pod_of(&other, "theirs", ip).lictor("service", &web);
+    theirs.create_ready(&scene.client).await?;
+    instances(scene, &web, 1).await?;
+    scene.pod_refused("own", &web, &other).await?;
+    lictor.idle().await?;
+    lictor.stop().await?;
+    Ok((web, other))
+}
+
 /// The order of claims is remembered, at the price of no write; a name is free when its namespace is gone.
 #[tokio::test]
 async fn who_was_first_is_remembered_until_the_namespace_is_gone() -> Result<()> {

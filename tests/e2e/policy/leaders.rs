@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use super::holders::{instances, two};
+use super::holders::{instances, refused_to_own, two};
 use super::{EXCLUSIVE, bed, operations};
 use crate::leader::{AFTER_KILL, AFTER_STOP, follows, leads_within, pair, pod, stands_by};
 use crate::support::{Annotated as _, Scene, until};
@@ -105,17 +105,7 @@ async fn one_that_leads_again_goes_by_what_was_kept_meanwhile() -> Result<()> {
 async fn a_record_that_is_not_understood_withdraws_nothing() -> Result<()> {
     let (_guard, installed) = bed().await?;
     let scene = Scene::on(installed).await?;
-    let other = two(&scene).await?;
-    let web = scene.named("web");
-    let lictor = scene.lictor_with(&[EXCLUSIVE]).await?;
-    let theirs = scene
-        .pod_of(&other, "theirs", "10.250.8.1")
-        .lictor("service", &web);
-    theirs.create_ready(&scene.client).await?;
-    instances(&scene, &web, 1).await?;
-    scene.pod_refused("own", &web, &other).await?;
-    lictor.idle().await?;
-    lictor.stop().await?;
+    let (web, other) = refused_to_own(&scene, "10.250.8.1").await?;
     let path = format!("/v1/kv/lictor/v1/{}/name/{web}", scene.cluster);
     scene.consul.put(&path, &json!(["spoilt"])).await?;
 

@@ -3,26 +3,16 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use super::holders::{instances, two};
+use super::holders::refused_to_own;
 use super::{EXCLUSIVE, bed};
 use crate::plan::{JSON, plan, written};
-use crate::support::{Annotated as _, Scene};
+use crate::support::Scene;
 
 #[tokio::test]
 async fn a_plan_shows_what_is_not_allowed_and_why() -> Result<()> {
     let (_guard, installed) = bed().await?;
     let scene = Scene::on(installed).await?;
-    let other = two(&scene).await?;
-    let web = scene.named("web");
-    let lictor = scene.lictor_with(&[EXCLUSIVE]).await?;
-    let theirs = scene
-        .pod_of(&other, "theirs", "10.250.9.1")
-        .lictor("service", &web);
-    theirs.create_ready(&scene.client).await?;
-    instances(&scene, &web, 1).await?;
-    scene.pod_refused("own", &web, &other).await?;
-    lictor.idle().await?;
-    lictor.stop().await?;
+    let (web, other) = refused_to_own(&scene, "10.250.9.1").await?;
 
     // What Consul keeps of names counts: this namespace is the older one.
     let all = [JSON[0], JSON[1], EXCLUSIVE];

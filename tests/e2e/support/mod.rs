@@ -5,6 +5,7 @@ mod lictor;
 mod objects;
 mod oracle;
 mod scene;
+pub mod schema;
 mod target;
 
 use std::{fmt::Display, time::Duration};

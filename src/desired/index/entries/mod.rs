@@ -57,12 +57,6 @@ pub(super) struct Entries {
     withdrawn: HashSet<Key>,
 }
 
-impl Entries {
-    pub(super) fn forget_absences(&mut self, is_gone: impl Fn(&Key) -> bool) {
-        self.withdrawn.retain(|key| !is_gone(key));
-    }
-}
-
 impl Index {
     // === events ===
 
@@ -203,6 +197,11 @@ impl Index {
     /// A key has nothing of ours under it any more: how its claim went need not be remembered.
     pub fn forget_entry(&mut self, key: &Key) {
         self.entries.withdrawn.remove(key);
+    }
+
+    /// The same for all keys that have nothing of ours under them any more.
+    pub fn forget_entries(&mut self, is_gone: impl Fn(&Key) -> bool) {
+        self.entries.withdrawn.retain(|key| !is_gone(key));
     }
 
     /// Why an object keeps what it holds as it is, without claiming it, if it does.

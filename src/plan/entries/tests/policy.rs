@@ -1,35 +1,14 @@
 //! What may not be claimed.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use super::*;
-use crate::model::facts::NamespaceFacts;
-use crate::model::text::Pairs;
-use crate::policy::ledger::Ledger;
-use crate::policy::names::Moment;
-use crate::policy::{Admission, DefaultPolicy};
+use crate::desired::fixtures::judge;
+use crate::policy::DefaultPolicy;
 
 impl Bed {
     /// From now on this holds, by default.
     fn rule(&mut self, rule: DefaultPolicy) {
-        self.index.admission = Admission::new(rule, Duration::from_hours(1));
-        self.index.apply_namespace(NamespaceFacts {
-            name: "shop".into(),
-            uid: "u".into(),
-            created: 1,
-            labels: Pairs::default(),
-        });
-        let moment = Moment {
-            now: Instant::now(),
-            wall: 1,
-        };
-        let index = &mut self.index;
-        let none = Ledger::default();
-        index
-            .admission
-            .settle(Ok(&none), BTreeSet::new(), false, moment, &index.watches);
-        index.admission.begun();
+        judge(&mut self.index, rule, Instant::now());
+        self.index.admission.begun();
     }
 }
 
