@@ -392,15 +392,20 @@ pub(super) async fn body(
         let stream = answered("a list", answer, limits.open).await?;
         let mut stream = std::pin::pin!(stream);
         let mut body = Vec::new();
-        (&mut stream)
-            .take(limits.page_bytes)
-            .read_to_end(&mut body)
-            .await
-            .map_err(|error| unreachable(&error))?;
-        if body.len() as u64 >= limits.page_bytes {
-            return Err(endless("a list"));
+        // Not by read_to_end, which fills all the room that is left with zeros each time that it waits.
+        loop {
+            let piece = stream.fill_buf().await;
+            let piece = piece.map_err(|error| unreachable(&error))?;
+            if piece.is_empty() {
+                return Ok(body);
+            }
+            let length = piece.len();
+            if (body.len() + length) as u64 >= limits.page_bytes {
+                return Err(endless("a list"));
+            }
+            body.extend_from_slice(piece);
+            stream.consume_unpin(length);
         }
-        Ok(body)
     };
     let deadline = limits.page;
     timeout(deadline, read)
