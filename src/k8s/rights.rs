@@ -14,6 +14,12 @@ pub const IDENTITY: &str = "kube-system";
 /// The API group of Leases.
 const LEASES: &str = "coordination.k8s.io";
 
+/// The API group of Events.
+const EVENTS: &str = "events.k8s.io";
+
+/// The verbs that Events are written with.
+const EVENT_VERBS: &[&str] = &["create", "patch"];
+
 /// One verb on one resource.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Right {
@@ -72,7 +78,22 @@ pub fn needed(
 ) -> Vec<Right> {
     let mut rights = in_scopes(readiness_gate, namespaces);
     rights.extend(lease.into_iter().flat_map(to_lead));
+    // Events about its own pod, which is where the Lease is.
+    let home = lease.map(|lease| &lease.namespace);
+    let apart = home.filter(|home| !namespaces.is_empty() && !namespaces.contains(*home));
+    rights.extend(apart.into_iter().flat_map(to_tell));
     rights
+}
+
+/// What it needs to write Events in a namespace.
+fn to_tell(namespace: &Text) -> impl Iterator<Item = Right> {
+    EVENT_VERBS.iter().map(|verb| Right {
+        verb,
+        group: EVENTS,
+        resource: "events".to_owned(),
+        name: None,
+        namespace: Some(namespace.clone()),
+    })
 }
 
 /// What it needs to take part in the election. A right to create cannot be limited to a name.
@@ -145,7 +166,7 @@ fn in_scope(readiness_gate: bool, namespace: Option<&Text>) -> Vec<Right> {
         }
     }
     needs.push(need(LEASES, Kind::Lease.resource(), WATCH));
-    needs.push(need("events.k8s.io", "events", &["create", "patch"]));
+    needs.push(need(EVENTS, "events", EVENT_VERBS));
     if readiness_gate {
         needs.push(need("", "pods/status", &["patch"]));
     }
@@ -225,5 +246,28 @@ mod tests {
         with.retain(|right| !needed(false, &none, None).contains(right));
         assert_eq!(with.len(), 1);
         assert_eq!(with[0].to_string(), "patch pods/status");
+    }
+
+    #[test]
+    fn events_about_its_own_pod_need_a_right_where_it_is_installed() {
+        let cluster = "a".parse().unwrap();
+        let lease = LeaseName::of(&cluster, "home".into());
+        let of = |namespaces: &[&str]| {
+            let namespaces = namespaces.iter().map(|name| Text::from(*name)).collect();
+            let needed = needed(false, &namespaces, Some(&lease));
+            let all = needed.iter().map(Right::to_string);
+            all.filter(|right| right.contains("events"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            of(&["shop"]),
+            [
+                "create events.events.k8s.io in shop",
+                "patch events.events.k8s.io in shop",
+                "create events.events.k8s.io in home",
+                "patch events.events.k8s.io in home",
+            ]
+        );
+        assert_eq!(of(&["home"]).len(), 2);
     }
 }
