@@ -13,6 +13,7 @@ use crate::model::facts::{
     ContainerPort, NamespaceFacts, NodeFacts, Phase, PodFacts, Tristate, UnreadyContainer,
 };
 use crate::model::text::{Pairs, Text};
+use crate::policy::admission::Memory;
 use crate::policy::ledger::Ledger;
 use crate::policy::names::Moment;
 use crate::policy::{Admission, DefaultPolicy};
@@ -42,9 +43,13 @@ pub(crate) fn judge(index: &mut Index, rule: DefaultPolicy, now: Instant) {
     });
     let moment = Moment { now, wall: 1 };
     let none = Ledger::default();
-    index
-        .admission
-        .settle(Ok(&none), BTreeSet::new(), false, moment, &index.watches);
+    index.admission.settle(
+        Ok(&none),
+        BTreeSet::new(),
+        Memory::Superseded,
+        moment,
+        &index.watches,
+    );
 }
 
 /// A pod that runs and is ready on node `n1` in namespace `shop`, to be varied.

@@ -172,6 +172,12 @@ impl Ledger {
         uids.collect()
     }
 
+    /// These names were read anew: this is what is there of them.
+    pub fn renew(&mut self, names: &BTreeSet<Text>, read: Self) {
+        self.there.retain(|name, _| !names.contains(name));
+        self.there.extend(read.there);
+    }
+
     /// The names whose record is not understood.
     pub fn not_understood(&self) -> impl Iterator<Item = Text> {
         let garbled = self.there.iter().filter(|(_, (_, it))| it.is_none());

@@ -10,6 +10,8 @@ use super::uses::Sort;
 use crate::model::names::stem_of_sidecar;
 use crate::model::text::Text;
 
+/// Longest time that a name is without a claim before that is noted in Consul.
+const LONGEST_GRACE: Duration = Duration::from_mins(5);
 /// Most namespaces that are noted for one name.
 const MOST_KEEPERS: usize = 1000;
 
@@ -74,6 +76,20 @@ struct Idle {
     since: i64,
     /// When it is another's to take.
     until: Instant,
+    /// When that is noted in Consul, if it is not yet: most come back before.
+    noted_at: Option<Instant>,
+}
+
+impl Idle {
+    /// When something about it is to be done.
+    fn due(&self) -> Instant {
+        self.noted_at.unwrap_or(self.until)
+    }
+}
+
+/// How long a name is without a claim before that is noted in Consul, of the time for which it is kept.
+fn grace(hold: Duration) -> Duration {
+    (hold / 10).min(LONGEST_GRACE)
 }
 
 /// A namespace and its uid.
@@ -210,7 +226,7 @@ impl Names {
             return false;
         };
         if let Some(idle) = keeper.idle {
-            let expiry = (idle.until, name.clone(), namespace.clone());
+            let expiry = (idle.due(), name.clone(), namespace.clone());
             self.expiries.remove(&expiry);
         }
         if found.keepers.is_empty() {
@@ -268,17 +284,21 @@ impl Names {
             }
             match (is_used, &keeper.idle) {
                 (true, Some(idle)) => {
-                    let expiry = (idle.until, name.clone(), namespace.clone());
+                    let expiry = (idle.due(), name.clone(), namespace.clone());
                     self.expiries.remove(&expiry);
+                    if idle.noted_at.is_none() {
+                        self.dirty.insert(name);
+                    }
                     keeper.idle = None;
-                    self.dirty.insert(name);
                 }
                 (false, None) => {
-                    let until = moment.now + hold;
-                    let since = moment.wall;
-                    keeper.idle = Some(Idle { since, until });
-                    self.expiries.insert((until, name.clone(), namespace));
-                    self.dirty.insert(name);
+                    let idle = Idle {
+                        since: moment.wall,
+                        until: moment.now + hold,
+                        noted_at: Some(moment.now + grace(hold)),
+                    };
+                    self.expiries.insert((idle.due(), name, namespace));
+                    keeper.idle = Some(idle);
                 }
                 _ => {}
             }
@@ -289,13 +309,30 @@ impl Names {
                 break;
             }
             self.expiries.pop_first();
-            if has(&name, &namespace) {
+            if self.note_idle(&name, &namespace) {
+                self.dirty.insert(name);
+            } else if has(&name, &namespace) {
                 self.put_off(moment.now + hold, name, namespace);
             } else if self.lose(&name, &namespace) {
                 freed.push(name);
             }
         }
         freed
+    }
+
+    /// It is to be noted in Consul from now on that a name has no claim. Returns whether that is news.
+    fn note_idle(&mut self, name: &Text, namespace: &Text) -> bool {
+        let found = self.all.get_mut(name);
+        let keeper = found.and_then(|found| found.keepers.get_mut(namespace));
+        let Some(idle) = keeper.and_then(|keeper| keeper.idle.as_mut()) else {
+            return false;
+        };
+        let is_news = idle.noted_at.take().is_some();
+        if is_news {
+            let expiry = (idle.until, name.clone(), namespace.clone());
+            self.expiries.insert(expiry);
+        }
+        is_news
     }
 
     /// A name is not let go before this time.
@@ -308,10 +345,10 @@ impl Names {
         }
     }
 
-    /// When something is let go.
+    /// When something is let go, or to be noted.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.expiries.first().map(|(until, _, _)| *until)
+        self.expiries.first().map(|(due, _, _)| *due)
     }
 
     // === what Consul keeps ===
@@ -379,7 +416,11 @@ impl Names {
                 let until = moment.now + left;
                 let expiry = (until, name.clone(), namespace.clone());
                 self.expiries.insert(expiry);
-                Idle { since, until }
+                Idle {
+                    since,
+                    until,
+                    noted_at: None,
+                }
             });
             self.pending.insert((name.clone(), namespace.clone()));
             let keeper = Keeper {
@@ -409,10 +450,11 @@ impl Names {
             (found.holder.as_ref() != Some(*namespace), keeper.since)
         });
         let record = |(namespace, keeper): (&Text, &Keeper)| {
+            let noted = keeper.idle.as_ref().filter(|it| it.noted_at.is_none());
             let record = KeeperRecord {
                 uid: keeper.uid.to_string(),
                 since: keeper.since,
-                unclaimed: keeper.idle.as_ref().map(|idle| idle.since),
+                unclaimed: noted.map(|idle| idle.since),
                 sorts: keeper.sorts.clone(),
                 other: keeper.other.clone(),
             };
@@ -442,150 +484,4 @@ impl Names {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: Duration = Duration::from_hours(1);
-
-    fn text(text: &str) -> Text {
-        text.into()
-    }
-
-    fn keep(names: &mut Names, name: &str, namespace: &str) -> bool {
-        let who = Who {
-            name: &text(namespace),
-            uid: &text(&format!("uid-{namespace}")),
-        };
-        names.keep(&text(name), who, Sort::Service, true)
-    }
-
-    fn at(now: Instant, wall: i64) -> Moment {
-        Moment { now, wall }
-    }
-
-    /// Consul has nothing of it.
-    fn gone(_: &Text, _: &Text) -> bool {
-        false
-    }
-
-    fn same(namespace: &Text, uid: &str) -> bool {
-        *uid == format!("uid-{namespace}")
-    }
-
-    #[test]
-    fn the_first_holds_a_name_and_that_of_its_proxies() {
-        let mut names = Names::default();
-        assert!(keep(&mut names, "web", "shop"));
-        assert!(!keep(&mut names, "web", "shop"), "that is no news");
-        keep(&mut names, "web", "other");
-        assert_eq!(names.holder("web"), Some(&text("shop")));
-        assert_eq!(
-            names.other_holder("web", "other", Sort::Service),
-            None,
-            "it is shared"
-        );
-        for name in ["web", "web-sidecar-proxy"] {
-            assert_eq!(
-                names.other_holder(name, "third", Sort::Service),
-                Some(&text("shop")),
-                "{name}"
-            );
-            assert_eq!(
-                names.other_holder(name, "shop", Sort::Service),
-                None,
-                "{name}"
-            );
-        }
-        assert_eq!(
-            names.other_holder("-sidecar-proxy", "third", Sort::Service),
-            None
-        );
-    }
-
-    #[test]
-    fn who_is_left_holds_it_when_the_holder_loses_it() {
-        let mut names = Names::default();
-        keep(&mut names, "web", "shop");
-        keep(&mut names, "web", "other");
-        assert!(names.lose(&text("web"), &text("shop")));
-        assert_eq!(names.holder("web"), Some(&text("other")));
-        assert_eq!(names.lose_all(&text("other")), [text("web")]);
-        assert!(!names.knows("web"));
-        assert_eq!(names.take_dirty(), BTreeSet::from([text("web")]));
-        assert_eq!(names.record("web"), None);
-    }
-
-    #[test]
-    fn a_name_is_kept_for_a_while_after_its_last_claim() {
-        let (mut names, now) = (Names::default(), Instant::now());
-        keep(&mut names, "web", "shop");
-        assert!(
-            names
-                .tick(at(now, 100), HOUR, |_, _| (true, true), gone)
-                .is_empty()
-        );
-        assert_eq!(names.wake_at(), None);
-        names.look_at(&text("web"), &text("shop"));
-        names.tick(at(now, 200), HOUR, |_, _| (false, true), gone);
-        assert_eq!(names.wake_at(), Some(now + HOUR), "no intention holds it");
-        let kept = names.record("web").unwrap();
-        assert_eq!(kept.namespaces["shop"].unclaimed, Some(200));
-        assert_eq!(kept.namespaces["shop"].since, 100);
-        // Claimed once more.
-        names.look_at(&text("web"), &text("shop"));
-        names.tick(at(now, 300), HOUR, |_, _| (true, true), gone);
-        assert_eq!(names.wake_at(), None);
-        names.look_at(&text("web"), &text("shop"));
-        names.tick(at(now, 400), HOUR, |_, _| (false, false), gone);
-        let freed = names.tick(at(now + HOUR, 4000), HOUR, |_, _| (false, false), gone);
-        assert_eq!((freed, names.knows("web")), (vec![text("web")], false));
-    }
-
-    #[test]
-    fn what_is_kept_in_consul_says_all_of_it() {
-        let (mut names, now) = (Names::default(), Instant::now());
-        keep(&mut names, "web", "shop");
-        keep(&mut names, "web", "other");
-        let used = |_: &str, namespace: &Text| {
-            let used = **namespace == *"shop";
-            (used, used)
-        };
-        names.tick(at(now, 100), HOUR, used, gone);
-        let record = names.record("web").unwrap();
-        let json = serde_json::to_vec(&record).unwrap();
-        let again: NameRecord = serde_json::from_slice(&json).unwrap();
-        let load = |moment, is_there: fn(&Text, &str) -> bool| {
-            let mut loaded = Names::default();
-            let records = [(text("web"), again.clone())].into_iter();
-            loaded.load(records, moment, HOUR, is_there);
-            loaded
-        };
-        let loaded = load(at(now, 100 + 600), same);
-        assert_eq!(loaded.record("web"), Some(record));
-        let left = HOUR.saturating_sub(Duration::from_mins(10));
-        assert_eq!(loaded.wake_at(), Some(now + left));
-        // The clock on the wall jumped.
-        assert_eq!(load(at(now, 50), same).wake_at(), Some(now + HOUR));
-        assert_eq!(load(at(now, i64::MAX), same).wake_at(), Some(now));
-        // A namespace of the same name is another.
-        let other = load(at(now, 100), |_, uid| uid == "new");
-        assert!(!other.knows("web"));
-    }
-
-    #[test]
-    fn a_name_is_not_let_go_while_consul_has_instances_of_it() {
-        let (mut names, now) = (Names::default(), Instant::now());
-        keep(&mut names, "web", "shop");
-        names.tick(at(now, 100), HOUR, |_, _| (false, false), gone);
-        let later = at(now + HOUR, 3700);
-        let freed = names.tick(later, HOUR, |_, _| (false, false), |_, _| true);
-        assert!(freed.is_empty() && names.knows("web"));
-        assert_eq!(names.wake_at(), Some(now + 2 * HOUR));
-        let kept = names.record("web").unwrap();
-        assert_eq!(kept.namespaces["shop"].unclaimed, Some(100), "no write");
-        let later = at(now + 2 * HOUR, 7300);
-        let freed = names.tick(later, HOUR, |_, _| (false, false), gone);
-        assert_eq!(freed, [text("web")]);
-        assert_eq!(names.wake_at(), None);
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::admission::Memory;
 use super::ledger::Ledger;
 use super::names::Moment;
 use super::{Claim, Sort};
@@ -76,7 +77,8 @@ pub fn settle(index: &mut Index, observed: &Mirror, ledger: &Ledger, moment: Mom
     let Index {
         admission, watches, ..
     } = index;
-    admission.settle(Ok(ledger), registered(observed), false, moment, watches);
+    let memory = Memory::Superseded;
+    admission.settle(Ok(ledger), registered(observed), memory, moment, watches);
     if !admission.begins() {
         return;
     }

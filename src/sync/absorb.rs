@@ -82,10 +82,15 @@ impl Engine {
                 self.lead.caught_up();
                 match before {
                     Before::Lost => {
-                        self.names.was_anothers |= followed;
+                        self.names.since.was_anothers |= followed;
+                        self.names.since.was_lost = true;
                         self.start_over();
                     }
-                    Before::Taken | Before::Lapsed => self.look_again(),
+                    Before::Taken => {
+                        self.names.since.was_lost = false;
+                        self.look_again();
+                    }
+                    Before::Lapsed => self.look_again(),
                     Before::None | Before::Kept if followed => self.look_again(),
                     Before::None | Before::Kept => {}
                 }
@@ -124,7 +129,7 @@ impl Engine {
     /// everything is read before it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
         tracing::info!("another may have written meanwhile: what Consul holds is read again");
-        self.names.was_anothers = true;
+        self.names.since.was_anothers = true;
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));

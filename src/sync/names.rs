@@ -20,6 +20,7 @@ use crate::model::key::{Place, Table};
 use crate::model::names::ClusterName;
 use crate::model::text::Text;
 use crate::plan::Mode;
+use crate::policy::admission::Memory;
 use crate::policy::ledger::{self, Entry, Ledger, Write};
 use crate::policy::names::Moment;
 use crate::policy::there;
@@ -43,18 +44,49 @@ pub(super) struct NamesState {
     look_at: Option<Instant>,
     /// What of it is not understood, as was told.
     garbled: Vec<String>,
-    /// Whether another process may have written since this one did.
-    pub(super) was_anothers: bool,
+    /// What happened since claims were judged last.
+    pub(super) since: Since,
     /// Tables of which all that is there stays, because the rule only begins.
     kept: BTreeSet<Table>,
     /// Why nothing new is allowed, as was told.
     told: Option<Text>,
 }
 
+/// Most records that are read one by one.
+const MOST_ALONE: usize = 10;
+
+/// What happened since claims were judged last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Since {
+    /// Whether another process may have written.
+    pub(super) was_anothers: bool,
+    /// Whether Consul lost what it kept.
+    pub(super) was_lost: bool,
+}
+
+impl Since {
+    /// What it is worth what this process knows of names.
+    fn memory(self) -> Memory {
+        match (self.was_anothers, self.was_lost) {
+            (false, _) => Memory::Holds,
+            (true, true) => Memory::Outlived,
+            (true, false) => Memory::Superseded,
+        }
+    }
+}
+
+/// What of it is read.
+#[derive(Clone, Debug)]
+enum Part {
+    All,
+    Names(BTreeSet<Text>),
+}
+
 /// It was read, or not.
 #[derive(Debug)]
 pub struct NamesRead {
     epoch: u64,
+    part: Part,
     pairs: Result<Vec<KvPair>, ReadError>,
 }
 
@@ -83,9 +115,26 @@ pub async fn read_pairs(client: &Client, cluster: &ClusterName) -> Result<Vec<Kv
     Ok(pairs)
 }
 
-async fn read(client: Client, cluster: ClusterName, epoch: u64) -> Done {
-    let pairs = read_pairs(&client, &cluster).await;
-    Done::ReadNames(NamesRead { epoch, pairs })
+/// Reads the records of these names alone.
+async fn read_records(
+    client: &Client,
+    cluster: &ClusterName,
+    names: &BTreeSet<Text>,
+) -> Result<Vec<KvPair>, ReadError> {
+    let mut pairs = Vec::with_capacity(names.len());
+    for name in names {
+        let key = ledger::key(cluster, name);
+        pairs.extend(sure(client.kv_get(&key, Consistency::Consistent).await)?);
+    }
+    Ok(pairs)
+}
+
+async fn read(client: Client, cluster: ClusterName, epoch: u64, part: Part) -> Done {
+    let pairs = match &part {
+        Part::All => read_pairs(&client, &cluster).await,
+        Part::Names(names) => read_records(&client, &cluster, names).await,
+    };
+    Done::ReadNames(NamesRead { epoch, part, pairs })
 }
 
 async fn write(client: Client, pass: Pass, txn: Txn, writes: Vec<Write>) -> Done {
@@ -144,7 +193,7 @@ impl Engine {
             self.names = NamesState {
                 epoch,
                 reading: self.names.reading,
-                was_anothers: self.names.was_anothers,
+                since: self.names.since,
                 garbled: std::mem::take(&mut self.names.garbled),
                 retry: self.names.retry.begun_anew(),
                 told: self.names.told.take(),
@@ -166,8 +215,15 @@ impl Engine {
             self.names.retry.begins();
             self.names.look_at = None;
             self.names.reading = true;
+            let lacking = self.names.ledger.as_ref().map(|ledger| {
+                let names = ledger.not_understood();
+                names.take(MOST_ALONE + 1).collect::<BTreeSet<_>>()
+            });
+            let few = lacking.filter(|names| names.len() <= MOST_ALONE);
+            let part = few.map_or(Part::All, Part::Names);
             let cluster = self.index.cluster().clone();
-            self.jobs.spawn(read(self.consul.clone(), cluster, epoch));
+            self.jobs
+                .spawn(read(self.consul.clone(), cluster, epoch, part));
         }
         self.keep_what_is_there();
         let used = OnceCell::new();
@@ -196,14 +252,16 @@ impl Engine {
 
     fn settle(&mut self, ledger: Result<&Ledger, &Text>, now: Instant) {
         let registered = there::registered(&self.mirror);
-        let trusts_memory = !self.names.was_anothers;
+        let memory = self.names.since.memory();
         // Until it is known what the other one kept, nothing that was known before counts.
-        self.names.was_anothers &= ledger.is_err();
+        if ledger.is_ok() {
+            self.names.since = Since::default();
+        }
         let moment = moment(now);
         let index = &mut self.index;
         index
             .admission
-            .settle(ledger, registered, trusts_memory, moment, &index.watches);
+            .settle(ledger, registered, memory, moment, &index.watches);
         self.touch_judged(now);
     }
 
@@ -244,7 +302,7 @@ impl Engine {
     pub(super) fn absorb_names_read(&mut self, read: NamesRead) {
         let now = Instant::now();
         self.names.reading = false;
-        let NamesRead { epoch, pairs } = read;
+        let NamesRead { epoch, part, pairs } = read;
         if self.names.epoch != Some(epoch) {
             return;
         }
@@ -255,7 +313,16 @@ impl Engine {
         self.answered();
         self.names.retry.succeeded();
         self.names.retry.is_well();
-        let (mut ledger, garbled) = Ledger::of(self.index.cluster(), &pairs);
+        let (read, garbled) = Ledger::of(self.index.cluster(), &pairs);
+        let (mut ledger, of) = match (part, self.names.ledger.take()) {
+            (Part::Names(names), Some(mut ledger)) => {
+                ledger.renew(&names, read);
+                (ledger, Some(names))
+            }
+            // Something made all of it doubtful meanwhile.
+            (Part::Names(_), None) => return,
+            (Part::All, _) => (read, None),
+        };
         if self.names.garbled != garbled {
             for line in &garbled {
                 tracing::warn!("{line}");
@@ -266,7 +333,7 @@ impl Engine {
             // What was not written yet is looked at again.
             let admission = &self.index.admission;
             if admission.is_settled() && !admission.lacks_ledger() {
-                self.index.admission.reread(&ledger, moment(now));
+                self.index.admission.reread(&ledger, of, moment(now));
                 self.touch_judged(now);
             } else {
                 self.settle(Ok(&ledger), now);

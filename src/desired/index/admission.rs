@@ -11,7 +11,7 @@ use crate::desired::table::ObjectName;
 use crate::model::facts::{NamespaceFacts, Phase};
 use crate::model::key::{InstanceKey, Key};
 use crate::model::kind::Kind;
-use crate::model::names::{Destination, NodeName, QueryName};
+use crate::model::names::{Destination, QueryName};
 use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::policy::admission::accountable;
@@ -330,24 +330,6 @@ impl Index {
         let sort = sort_under(claims, holder.service.as_ref());
         let asked = claim(sort, &holder.owner.namespace, holder.service.text());
         self.admission.admits_adopt(&asked)
-    }
-
-    /// Whether anything that is claimed on a node may be there.
-    pub(super) fn admits_any_on(&self, node: &NodeName) -> bool {
-        if !self.admission.is_on() {
-            return true;
-        }
-        let mut claims = self.claims_on(node);
-        claims.any(|(_, claimants)| {
-            claimants.first().is_some_and(|holder| {
-                let claims = self
-                    .registration(&holder.owner)
-                    .and_then(|found| found.claims());
-                let sort = sort_under(claims, holder.service.as_ref());
-                let asked = claim(sort, &holder.owner.namespace, holder.service.text());
-                self.admission.admits(&asked, true).is_ok()
-            })
-        })
     }
 
     fn account(&self, namespace: &Text, pod: &Text) -> &str {

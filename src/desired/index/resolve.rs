@@ -82,6 +82,15 @@ impl Index {
         }
     }
 
+    /// Whether there is anything to be registered on a node that is not there yet.
+    fn is_needed(&self, node: &NodeName) -> bool {
+        let mut keys = self.claims_on(node).map(|(key, _)| key);
+        keys.any(|key| match self.resolve(key, None) {
+            Resolved::Claimed(claim) => matches!(claim.shape, Shape::Valid(_)),
+            _ => false,
+        })
+    }
+
     /// What a synthetic node is to be; `observed` is what Consul holds of ours under the name.
     ///
     /// `None` where nothing needs the node, where its address is not known yet, and where it would have
@@ -89,7 +98,7 @@ impl Index {
     #[must_use]
     pub fn resolve_node(&self, name: &NodeName, observed: Option<&Node>) -> Option<DesiredNode> {
         let claimed = self.claims_on(name).next().is_some();
-        let may_be_made = || claimed && !name.is_like_consul_k8s() && self.admits_any_on(name);
+        let may_be_made = || claimed && !name.is_like_consul_k8s() && self.is_needed(name);
         if observed.is_none() && !may_be_made() {
             return None;
         }

@@ -12,6 +12,17 @@ use crate::policy::ledger::{Ledger, NameRecord};
 use crate::policy::names::Moment;
 use crate::policy::uses::{Claim, Sort};
 
+/// What it is worth what this process knows of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// No other process can have judged since: it holds.
+    Holds,
+    /// Another one may have, and Consul lost what that kept: where there is nothing, it is the best there is.
+    Outlived,
+    /// Another one may have: what Consul keeps decides, and where that is nothing, too.
+    Superseded,
+}
+
 /// Whether a namespace with this name and uid is there, as far as that is known.
 fn is_there(force: &Force, watched: bool) -> impl Fn(&Text, &str) -> bool + '_ {
     move |name, uid| {
@@ -45,27 +56,26 @@ impl Admission {
     }
 
     /// Judges all that is claimed. `ledger` is what Consul keeps of names, or why it cannot be used;
-    /// `registered` are the services that namespaces have instances of in Consul; `trusts_memory` says
-    /// whether no other process can have written since this one did.
+    /// `registered` are the services that namespaces have instances of in Consul.
     pub fn settle(
         &mut self,
         ledger: Result<&Ledger, &Text>,
         registered: BTreeSet<(Text, Text)>,
-        trusts_memory: bool,
+        memory: Memory,
         moment: Moment,
         watches: &Watches,
     ) {
-        if !trusts_memory {
-            // Another process judged since.
+        let holds = memory == Memory::Holds;
+        if !holds {
             self.uses.forget_judgements();
         }
-        let is_read = trusts_memory || ledger.is_ok();
+        let is_read = holds || ledger.is_ok();
         self.unread = ledger.err().cloned();
         if let Ok(ledger) = ledger
             && self.is_exclusive()
         {
             // A Consul that lost all is told again, also by who led before.
-            let is_known = trusts_memory || !ledger.has_rule();
+            let is_known = holds || (memory == Memory::Outlived && !ledger.has_rule());
             if is_known && self.learnt != Learnt::Nothing {
                 let all: Vec<Text> = self.names.all().cloned().chain(ledger.names()).collect();
                 self.names.doubt(all);
@@ -107,8 +117,9 @@ impl Admission {
         }
     }
 
-    /// What Consul keeps was read again: names of which it is understood by now are judged by it.
-    pub fn reread(&mut self, ledger: &Ledger, moment: Moment) {
+    /// What Consul keeps was read again, of these names or of all: those of which it is understood by now are
+    /// judged by it.
+    pub fn reread(&mut self, ledger: &Ledger, of: Option<BTreeSet<Text>>, moment: Moment) {
         let understood = self.names.set_unread(ledger.not_understood().collect());
         for name in &understood {
             if let Some(record) = ledger.record(name) {
@@ -120,9 +131,11 @@ impl Admission {
         if self.settled && self.freeze.is_none() {
             self.judge_names(understood);
         }
-        // What is not there any more, too.
-        let all: Vec<Text> = self.names.all().cloned().chain(ledger.names()).collect();
-        self.names.doubt(all);
+        let of = of.unwrap_or_else(|| {
+            // What is not there any more, too.
+            self.names.all().cloned().chain(ledger.names()).collect()
+        });
+        self.names.doubt(of);
     }
 
     /// Whether there are names of which what Consul keeps is not understood.
@@ -203,7 +216,7 @@ impl Admission {
         }
     }
 
-    /// When a name is let go.
+    /// When a name is let go, or it is to be noted that it has no claim.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
         self.names.wake_at().filter(|_| self.settled)

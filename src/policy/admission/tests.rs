@@ -97,11 +97,15 @@ impl Bed {
     }
 
     fn settle(&mut self) {
+        self.settle_by(Memory::Superseded);
+    }
+
+    fn settle_by(&mut self, memory: Memory) {
         let moment = self.moment();
         self.admission.settle(
             Ok(&self.ledger),
             self.registered.clone(),
-            false,
+            memory,
             moment,
             &self.watches,
         );
@@ -587,7 +591,7 @@ fn without_what_consul_keeps_nothing_new_is_allowed() {
     bed.admission.settle(
         Err(&why),
         bed.registered.clone(),
-        false,
+        Memory::Superseded,
         moment,
         &bed.watches,
     );
@@ -619,23 +623,16 @@ fn a_consul_that_lost_all_is_told_again_what_is_known() {
     bed.write();
     bed.ledger = Ledger::default();
     bed.admission.unsettle();
-    let moment = bed.moment();
-    bed.admission.settle(
-        Ok(&bed.ledger),
-        bed.registered.clone(),
-        true,
-        moment,
-        &bed.watches,
-    );
+    bed.settle_by(Memory::Holds);
     assert!(bed.allows(&service("evil", "web")) && !bed.allows(&service("shop", "web")));
-    assert_eq!(bed.write(), 2, "the name and the rule");
+    assert!(bed.ledger.has_rule() && bed.ledger.record("web").is_some());
 }
 
 /// Another process led since this one judged, and these are what it kept.
-fn follow(bed: &mut Bed, ledger: Ledger) {
+fn follow(bed: &mut Bed, ledger: Ledger, memory: Memory) {
     bed.ledger = ledger;
     bed.admission.unsettle();
-    bed.settle();
+    bed.settle_by(memory);
 }
 
 #[test]
@@ -651,12 +648,16 @@ fn who_follows_another_process_forgets_what_it_knew_for_what_that_kept() {
     other.claim(&new);
     other.claim(&old);
     other.write();
-    follow(&mut bed, std::mem::take(&mut other.ledger));
+    let kept = std::mem::take(&mut other.ledger);
+    follow(&mut bed, kept, Memory::Superseded);
     assert!(!bed.allows(&old) && bed.allows(&new));
     assert_eq!(bed.write(), 0, "what the other one kept stays");
     // Where Consul lost all, what it knew is more than nothing.
-    follow(&mut bed, Ledger::default());
+    follow(&mut bed, Ledger::default(), Memory::Outlived);
     assert!(!bed.allows(&old) && bed.allows(&new));
+    // Where it is the other one that keeps nothing of names, the rule begins anew: the older is the first.
+    follow(&mut bed, Ledger::default(), Memory::Superseded);
+    assert!(bed.allows(&old) && !bed.allows(&new));
 }
 
 #[test]
@@ -673,7 +674,8 @@ fn who_follows_another_process_forgets_how_it_judged() {
     bed.admission.apply_policy(&object("strict", bad));
     bed.registered = [(text("api"), text("evil"))].into();
     let mut other = Bed::settled(DefaultPolicy::Exclusive);
-    follow(&mut bed, std::mem::take(&mut other.ledger));
+    let kept = std::mem::take(&mut other.ledger);
+    follow(&mut bed, kept, Memory::Superseded);
     assert!(bed.admission.freeze().is_some());
     assert!(bed.allows(&theirs), "it was refused before");
     assert!(!bed.claim(&ours), "it was allowed before");
@@ -716,7 +718,8 @@ fn a_record_that_is_not_understood_withdraws_nothing_and_allows_nothing_new() {
     let value = r#"{"holder":"shop","namespaces":{"shop":{"uid":"uid-shop","since":1}}}"#;
     let (mended, _) = Ledger::of(&cluster, &[pair(&key, value), rule.clone()]);
     let moment = bed.moment();
-    bed.admission.reread(&mended, moment);
+    bed.admission
+        .reread(&mended, Some([text("web")].into()), moment);
     assert!(!bed.admission.lacks_names());
     assert!(bed.allows(&new) && bed.allows(&proxy) && !bed.allows(&old));
     let news = bed.admission.take_news().claims;
@@ -731,7 +734,7 @@ fn a_record_that_is_not_understood_withdraws_nothing_and_allows_nothing_new() {
     again.admission.claim(&new);
     again.settle();
     let (none, _) = Ledger::of(&cluster, &[rule]);
-    again.admission.reread(&none, moment);
+    again.admission.reread(&none, None, moment);
     assert!(again.allows(&old) && again.why(&new).contains("evil"));
     again.ledger = none;
     assert_eq!(again.write(), 1, "it is kept from now on");
@@ -796,7 +799,8 @@ fn by_default_alone_neither_policies_nor_namespaces_are_asked_for() {
     let now = Instant::now();
     let settle = |admission: &mut Admission, ledger: &Ledger, wall: i64| {
         let moment = Moment { now, wall };
-        admission.settle(Ok(ledger), BTreeSet::new(), false, moment, &watches);
+        let memory = Memory::Superseded;
+        admission.settle(Ok(ledger), BTreeSet::new(), memory, moment, &watches);
         admission.begun();
         admission.tick(moment, |_, _| false);
     };

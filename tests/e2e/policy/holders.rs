@@ -65,6 +65,8 @@ async fn who_was_first_is_remembered_until_the_namespace_is_gone() -> Result<()>
     ensure!(operations(&lictor).await? == 0.0, "a restart writes");
     ensure!(scene.dump().await? == before);
     ensure!(scene.kept(&web).await? == Some(kept));
+    lictor.stop().await?;
+    let _lictor = scene.lictor_with(&[EXCLUSIVE, "--name-hold=40s"]).await?;
 
     // Its pod goes: the name is held for a while.
     first.finish_deletion(&scene.client).await?;
