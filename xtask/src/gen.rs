@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use lictor_testbed::tools::{self, Progress, Tools};
 use serde::Deserialize;
 
-use crate::cargo;
+use crate::{cargo, fields};
 
 /// Folders of which every file is generated: one that is no longer is removed.
 const FOLDERS: [&str; 3] = ["crds", "charts/lictor/templates/crds", "docs/man"];
@@ -31,7 +31,8 @@ const NAMESPACE: &str = "lictor-system";
 type Files = BTreeMap<PathBuf, String>;
 
 /// Write the generated files anew: crds/, the chart's copies of them, deploy/install.yaml,
-/// docs/plan.schema.json, docs/status.schema.json, docs/cli.md, docs/man/.
+/// docs/plan.schema.json, docs/status.schema.json, docs/cli.md,
+/// docs/fields.md, docs/man/.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Write nothing; fail if a file is not current, and say which.
@@ -69,7 +70,13 @@ impl Args {
 fn generate(root: &Path, tools: &Tools) -> Result<Files> {
     let mut files = Files::new();
     let mut crds = String::new();
-    for crd in split(&lictor(root, &["crds"])?) {
+    let each = split(&lictor(root, &["crds"])?);
+    let fields = fields::page(&each)?;
+    files.insert(
+        "docs/fields.md".into(),
+        format!("<!-- {MARK} -->\n{fields}"),
+    );
+    for crd in each {
         let name = file_name(&crd)?;
         files.insert(
             format!("charts/lictor/templates/crds/{name}").into(),

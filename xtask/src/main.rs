@@ -13,7 +13,10 @@
 mod bench;
 mod cargo;
 mod demo;
+mod dist;
+mod fields;
 mod r#gen;
+mod image;
 mod test;
 mod testbed;
 
@@ -28,7 +31,9 @@ use clap::Parser;
 enum Task {
     Bench(bench::Args),
     Demo(demo::Args),
+    Dist(dist::Args),
     Gen(r#gen::Args),
+    Image(image::Args),
     Test(test::Args),
     Testbed(testbed::Args),
 }
@@ -49,7 +54,9 @@ async fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Bench(args) => args.run().await,
         Task::Demo(args) => args.run().await,
+        Task::Dist(args) => args.run().await,
         Task::Gen(args) => args.run().await,
+        Task::Image(args) => args.run().await,
         Task::Test(args) => args.run().await,
         Task::Testbed(args) => args.run().await,
     }
