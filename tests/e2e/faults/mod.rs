@@ -25,34 +25,31 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use lictor_testbed::BedOptions;
 use serde_json::json;
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::MutexGuard;
 
-use crate::support::{Annotated as _, Installed, Instance, Lictor, Scene, until};
+use crate::support::{Annotated as _, Installed, Instance, Lictor, Scene, Turns, until};
 
-/// The bed for faults, with all its servers running, for one test at a time.
+/// A bed for faults, with all its servers running, for one test at a time.
 pub async fn alone() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
-    static ONE: Mutex<()> = Mutex::const_new(());
-    static BED: OnceCell<Installed> = OnceCell::const_new();
-    let guard = ONE.lock().await;
-    let installed = BED.get_or_try_init(Installed::start).await?;
+    static BEDS: Turns<2> = Turns::new();
+    let (guard, installed) = BEDS.take(Installed::start).await?;
     // A test may have failed half-way.
     installed.bed.mend().await?;
     Ok((guard, installed))
 }
 
-/// The bed with three Consul servers and ACLs, with a leader, for one test at a time.
+/// A bed with three Consul servers and ACLs, with a leader, for one test at a time.
 pub(crate) async fn three() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
-    static ONE: Mutex<()> = Mutex::const_new(());
-    static BED: OnceCell<Installed> = OnceCell::const_new();
-    let guard = ONE.lock().await;
+    static BEDS: Turns<2> = Turns::new();
     let start = || {
-        Installed::with(BedOptions {
+        let options = BedOptions {
             consul_servers: 3,
             consul_acls: true,
             ..BedOptions::default()
-        })
+        };
+        Installed::with(options)
     };
-    let installed = BED.get_or_try_init(start).await?;
+    let (guard, installed) = BEDS.take(start).await?;
     installed.bed.mend().await?;
     installed.bed.consul_leader().await?;
     Ok((guard, installed))

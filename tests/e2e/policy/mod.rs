@@ -1,7 +1,7 @@
 //! Who may claim which name: `RegistrationPolicy` and `--default-policy`.
 //!
 //! Policies are of the whole cluster, and where there are some that are not understood, or none any
-//! more, everybody hears of it: so these tests have a bed of their own, one after the other.
+//! more, everybody hears of it: so these tests have beds of their own, one after the other.
 
 mod attacks;
 mod changes;
@@ -16,20 +16,18 @@ use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, PostP
 use lictor::api::RegistrationPolicy;
 use lictor_testbed::{kubelet::TestPod, wait};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use tokio::sync::MutexGuard;
 
-use crate::support::{Annotated as _, Installed, Kind, Lictor, Scene, condition, until};
+use crate::support::{Annotated as _, Installed, Kind, Lictor, Scene, Turns, condition, until};
 
 const EXCLUSIVE: &str = "--default-policy=exclusive";
 /// Within this, lists confirm what is not allowed.
 const LISTS: Duration = Duration::from_mins(3);
 
-/// The bed of policies, in which there is none, for one test at a time.
+/// A bed in which there are no policies, for one test at a time.
 async fn bed() -> Result<(MutexGuard<'static, ()>, &'static Installed)> {
-    static ONE: Mutex<()> = Mutex::const_new(());
-    static BED: OnceCell<Installed> = OnceCell::const_new();
-    let guard = ONE.lock().await;
-    let installed = BED.get_or_try_init(Installed::start).await?;
+    static BEDS: Turns<2> = Turns::new();
+    let (guard, installed) = BEDS.take(Installed::start).await?;
     let args = ["delete", "registrationpolicies", "--all"];
     installed.bed.kubectl(&args).await?;
     // There is one entry for all destinations, and who was here before wrote it.

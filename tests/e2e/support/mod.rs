@@ -7,6 +7,7 @@ mod oracle;
 mod scene;
 pub mod schema;
 mod target;
+mod turns;
 
 use std::{fmt::Display, time::Duration};
 
@@ -26,6 +27,7 @@ pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;
 pub use scene::Scene;
 pub use target::{Answer, GrpcTarget, Target, selected};
+pub use turns::Turns;
 
 /// Longer than anything here takes, unless it never happens.
 pub const SOON: Duration = Duration::from_secs(30);
