@@ -71,6 +71,10 @@ fn what_is_not_allowed_is_not_written_and_neither_is_its_node() {
     let bed = bed.policy(services(&["web"]));
     assert!(matches!(bed.decide(&node).step, Step::PutNode(_)));
     assert!(put(bed.decide(&key("p")).step).creates());
+    // Nor where its name is allowed, and it is not.
+    let spec = json!({"services": ["web"], "requireServiceAccountName": true});
+    let bed = Bed::judged(spec).with(web("p"));
+    assert_eq!(bed.decide(&node).step, Step::Settled);
 }
 
 #[test]
