@@ -43,6 +43,7 @@ pub mod heartbeat;
 pub mod k8s;
 pub mod leader;
 pub mod metrics;
+pub mod migrate;
 pub mod model;
 pub mod observed;
 pub mod overview;

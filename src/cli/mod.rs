@@ -9,6 +9,8 @@ mod election;
 mod gc;
 mod kubernetes;
 mod look;
+mod manifests;
+mod migrate;
 mod plan;
 mod planning;
 mod reference;
@@ -53,6 +55,10 @@ enum Command {
     /// Prints the ACL policy that Lictor needs in Consul, and no more, ready for
     /// `consul acl policy create -rules -`
     AclPolicy(acl_policy::AclPolicy),
+    /// Prints what manifests of other tools ask for as objects and annotations of Lictor: of consul-k8s
+    /// `Registration`, `ServiceIntentions` and synced Services, and workloads with the annotations of katalog-sync
+    /// or kube-consul-register
+    Migrate(migrate::Migrate),
     /// Prints the custom resource definitions, ready for `kubectl apply -f -`
     Crds,
     /// Prints the script by which a shell completes the words of `lictor`
@@ -81,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Gc(gc) => gc.execute().map(succeeded),
         Command::Check(check) => check.execute().map(succeeded),
         Command::AclPolicy(policy) => policy.execute().map(succeeded),
+        Command::Migrate(migrate) => migrate.execute().map(succeeded),
         Command::Crds => crds::execute().map(succeeded),
         Command::Completions(completions) => completions.execute().map(succeeded),
         Command::Reference(reference) => reference.execute().map(succeeded),

@@ -1,14 +1,11 @@
 //! `lictor plan`.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{IsTerminal as _, Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::consul::ConsulFlags;
@@ -26,8 +23,6 @@ use crate::telemetry::{self, LogFormat};
 
 /// Exit code where something would change (`--detailed-exitcode`).
 const CHANGES: u8 = 2;
-/// The largest file that is read.
-const LARGEST: u64 = 64 << 20;
 
 #[derive(Args, Debug)]
 pub(super) struct Plan {
@@ -75,7 +70,7 @@ impl Plan {
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         // Before anybody is asked: what is wrong with a file is known at once.
-        let objects = read(&self.filename)?;
+        let objects = super::manifests::read(&self.filename)?;
         let from_cluster = self.filename.is_empty();
         let look = Look::new(cluster, self.scope, self.planning, self.kubernetes)?;
         let preview = self.consul.once(async |consul| {
@@ -107,66 +102,4 @@ fn print(preview: &Preview, output: Output) -> anyhow::Result<()> {
         Output::Json => print_json(preview)?,
     }
     Ok(())
-}
-
-/// All objects of the files.
-fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
-    let mut objects = Vec::new();
-    for path in files {
-        if path.as_os_str() == "-" {
-            let stdin = std::io::stdin();
-            if stdin.is_terminal() {
-                super::complain("reading manifests from standard input");
-            }
-            objects.extend(read_one(stdin, "standard input")?);
-            continue;
-        }
-        for file in found(path)? {
-            let name = file.display().to_string();
-            let opened = File::open(&file).with_context(|| format!("cannot read {name}"))?;
-            objects.extend(read_one(opened, &name)?);
-        }
-    }
-    Ok(objects)
-}
-
-/// All objects of one file. A part of one would be taken for all that there is.
-fn read_one(file: impl Read, name: &str) -> anyhow::Result<Vec<Value>> {
-    let mut text = String::new();
-    file.take(LARGEST + 1)
-        .read_to_string(&mut text)
-        .with_context(|| format!("cannot read {name}"))?;
-    if text.len() as u64 > LARGEST {
-        let most = LARGEST >> 20;
-        bail!("{name} is larger than {most} MiB: name the files that hold manifests");
-    }
-    manifests::parse(&text, name)
-}
-
-/// A file itself; of a folder all that may be manifests, in the order of their names.
-fn found(path: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
-    let mut files = BTreeSet::new();
-    let mut folders = vec![path.to_owned()];
-    if !path.is_dir() {
-        return Ok([path.to_owned()].into());
-    }
-    while let Some(folder) = folders.pop() {
-        let name = folder.display();
-        let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {name}"))?;
-        for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read {name}"))?;
-            let (path, kind) = (entry.path(), entry.file_type()?);
-            let extension = path.extension().and_then(|it| it.to_str());
-            if kind.is_dir() {
-                folders.push(path);
-            } else if matches!(extension, Some("yaml" | "yml" | "json")) {
-                files.insert(path);
-            }
-        }
-    }
-    if files.is_empty() {
-        let path = path.display();
-        bail!("{path} has no *.yaml, *.yml or *.json");
-    }
-    Ok(files)
 }
