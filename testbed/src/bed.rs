@@ -51,6 +51,8 @@ pub struct BedOptions {
     pub apiserver_args: Vec<String>,
     /// Whether Deployments and `ReplicaSets` make pods. Nobody schedules or runs them.
     pub workloads: bool,
+    /// More controllers of kube-controller-manager, by their names.
+    pub controllers: Vec<&'static str>,
     /// How many Consul servers there are: one, or three for tests of elections and of the quorum.
     pub consul_servers: usize,
     /// A second Consul datacenter, `dc2`: one server that is joined with `dc1`, the primary one, over
@@ -69,6 +71,7 @@ impl Default for BedOptions {
             progress: Progress::default(),
             apiserver_args: Vec::new(),
             workloads: false,
+            controllers: Vec::new(),
             consul_servers: 1,
             second_datacenter: false,
             consul_acls: false,

@@ -145,6 +145,7 @@ impl Plan<'_> {
         if self.options.workloads {
             controllers.extend(["deployment-controller", "replicaset-controller"]);
         }
+        controllers.extend(&self.options.controllers);
         let args = vec![
             format!("--kubeconfig={}", self.kubeconfig.display()),
             format!("--controllers={}", controllers.join(",")),

@@ -29,22 +29,40 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.leaderElection | default "off" -}}
 {{- end -}}
 
-{{/* Refuses settings that contradict each other; renders nothing. */}}
-{{- define "lictor.validate" -}}
-{{- if and (eq (include "lictor.leaderElection" .) "off") (gt (int .Values.replicas) 1) -}}
-{{- fail (printf "leaderElection is off, but replicas is %d: without an election only one may run" (int .Values.replicas)) -}}
+{{/* "true" or nothing, of a setting that is true, false or "auto": the setting, and what auto means. */}}
+{{- define "lictor.on" -}}
+{{- $setting := index . 0 -}}
+{{- if eq (toString $setting) "auto" -}}
+{{- $setting = index . 1 -}}
 {{- end -}}
-{{- $tls := .Values.consul.tls -}}
-{{- if and .Values.consul.tokenSecret.name .Values.consul.authMethod -}}
-{{- fail "consul.tokenSecret.name and consul.authMethod are both set: give one or the other" -}}
+{{- if $setting -}}true{{- end -}}
 {{- end -}}
-{{- if $tls.enabled -}}
-{{- if contains "http://" .Values.consul.address -}}
-{{- fail (printf "consul.tls.enabled is true, but consul.address is %s: write https:// and the TLS port, which is 8501 by default" .Values.consul.address) -}}
+
+{{/* The label app.kubernetes.io/name of the pod of the test, which the Deployment must not take for its own. */}}
+{{- define "lictor.testName" -}}
+{{- printf "%s-test" .Chart.Name -}}
 {{- end -}}
-{{- else if or $tls.caSecret.name $tls.clientSecret.name $tls.serverName -}}
-{{- fail "consul.tls.caSecret, clientSecret and serverName do nothing without consul.tls.enabled=true" -}}
-{{- else if contains "https://" .Values.consul.address -}}
-{{- fail "consul.address says https://: set consul.tls.enabled=true as well" -}}
+
+{{/* A list of TCP ports, for a NetworkPolicy. */}}
+{{- define "lictor.ports" -}}
+{{- range $number, $port := . -}}
+{{- if $number }}
+{{ end -}}
+- port: {{ $port }}
+  protocol: TCP
 {{- end -}}
+{{- end -}}
+
+{{/* The ports that consul.address names, as YAML. */}}
+{{- define "lictor.consulPorts" -}}
+{{- $ports := list -}}
+{{- range splitList "," .Values.consul.address -}}
+{{- if not (hasPrefix "unix://" .) -}}
+{{- $host := regexReplaceAll "/.*$" (regexReplaceAll "^https?://" . "") "" -}}
+{{- $tls := or $.Values.consul.tls.enabled (hasPrefix "https://" .) -}}
+{{- $port := regexFind ":[0-9]+$" $host | trimPrefix ":" -}}
+{{- $ports = append $ports (int ($port | default (ternary "443" "80" $tls))) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (uniq $ports) -}}
 {{- end -}}

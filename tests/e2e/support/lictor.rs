@@ -244,8 +244,25 @@ pub async fn run_within(
     patience: Duration,
     args: &[&str],
 ) -> Result<(Option<i32>, String, String)> {
+    ended_within(patience, &[], args).await
+}
+
+/// The same in this environment.
+pub async fn run_in(
+    env: &[(String, String)],
+    args: &[&str],
+) -> Result<(Option<i32>, String, String)> {
+    ended_within(SOON, env, args).await
+}
+
+async fn ended_within(
+    patience: Duration,
+    env: &[(String, String)],
+    args: &[&str],
+) -> Result<(Option<i32>, String, String)> {
     let child = tokio::process::Command::from(command(env!("CARGO_BIN_EXE_lictor")))
         .args(args)
+        .envs(env.iter().cloned())
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();

@@ -1,5 +1,10 @@
-//! The Deployment of the chart, started as it is rendered: its arguments, its environment, and the rights
-//! of its `ServiceAccount`.
+//! The chart: what it renders, and the Deployment started as it is rendered, with its arguments, its
+//! environment, and the rights of its `ServiceAccount`.
+
+mod admission;
+mod lifecycle;
+mod plain;
+mod values;
 
 use std::collections::BTreeSet;
 
@@ -8,31 +13,65 @@ use lictor::k8s::{LeaseName, rights::needed};
 use serde_json::{Value, json};
 
 use crate::faults::three;
-use crate::support::{Annotated as _, Lictor, RELEASE, Scene, json_lines, run};
+use crate::support::{Annotated as _, Installed, Lictor, RELEASE, Scene, json_lines, run, run_in};
 
-/// The container of the Deployment that the chart makes of these values.
-async fn container(scene: &Scene, values: &Value) -> Result<Value> {
-    let file = scene
-        .bed
-        .dir()
-        .join(format!("values-{}.json", scene.cluster));
-    std::fs::write(&file, values.to_string())?;
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
-    let file = file.display().to_string();
-    let rendered = scene
-        .bed
-        .helm(&["template", "lictor", chart, "--values", &file])
-        .await?;
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
+
+/// What Helm renders of the chart with these values, as the release `lictor`, with more arguments.
+async fn template(scene: &Scene, values: &Value, more: &[&str]) -> Result<String> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), values.to_string())?;
+    let file = file.path().display().to_string();
+    let mut args = vec!["template", "lictor", CHART, "--values", &file];
+    args.extend(more);
+    scene.bed.helm(&args).await
+}
+
+/// The container of the pod of this kind, a Deployment's or the test's, that the chart makes of these
+/// values.
+async fn container(scene: &Scene, values: &Value, kind: &str) -> Result<Value> {
+    let rendered = template(scene, values, &[]).await?;
     let documents: Vec<Value> = serde_saphyr::from_multiple(&rendered)?;
-    let deployment = documents
-        .iter()
-        .find(|document| document["kind"] == "Deployment")
-        .context("no Deployment is rendered")?;
-    Ok(deployment["spec"]["template"]["spec"]["containers"][0].clone())
+    let found = documents.iter().find(|document| document["kind"] == kind);
+    let found = found.with_context(|| format!("no {kind} is rendered"))?;
+    let pod = found.pointer("/spec/template").unwrap_or(found);
+    Ok(pod["spec"]["containers"][0].clone())
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// What a process is started with.
+struct Started {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+/// The arguments of a container, and its environment where it does not run in a pod.
+fn started(scene: &Scene, installed: &Installed, container: &Value) -> Result<Started> {
+    let token = scene.bed.dir().join(format!("secret-{}", scene.cluster));
+    std::fs::write(&token, installed.token.context("the bed has ACLs")?)?;
+    let args = container["args"].as_array().context("no arguments")?;
+    let mut env = vec![(
+        "KUBECONFIG".to_owned(),
+        installed.kubeconfig.display().to_string(),
+    )];
+    for variable in container["env"].as_array().context("no environment")? {
+        let value = match &*text(&variable["value"]) {
+            "/etc/lictor/consul-token/token" => token.display().to_string(),
+            "" if variable["name"] == "POD_NAMESPACE" => RELEASE.to_owned(),
+            "" => format!("of-the-pod-{}", scene.cluster),
+            value => value.to_owned(),
+        };
+        env.push((text(&variable["name"]), value));
+    }
+    let args = args.iter().map(text).collect();
+    Ok(Started { args, env })
 }
 
 #[tokio::test]
-async fn the_deployment_works_as_it_is_rendered() -> Result<()> {
+async fn the_deployment_and_the_test_work_as_they_are_rendered() -> Result<()> {
     let (_guard, installed) = three().await?;
     let scene = Scene::on(installed).await?;
     let excluded: Vec<String> = scene
@@ -48,41 +87,29 @@ async fn the_deployment_works_as_it_is_rendered() -> Result<()> {
             "address": scene.bed.consul_addrs().join(","),
             "tokenSecret": {"name": "consul", "key": "token"},
         },
-        "extraArgs": ["--log-format=json"],
+        // `lictor check` knows the second one alone.
+        "extraArgs": ["--log-format=json", "--context="],
         "extraEnv": [{"name": "LICTOR_LISTEN", "value": "127.0.0.1:0"}],
     });
-    let container = container(&scene, &values).await?;
-    let token = scene.bed.dir().join(format!("secret-{}", scene.cluster));
-    std::fs::write(&token, installed.token.context("the bed has ACLs")?)?;
+    let container_of_test = container(&scene, &values, "Pod").await?;
+    let Started { args, env } = started(&scene, installed, &container_of_test)?;
+    assert_eq!(args, ["check", "--context="]);
+    let (code, said, error) = run_in(&env, &["check"]).await?;
+    ensure!(code == Some(0), "{said}{error}");
+    ensure!(said.contains("ok       kubernetes.right"), "{said}");
 
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let args: Vec<String> = container["args"]
-        .as_array()
-        .context("no arguments")?
-        .iter()
-        .map(text)
-        .collect();
-    let mut env = vec![(
-        "KUBECONFIG".to_owned(),
-        installed.kubeconfig.display().to_string(),
-    )];
-    for variable in container["env"].as_array().context("no environment")? {
-        let value = match &*text(&variable["value"]) {
-            "/etc/lictor/consul-token/token" => token.display().to_string(),
-            "" if variable["name"] == "POD_NAMESPACE" => RELEASE.to_owned(),
-            "" => format!("of-the-pod-{}", scene.cluster),
-            value => value.to_owned(),
-        };
-        env.push((text(&variable["name"]), value));
-    }
+    let mut values = values;
+    values["extraArgs"] = json!(["--log-format=json"]);
+    let container = container(&scene, &values, "Deployment").await?;
+    let Started { args, env } = started(&scene, installed, &container)?;
     let log = scene.bed.dir().join(format!("chart-{}.log", scene.cluster));
     let mut lictor = Lictor::start(&log, &args, &env).await?;
-    for probe in ["livenessProbe", "readinessProbe"] {
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let path = text(&container[probe]["httpGet"]["path"]);
         ensure!(["/livez", "/readyz"].contains(&&*path), "{probe}: {path}");
     }
-    lictor.ready().await?;
     ensure!(lictor.http("/livez").await?.0 == 200);
+    lictor.ready().await?;
     let pod = scene.pod("web-0").lictor("service", "web");
     pod.create_ready(&scene.client).await?;
     let seen = scene.status("web", "web-0", "passing").await?;
@@ -111,7 +138,7 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
             },
         },
     });
-    let container = container(&scene, &values).await?;
+    let container = container(&scene, &values, "Deployment").await?;
     let (_, help, _) = run(&["run", "--help"]).await?;
     let variables = container["env"].as_array().context("no environment")?;
     // Those that say which pod it is are no flags.
@@ -145,12 +172,8 @@ async fn every_variable_of_the_deployment_is_one_that_is_read() -> Result<()> {
 
 /// What the chart renders for these values: its documents, or why not.
 async fn rendered(scene: &Scene, set: &str) -> Result<Vec<Value>> {
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
     let set = format!("cluster=prod,{set}");
-    let rendered = scene
-        .bed
-        .helm(&["template", "lictor", chart, "--set", &set])
-        .await?;
+    let rendered = template(scene, &json!({}), &["--set", &set]).await?;
     Ok(serde_saphyr::from_multiple(&rendered)?)
 }
 
@@ -174,21 +197,7 @@ async fn the_election_decides_rights_and_strategy() -> Result<()> {
     }
     // In a file of values a bare off is false.
     let off = json!({"leaderElection": false, "replicas": 1});
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("values.json");
-    std::fs::write(&file, off.to_string())?;
-    let file = file.to_str().context("no text")?;
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
-    let arguments = [
-        "template",
-        "lictor",
-        chart,
-        "-f",
-        file,
-        "--set",
-        "cluster=prod",
-    ];
-    let text = scene.bed.helm(&arguments).await?;
+    let text = template(&scene, &off, &["--set", "cluster=prod"]).await?;
     let off = rendered(&scene, "leaderElection=off,replicas=1").await?;
     assert_eq!(serde_saphyr::from_multiple::<Value>(&text)?, off);
     let refused = rendered(&scene, "leaderElection=off,replicas=2").await;
@@ -270,6 +279,33 @@ async fn namespaces_make_roles_with_just_the_rights_that_are_needed() -> Result<
         let needed = needed(gate, &namespaces.map(Into::into).into(), lease.as_ref());
         let needed = needed.iter().map(ToString::to_string);
         let needed: BTreeSet<String> = needed.chain(events.clone()).collect();
+        assert_eq!(given, needed, "{set}");
+    }
+    Ok(())
+}
+
+/// Without namespaces the roles that are bound to the `ServiceAccount` give the same: what is asked for and
+/// no more.
+#[tokio::test]
+async fn the_cluster_role_has_just_the_rights_that_are_needed() -> Result<()> {
+    let scene = Scene::new().await?;
+    for (election, gate) in [("lease", false), ("consul", true)] {
+        let set = format!("leaderElection={election},readinessGate={gate}");
+        let documents = rendered(&scene, &set).await?;
+        let name = |it: &Value| (text(&it["kind"]), text(&it["name"]));
+        let bound = documents
+            .iter()
+            .filter(|it| text(&it["kind"]).ends_with("Binding"));
+        let bound: Vec<_> = bound.map(|it| name(&it["roleRef"])).collect();
+        let is_bound =
+            |it: &&Value| bound.contains(&(text(&it["kind"]), text(&it["metadata"]["name"])));
+        let given = documents.iter().filter(is_bound).flat_map(allowed);
+        let given = given.map(|right| right.trim_end_matches(" in anywhere").to_owned());
+        let given: BTreeSet<String> = given.collect();
+        let cluster = "prod".parse()?;
+        let lease = (election == "lease").then(|| LeaseName::of(&cluster, "default".into()));
+        let needed = needed(gate, &BTreeSet::new(), lease.as_ref());
+        let needed: BTreeSet<String> = needed.iter().map(ToString::to_string).collect();
         assert_eq!(given, needed, "{set}");
     }
     Ok(())
