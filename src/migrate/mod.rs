@@ -71,7 +71,9 @@ pub fn yaml(all: &[Migrated]) -> Result<String, serde_saphyr::ser::Error> {
             let note: String = note.split_whitespace().collect::<Vec<_>>().join(" ");
             let _ = writeln!(text, "# {note}");
         }
-        text.push_str(&serde_saphyr::to_string(object)?);
+        let manifest = serde_saphyr::to_string(object)?;
+        text.push_str(manifest.trim_end());
+        text.push('\n');
     }
     Ok(text)
 }

@@ -30,6 +30,7 @@ mod invalid;
 mod leader;
 mod login;
 mod mesh;
+mod migrate;
 mod modes;
 mod namespaces;
 mod nodes;
