@@ -57,3 +57,5 @@ pub mod sync;
 pub mod telemetry;
 #[cfg(test)]
 mod test_log;
+#[cfg(test)]
+mod test_words;

@@ -76,6 +76,8 @@ struct Connections {
     stamps: Vec<Option<FileStamp>>,
 }
 
+    /// Why the files that are there now cannot be used, as was told.
+    unusable: Option<String>,
 /// What Consul took the token of this generation for.
 struct Known {
     generation: u64,
@@ -103,6 +105,7 @@ impl Client {
                 looked: Instant::now(),
             }),
             token: Token::new(config.token.clone())?,
+                unusable: None,
             observer,
             last_contact: Mutex::new(None),
             standing: Mutex::new(None),
@@ -281,7 +284,15 @@ impl Client {
                         connections.stamps = stamps;
                         tracing::info!("TLS files changed; new connections use them");
                     }
-                    Err(error) => tracing::warn!(%error, "TLS files changed and are not usable"),
+                    Err(error) => {
+                        let why = error.to_string();
+                        if connections.unusable.as_ref() != Some(&why) {
+                            tracing::warn!(
+                                "TLS files changed and are not usable, the old ones stay in use: {why}"
+                            );
+                            connections.unusable = Some(why);
+                        }
+                    }
                 }
             }
         }
@@ -290,6 +301,7 @@ impl Client {
 
     /// Whether the token that is sent now was looked at, not long ago, and found to be one. A changed
     /// token file makes it false until [`check_token`](Self::check_token) was asked again.
+                        connections.unusable = None;
     #[must_use]
     pub fn is_token_verified(&self) -> bool {
         let (_, generation) = self.inner.token.current();

@@ -22,7 +22,7 @@ use crate::model::names::ClusterName;
 use crate::model::owner::Owner;
 use crate::plan;
 use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
-use crate::status::board::Reason;
+use crate::status::board::{CHANGE, GRANT, Reason};
 
 /// A write that was answered, or not.
 #[derive(Debug)]
@@ -219,7 +219,7 @@ impl Engine {
             Ok(Carried::Denied(what)) => {
                 self.count_entry(&key, &write, "denied");
                 self.writable();
-                let message = format!("Consul denies the write: {what}");
+                let message = format!("Consul denies the write: {what}; {GRANT}");
                 self.give_up_entry(&key, due, Reason::AccessDenied, message);
             }
             Err(error) => {
@@ -366,12 +366,12 @@ impl Engine {
                     self.dirty.touch(key.clone(), due);
                     return;
                 }
-                let message = format!("Consul refuses it: {}", error.text());
+                let message = format!("Consul refuses it: {}; {CHANGE}", error.text());
                 self.give_up_entry(key, due, Reason::ConsulRefused, message);
             }
             ErrorClass::AccessDenied => {
                 self.writable();
-                let message = format!("Consul denies the write: {}", error.text());
+                let message = format!("Consul denies the write: {}; {GRANT}", error.text());
                 self.give_up_entry(key, due, Reason::AccessDenied, message);
             }
             ErrorClass::Conflict | ErrorClass::NotFound => {
@@ -398,7 +398,8 @@ impl Engine {
                 if class.may_be_applied() {
                     self.doubt(key.place());
                 }
-                let message = format!("Consul did not take the write yet: {error}");
+                let message =
+                    format!("Consul did not take the write yet: {error}; it is tried again");
                 self.trouble(key, Reason::ConsulUnavailable, message);
                 self.dirty.touch(key.clone(), due);
             }
