@@ -41,18 +41,29 @@ pub(super) struct Plan {
     )]
     cluster: Option<ClusterName>,
     /// Plan from these manifests instead of the cluster, which is not asked then: a file, a folder (its
-    /// *.yaml, *.yml and *.json, and those of its folders), or - for standard input; may be repeated
-    #[arg(short, long = "filename", value_name = "FILE|DIR")]
+    /// *.yaml, *.yml and *.json, and those of its folders), or - for standard input; may be repeated, the
+    /// variable names one
+    #[arg(
+        short,
+        long = "filename",
+        env = "LICTOR_FILENAME",
+        value_name = "FILE|DIR"
+    )]
     filename: Vec<PathBuf>,
     /// How the plan is printed
-    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    #[arg(
+        long,
+        env = "LICTOR_OUTPUT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
     output: Output,
     /// Print the JSON Schema of `--output json`, and plan nothing
-    #[arg(long, exclusive = true)]
+    #[arg(long, env = "LICTOR_JSON_SCHEMA")]
     json_schema: bool,
     /// Exit with 2 where something would change or is held, and with 1 where something is rejected or in
     /// conflict; without it a plan that could be made exits with 0
-    #[arg(long)]
+    #[arg(long, env = "LICTOR_DETAILED_EXITCODE")]
     detailed_exitcode: bool,
     #[command(flatten)]
     scope: ScopeFlags,
@@ -70,8 +81,7 @@ impl Plan {
             print_json(&schemars::schema_for!(Preview)).context("cannot print the schema")?;
             return Ok(ExitCode::SUCCESS);
         }
-        let cluster = self.cluster;
-        let cluster = cluster.ok_or_else(|| Failure::Usage("--cluster is missing".to_owned()))?;
+        let cluster = super::given(self.cluster)?;
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         // Before anybody is asked: what is wrong with a file is known at once.
@@ -123,7 +133,8 @@ fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
         }
         for file in found(path)? {
             let name = file.display().to_string();
-            let opened = File::open(&file).with_context(|| format!("cannot read {name}"))?;
+            let opened =
+                File::open(&file).with_context(|| format!("cannot read {name}: see --filename"))?;
             objects.extend(read_one(opened, &name)?);
         }
     }
@@ -135,7 +146,7 @@ fn read_one(file: impl Read, name: &str) -> anyhow::Result<Vec<Value>> {
     let mut text = String::new();
     file.take(LARGEST + 1)
         .read_to_string(&mut text)
-        .with_context(|| format!("cannot read {name}"))?;
+        .with_context(|| format!("cannot read {name}: see --filename"))?;
     if text.len() as u64 > LARGEST {
         let most = LARGEST >> 20;
         bail!("{name} is larger than {most} MiB: name the files that hold manifests");
@@ -152,9 +163,10 @@ fn found(path: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     }
     while let Some(folder) = folders.pop() {
         let name = folder.display();
-        let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {name}"))?;
+        let entries = std::fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {name}: see --filename"))?;
         for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read {name}"))?;
+            let entry = entry.with_context(|| format!("cannot read {name}: see --filename"))?;
             let (path, kind) = (entry.path(), entry.file_type()?);
             let extension = path.extension().and_then(|it| it.to_str());
             if kind.is_dir() {
@@ -166,7 +178,7 @@ fn found(path: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     }
     if files.is_empty() {
         let path = path.display();
-        bail!("{path} has no *.yaml, *.yml or *.json");
+        bail!("{path} has no *.yaml, *.yml or *.json: name a file, or a folder that has some");
     }
     Ok(files)
 }
