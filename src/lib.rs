@@ -59,3 +59,4 @@ pub mod telemetry;
 mod test_log;
 #[cfg(test)]
 mod test_words;
+pub mod traces;

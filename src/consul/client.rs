@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::header::{HOST, HeaderName};
 use secrecy::SecretString;
 use tokio::time::timeout_at;
+use tracing::Instrument as _;
 
 use super::config::{ConfigError, ConsulConfig, Tenancy};
 use super::error::classify;
@@ -14,6 +15,7 @@ use super::request::{Method, RequestToken};
 use super::token::{FileStamp, LOOK, Token, token_header};
 use super::transport::{Endpoint, Transport, chain};
 use super::{ConsulError, ErrorClass, Request, Response, TokenStanding};
+use crate::traces;
 
 /// Longest answer that is read, in bytes. A node with 8,000 instances is 6 MiB.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -74,10 +76,10 @@ struct Connections {
     transport: Arc<Transport>,
     looked: Instant,
     stamps: Vec<Option<FileStamp>>,
-}
-
     /// Why the files that are there now cannot be used, as was told.
     unusable: Option<String>,
+}
+
 /// What Consul took the token of this generation for.
 struct Known {
     generation: u64,
@@ -103,9 +105,9 @@ impl Client {
                 stamps: stamps(&config),
                 transport: Arc::new(Transport::new(&config)?),
                 looked: Instant::now(),
+                unusable: None,
             }),
             token: Token::new(config.token.clone())?,
-                unusable: None,
             observer,
             last_contact: Mutex::new(None),
             standing: Mutex::new(None),
@@ -160,6 +162,15 @@ impl Client {
     /// 25 s for a write, `wait` * 17/16 + 10 s for a blocking query, or what [`Request::within`]
     /// or [`Self::within`] says.
     pub async fn send(&self, request: &Request<'_>) -> Result<Response, ConsulError> {
+        let (method, blocking) = (request.method.as_str(), request.wait.is_some());
+        let span = traces::request(method, request.endpoint, blocking);
+        let result = self.ask(request).instrument(span.clone()).await;
+        let status = result.as_ref().map(|response| response.status);
+        traces::answered(&span, status);
+        result
+    }
+
+    async fn ask(&self, request: &Request<'_>) -> Result<Response, ConsulError> {
         let began = Instant::now();
         let limit = self.limit.filter(|_| request.wait.is_none());
         let limit = limit.unwrap_or(Duration::MAX).min(request.deadline());
@@ -282,6 +293,7 @@ impl Client {
                     Ok(transport) => {
                         connections.transport = Arc::new(transport);
                         connections.stamps = stamps;
+                        connections.unusable = None;
                         tracing::info!("TLS files changed; new connections use them");
                     }
                     Err(error) => {
@@ -301,7 +313,6 @@ impl Client {
 
     /// Whether the token that is sent now was looked at, not long ago, and found to be one. A changed
     /// token file makes it false until [`check_token`](Self::check_token) was asked again.
-                        connections.unusable = None;
     #[must_use]
     pub fn is_token_verified(&self) -> bool {
         let (_, generation) = self.inner.token.current();

@@ -46,3 +46,5 @@ mod restart;
 mod settings;
 mod status;
 mod support;
+#[cfg(feature = "otel")]
+mod traces;

@@ -9,6 +9,7 @@ pub(super) use self::read::{TableState, states};
 
 use rand::Rng as _;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::apply::Done;
 use super::carry::{self, Carried, Row};
@@ -23,6 +24,7 @@ use crate::model::owner::Owner;
 use crate::plan;
 use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
 use crate::status::board::{CHANGE, GRANT, Reason};
+use crate::traces;
 
 /// A write that was answered, or not.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ impl Engine {
         self.pace.begun(1, now);
         let cluster = self.index.cluster().clone();
         let job = write(self.consul.clone(), cluster, pass, (id, key, due), *planned);
-        self.jobs.spawn(job);
+        self.jobs.spawn(job.instrument(traces::flush(1)));
     }
 
     /// Whether the defaults of the destination are being written, or are to be: without the protocol
