@@ -131,9 +131,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> anyhow::Result<
     let apis = Apis::of(api_server, &consul);
     let consul = consul::Client::with_observer(consul, Arc::new(metrics.clone()))
         .context("cannot set up Consul access")?;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("cannot listen on {listen}"))?;
+    let listener = TcpListener::bind(listen).await.with_context(|| {
+        format!("cannot listen on {listen}: give another address with --listen")
+    })?;
     let listen = listener.local_addr()?;
     tracing::info!(%cluster, %listen, version = env!("CARGO_PKG_VERSION"), "starting");
 

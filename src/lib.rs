@@ -58,3 +58,6 @@ pub mod sync;
 pub mod telemetry;
 #[cfg(test)]
 mod test_log;
+#[cfg(test)]
+mod test_words;
+pub mod traces;

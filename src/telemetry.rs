@@ -1,11 +1,15 @@
-//! Logs.
+//! Logs, and where traces go.
 
 use std::fmt;
 use std::sync::Arc;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt as logs, registry, reload};
+
+use crate::traces::{self, Spans, Traces};
 
 /// What was removed and why can be answered later, whatever the level.
 const AUDIT: &str = "audit=info";
@@ -43,34 +47,37 @@ impl fmt::Debug for LogLevel {
 ///
 /// `level` is a level (`info`) or a filter by target (`info,lictor::sync=debug`).
 pub fn start(level: &str, format: LogFormat) -> anyhow::Result<LogLevel> {
+    start_with(level, format, None)
+}
+
+/// The same, and exports traces where the environment says to where.
+pub fn start_traced(level: &str, format: LogFormat) -> anyhow::Result<(LogLevel, Traces)> {
+    let (traces, spans) = Traces::start()?;
+    Ok((start_with(level, format, spans)?, traces))
+}
+
+fn start_with(level: &str, format: LogFormat, spans: Option<Spans>) -> anyhow::Result<LogLevel> {
     let filter =
         whole_filter(level).map_err(|error| anyhow::anyhow!("--log-level {level:?}: {error}"))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (filter, handle) = reload::Layer::new(filter);
+    let logs = logs::layer()
         .with_writer(std::io::stderr)
         .with_span_events(FmtSpan::NONE);
-    match format {
+    let logs = match format {
         LogFormat::Text => {
             let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-            let logs = logs.with_ansi(colours).with_filter_reloading();
-            let filter = logs.reload_handle();
-            begin(logs.try_init())?;
-            Ok(LogLevel(Arc::new(move |now| Ok(filter.reload(now)?))))
+            logs.with_ansi(colours).boxed()
         }
         LogFormat::Json => {
             let logs = logs.json().flatten_event(true).with_current_span(false);
-            let logs = logs.with_filter_reloading();
-            let filter = logs.reload_handle();
-            begin(logs.try_init())?;
-            Ok(LogLevel(Arc::new(move |now| Ok(filter.reload(now)?))))
+            logs.boxed()
         }
-    }
-}
-
-type Started = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-fn begin(started: Started) -> anyhow::Result<()> {
-    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
+    };
+    let mut layers = vec![logs.with_filter(filter).boxed()];
+    layers.extend(spans);
+    let started = registry().with(layers).try_init();
+    started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
+    Ok(LogLevel(Arc::new(move |now| Ok(handle.reload(now)?))))
 }
 
 /// What is logged at this level, with what is so whatever the level.
@@ -79,7 +86,9 @@ fn whole_filter(level: &str) -> anyhow::Result<EnvFilter> {
     if !level.contains(KUBE_CONNECTIONS) {
         filter = filter.add_directive(format!("{KUBE_CONNECTIONS}=off").parse()?);
     }
-    Ok(filter)
+    // Spans are for traces, not for the start of each line.
+    let target = traces::TARGET;
+    Ok(filter.add_directive(format!("{target}=off").parse()?))
 }
 
 /// Reads a filter. A word alone must be a level: taken for a target, as `EnvFilter` does, a misspelt

@@ -28,7 +28,8 @@ pub(super) fn read(files: &[PathBuf]) -> anyhow::Result<Vec<Value>> {
         }
         for file in found(path)? {
             let name = file.display().to_string();
-            let opened = File::open(&file).with_context(|| format!("cannot read {name}"))?;
+            let opened =
+                File::open(&file).with_context(|| format!("cannot read {name}: see --filename"))?;
             objects.extend(read_one(opened, &name)?);
         }
     }
@@ -40,7 +41,7 @@ fn read_one(file: impl Read, name: &str) -> anyhow::Result<Vec<Value>> {
     let mut text = String::new();
     file.take(LARGEST + 1)
         .read_to_string(&mut text)
-        .with_context(|| format!("cannot read {name}"))?;
+        .with_context(|| format!("cannot read {name}: see --filename"))?;
     if text.len() as u64 > LARGEST {
         let most = LARGEST >> 20;
         bail!("{name} is larger than {most} MiB: name the files that hold manifests");
@@ -57,9 +58,10 @@ fn found(path: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     }
     while let Some(folder) = folders.pop() {
         let name = folder.display();
-        let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read {name}"))?;
+        let entries = std::fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {name}: see --filename"))?;
         for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read {name}"))?;
+            let entry = entry.with_context(|| format!("cannot read {name}: see --filename"))?;
             let (path, kind) = (entry.path(), entry.file_type()?);
             let extension = path.extension().and_then(|it| it.to_str());
             if kind.is_dir() {
@@ -71,7 +73,7 @@ fn found(path: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     }
     if files.is_empty() {
         let path = path.display();
-        bail!("{path} has no *.yaml, *.yml or *.json");
+        bail!("{path} has no *.yaml, *.yml or *.json: name a file, or a folder that has some");
     }
     Ok(files)
 }

@@ -46,8 +46,8 @@ enum Command {
     /// Shows what Lictor has in Consul for this cluster, service by service: health, what differs from what
     /// Kubernetes asks for, what is held back, and who writes
     Status(Box<status::Status>),
-    /// Shows what Lictor holds back from removal, or what a dead cluster left, and with --yes removes
-    /// it
+    /// Shows what Lictor holds back from removal, or what a dead cluster left, and removes it once someone
+    /// at a terminal agreed, or with --yes
     Gc(Box<gc::Gc>),
     /// Looks whether `lictor run` could work: reaches Kubernetes and Consul, reads only, and names every right
     /// that is missing
@@ -146,6 +146,14 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
+/// A flag that is needed unless another is given.
+fn given<T>(cluster: Option<T>) -> Result<T, Failure> {
+    cluster.ok_or_else(|| {
+        let message = "--cluster is missing: give the name that `lictor run` has for this cluster";
+        Failure::Usage(message.to_owned())
+    })
+}
+
 #[expect(clippy::print_stderr, reason = "the command line's own way to tell")]
 fn complain(message: &str) {
     eprintln!("lictor: {message}");
@@ -155,31 +163,89 @@ fn complain(message: &str) {
 mod tests {
     use clap::CommandFactory as _;
 
+    use crate::test_words::helps;
+
     #[test]
     fn the_command_line_holds_together() {
         super::Cli::command().debug_assert();
     }
 
+    /// Flags whose variables are those of Consul's own tools.
+    const OF_CONSUL: [&str; 12] = [
+        "consul-http-addr",
+        "consul-http-token",
+        "consul-http-token-file",
+        "consul-auth-method",
+        "consul-bearer-token-file",
+        "consul-http-ssl",
+        "consul-cacert",
+        "consul-client-cert",
+        "consul-client-key",
+        "consul-tls-server-name",
+        "consul-namespace",
+        "consul-partition",
+    ];
+
     #[test]
-    fn every_flag_has_its_twin_in_the_environment() {
-        let cli = super::Cli::command();
-        let run = cli.find_subcommand("run").unwrap();
-        let flags = run.get_arguments().filter_map(|arg| {
-            let long = arg.get_long().filter(|long| *long != "help")?;
-            Some((
-                long.to_owned(),
-                arg.get_env().map(|env| env.to_string_lossy()),
-            ))
-        });
-        for (long, env) in flags {
-            let name = long.replace('-', "_").to_uppercase();
-            let twin = match &*name {
-                name if name.starts_with("CONSUL_") && name != "CONSUL_WRITE_RATE" => {
-                    name.to_owned()
-                }
-                name => format!("LICTOR_{name}"),
-            };
-            assert_eq!(env.as_deref(), Some(&*twin), "--{long}");
+    fn every_flag_of_every_command_has_its_twin_in_the_environment() {
+        let mut cli = super::Cli::command();
+        cli.build();
+        let mut count = 0;
+        for command in cli.get_subcommands() {
+            for flag in command.get_arguments() {
+                let Some(long) = flag
+                    .get_long()
+                    .filter(|it| !matches!(*it, "help" | "version"))
+                else {
+                    continue;
+                };
+                let name = long.replace('-', "_").to_uppercase();
+                let twin = if OF_CONSUL.contains(&long) {
+                    name
+                } else {
+                    format!("LICTOR_{name}")
+                };
+                let env = flag.get_env().map(|env| env.to_string_lossy());
+                let command = command.get_name();
+                assert_eq!(env.as_deref(), Some(&*twin), "lictor {command} --{long}");
+                count += 1;
+            }
         }
+        assert!(count > 100, "{count}");
+    }
+
+    /// What no flag but those that take any text takes.
+    const NONSENSE: &str = "\u{1}?";
+
+    #[test]
+    fn a_value_that_cannot_be_used_is_told_with_its_flag_and_what_to_give() {
+        let mut cli = super::Cli::command();
+        cli.build();
+        let mut refused = 0;
+        for command in cli.get_subcommands() {
+            for flag in command.get_arguments() {
+                let Some(long) = flag.get_long().filter(|_| flag.get_action().takes_values())
+                else {
+                    continue;
+                };
+                let given = format!("--{long}={NONSENSE}");
+                let name = command.get_name();
+                let cluster = ["--cluster=a"].into_iter().filter(|_| long != "cluster");
+                let has = |id: &str| command.get_arguments().any(|it| it.get_id() == id);
+                let cluster = cluster.filter(|_| has("cluster"));
+                let words = ["lictor", name, &given].into_iter().chain(cluster);
+                let Err(error) = super::Cli::command().try_get_matches_from(words) else {
+                    continue;
+                };
+                refused += 1;
+                let error = error.to_string();
+                assert!(error.contains(&format!("--{long}")), "{name}: {error}");
+                let values = flag.get_possible_values();
+                let named = !values.is_empty()
+                    && values.iter().all(|value| error.contains(value.get_name()));
+                assert!(named || helps(&error), "lictor {name} {given:?}: {error}");
+            }
+        }
+        assert!(refused > 50, "{refused}");
     }
 }

@@ -36,18 +36,29 @@ pub(super) struct Plan {
     )]
     cluster: Option<ClusterName>,
     /// Plan from these manifests instead of the cluster, which is not asked then: a file, a folder (its
-    /// *.yaml, *.yml and *.json, and those of its folders), or - for standard input; may be repeated
-    #[arg(short, long = "filename", value_name = "FILE|DIR")]
+    /// *.yaml, *.yml and *.json, and those of its folders), or - for standard input; may be repeated, the
+    /// variable names one
+    #[arg(
+        short,
+        long = "filename",
+        env = "LICTOR_FILENAME",
+        value_name = "FILE|DIR"
+    )]
     filename: Vec<PathBuf>,
     /// How the plan is printed
-    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    #[arg(
+        long,
+        env = "LICTOR_OUTPUT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
     output: Output,
     /// Print the JSON Schema of `--output json`, and plan nothing
-    #[arg(long, exclusive = true)]
+    #[arg(long, env = "LICTOR_JSON_SCHEMA")]
     json_schema: bool,
     /// Exit with 2 where something would change or is held, and with 1 where something is rejected or in
     /// conflict; without it a plan that could be made exits with 0
-    #[arg(long)]
+    #[arg(long, env = "LICTOR_DETAILED_EXITCODE")]
     detailed_exitcode: bool,
     #[command(flatten)]
     scope: ScopeFlags,
@@ -65,8 +76,7 @@ impl Plan {
             print_json(&schemars::schema_for!(Preview)).context("cannot print the schema")?;
             return Ok(ExitCode::SUCCESS);
         }
-        let cluster = self.cluster;
-        let cluster = cluster.ok_or_else(|| Failure::Usage("--cluster is missing".to_owned()))?;
+        let cluster = super::given(self.cluster)?;
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         // Before anybody is asked: what is wrong with a file is known at once.

@@ -14,7 +14,7 @@ use super::Failure;
 #[derive(Args, Debug)]
 pub(super) struct Reference {
     /// Write man pages into this folder, instead of printing a page in Markdown
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "LICTOR_MAN", value_name = "DIR")]
     man: Option<PathBuf>,
 }
 

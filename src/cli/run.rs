@@ -140,7 +140,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn execute(self) -> Result<(), Failure> {
-        let log_level = telemetry::start(&self.log_level, self.log_format)
+        let (log_level, traces) = telemetry::start_traced(&self.log_level, self.log_format)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let scope = self.scope.scope()?;
         let admission = self.planning.claims(&scope)?.admission();
@@ -210,6 +210,7 @@ impl Run {
         });
         // Also after a failure: else the end would wait for a name that cannot be resolved.
         runtime.shutdown_timeout(Duration::from_secs(1));
+        traces.end();
         Ok(ended?)
     }
 }

@@ -59,9 +59,11 @@ fn namespace(name: &str) -> Result<Text, String> {
 fn globs(patterns: &[String]) -> Result<GlobSet, Failure> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
-        let glob = GlobBuilder::new(pattern)
-            .build()
-            .map_err(|error| Failure::Usage(format!("--exclude-namespace {pattern}: {error}")))?;
+        let glob = GlobBuilder::new(pattern).build().map_err(|error| {
+            Failure::Usage(format!(
+                "--exclude-namespace {pattern}: {error}: give a glob such as team-*"
+            ))
+        })?;
         set.add(glob);
     }
     Ok(set.build()?)

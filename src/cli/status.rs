@@ -60,13 +60,18 @@ pub(super) struct Status {
     )]
     cluster: Option<ClusterName>,
     /// How it is shown
-    #[arg(long, default_value = "text", value_name = "FORMAT")]
+    #[arg(
+        long,
+        env = "LICTOR_OUTPUT",
+        default_value = "text",
+        value_name = "FORMAT"
+    )]
     output: Format,
     /// Look again every two seconds, or less often where a look takes long, until stopped
-    #[arg(long, short)]
+    #[arg(long, short, env = "LICTOR_WATCH")]
     watch: bool,
     /// Print the JSON Schema of `--output json`, and look at nothing
-    #[arg(long, exclusive = true)]
+    #[arg(long, env = "LICTOR_JSON_SCHEMA")]
     json_schema: bool,
     #[command(flatten)]
     scope: ScopeFlags,
@@ -86,8 +91,7 @@ impl Status {
             print_json(&schemars::schema_for!(Overview)).context("cannot print the schema")?;
             return Ok(());
         }
-        let cluster = self.cluster;
-        let cluster = cluster.ok_or_else(|| Failure::Usage("--cluster is missing".to_owned()))?;
+        let cluster = super::given(self.cluster)?;
         telemetry::start("warn", LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let watcher = Watcher {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use reqwest::header::{HOST, HeaderName};
 use secrecy::SecretString;
 use tokio::time::timeout_at;
+use tracing::Instrument as _;
 
 use super::config::{ConfigError, ConsulConfig, Tenancy};
 use super::error::classify;
@@ -14,6 +15,7 @@ use super::request::{Method, RequestToken};
 use super::token::{FileStamp, LOOK, Token, token_header};
 use super::transport::{Endpoint, Transport, chain};
 use super::{ConsulError, ErrorClass, Request, Response, TokenStanding};
+use crate::traces;
 
 /// Longest answer that is read, in bytes. A node with 8,000 instances is 6 MiB.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -74,6 +76,8 @@ struct Connections {
     transport: Arc<Transport>,
     looked: Instant,
     stamps: Vec<Option<FileStamp>>,
+    /// Why the files that are there now cannot be used, as was told.
+    unusable: Option<String>,
 }
 
 /// What Consul took the token of this generation for.
@@ -101,6 +105,7 @@ impl Client {
                 stamps: stamps(&config),
                 transport: Arc::new(Transport::new(&config)?),
                 looked: Instant::now(),
+                unusable: None,
             }),
             token: Token::new(config.token.clone())?,
             observer,
@@ -157,6 +162,15 @@ impl Client {
     /// 25 s for a write, `wait` * 17/16 + 10 s for a blocking query, or what [`Request::within`]
     /// or [`Self::within`] says.
     pub async fn send(&self, request: &Request<'_>) -> Result<Response, ConsulError> {
+        let (method, blocking) = (request.method.as_str(), request.wait.is_some());
+        let span = traces::request(method, request.endpoint, blocking);
+        let result = self.ask(request).instrument(span.clone()).await;
+        let status = result.as_ref().map(|response| response.status);
+        traces::answered(&span, status);
+        result
+    }
+
+    async fn ask(&self, request: &Request<'_>) -> Result<Response, ConsulError> {
         let began = Instant::now();
         let limit = self.limit.filter(|_| request.wait.is_none());
         let limit = limit.unwrap_or(Duration::MAX).min(request.deadline());
@@ -279,9 +293,18 @@ impl Client {
                     Ok(transport) => {
                         connections.transport = Arc::new(transport);
                         connections.stamps = stamps;
+                        connections.unusable = None;
                         tracing::info!("TLS files changed; new connections use them");
                     }
-                    Err(error) => tracing::warn!(%error, "TLS files changed and are not usable"),
+                    Err(error) => {
+                        let why = error.to_string();
+                        if connections.unusable.as_ref() != Some(&why) {
+                            tracing::warn!(
+                                "TLS files changed and are not usable, the old ones stay in use: {why}"
+                            );
+                            connections.unusable = Some(why);
+                        }
+                    }
                 }
             }
         }

@@ -94,7 +94,8 @@ impl Value {
 }
 
 fn too_long() -> String {
-    format!("is longer than {} bytes", PodFacts::ANNOTATION_BYTES - 1)
+    let most = PodFacts::ANNOTATION_BYTES - 1;
+    format!("is longer than {most} bytes: make it shorter")
 }
 
 impl Annotations {
@@ -293,12 +294,12 @@ fn port(value: &str) -> Result<PortChoice, String> {
         let number = value.parse::<u16>().ok().filter(|number| *number > 0);
         number
             .map(PortChoice::Number)
-            .ok_or_else(|| format!("{value} is not within 1..65535"))
+            .ok_or_else(|| format!("{value} is not within 1..65535: give a number that is"))
     } else if is_port_name(value) {
         Ok(PortChoice::Name(value.into()))
     } else {
         Err(format!(
-            "{value:?} is neither a number within 1..65535 nor the name of a port"
+            "{value:?} is neither a number within 1..65535 nor the name of a port: give one of these"
         ))
     }
 }
@@ -316,7 +317,7 @@ fn weight(value: &str) -> Result<u16, String> {
     let digits = value.bytes().all(|byte| byte.is_ascii_digit());
     let number = value.parse::<u16>().ok().filter(|number| *number > 0);
     let number = number.filter(|_| digits);
-    number.ok_or_else(|| format!("{value:?} is not a number within 1..65535"))
+    number.ok_or_else(|| format!("{value:?} is not a number within 1..65535: give one that is"))
 }
 
 /// Adds `key=value` pairs; a pair replaces the one of the same key.
@@ -324,7 +325,7 @@ fn overlay_meta(list: &str, meta: &mut Vec<(Text, Text)>) -> Result<(), String> 
     for item in items(list) {
         let (key, value) = item
             .split_once('=')
-            .ok_or_else(|| format!("{item:?} is not of the form key=value"))?;
+            .ok_or_else(|| format!("{item:?} is not of the form key=value: write it so"))?;
         let (key, value) = (key.trim(), Text::from(value.trim()));
         match meta.iter_mut().find(|(known, _)| **known == *key) {
             Some(pair) => pair.1 = value,

@@ -76,7 +76,7 @@ fn claims(spec: &IntentionSpec) -> Result<IntentionClaims, String> {
     if matches!(&**name, "." | "..") {
         return Err(format!(
             "spec.destination.name: {name:?} cannot be asked for by a URL, so that the entry could never \
-             be removed"
+             be removed: choose another name"
         ));
     }
     let mut named = BTreeMap::new();
@@ -95,7 +95,8 @@ fn claims(spec: &IntentionSpec) -> Result<IntentionClaims, String> {
     let has_rules = |source: &wire::SourceIntention| !source.permissions.is_empty();
     if name == "*" && named.values().any(has_rules) {
         return Err(
-            "spec.sources: permissions need a destination with a name, since \"*\" has no protocol"
+            "spec.sources: permissions need a destination with a name, since \"*\" has no protocol: give \
+             an action"
                 .to_owned(),
         );
     }
@@ -112,8 +113,8 @@ fn is_name(field: &str, name: &str) -> Result<(), String> {
     let divides = |c: char| matches!(c, ',' | '|' | '=') || c.is_control();
     if name.is_empty() || name.contains(divides) {
         return Err(format!(
-            "{field}: {name:?} is no name of a service: it is empty, or has a ',', '|', '=' or a \
-             control character"
+            "{field}: {name:?} is no name of a service: it must not be empty, nor have a ',', '|', '=' or \
+             a control character"
         ));
     }
     Ok(())
@@ -238,7 +239,7 @@ fn jwt_of(at: &str, jwt: &api::IntentionJwt) -> Result<wire::IntentionJwt, Strin
     let mut claims = jwt.providers.iter().flat_map(|it| &it.verify_claims);
     if claims.any(|claim| claim.path.is_empty()) {
         return Err(format!(
-            "{at}jwt.providers: verifyClaims: a claim without a path is none"
+            "{at}jwt.providers: verifyClaims: a claim without a path is none: give its path"
         ));
     }
     let claim = |claim: &api::JwtClaim| wire::IntentionJwtClaim {

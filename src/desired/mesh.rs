@@ -83,7 +83,7 @@ pub fn of(
     let mut pairs = ports.clone().zip(ports.skip(1));
     if let Some((port, _)) = pairs.find(|(port, next)| port == next) {
         return Err(format!(
-            "sidecar.upstreams: localPort {port} is given twice"
+            "sidecar.upstreams: localPort {port} is given twice: give each its own"
         ));
     }
     let sidecar = Sidecar {

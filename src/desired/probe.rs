@@ -289,10 +289,12 @@ impl Probe {
             PortChoice::Name(name) => {
                 let mut ports = pod.ports.iter();
                 let named = ports.find(|port| port.name.as_ref() == Some(name));
-                let named = named.ok_or_else(|| format!("no container port is called {name:?}"))?;
+                let named = named.ok_or_else(|| {
+                    format!("no container port is called {name:?}: name one that there is, or give a number")
+                })?;
                 reached(named).ok_or_else(|| {
                     format!(
-                        "the container port {name:?} has no hostPort, which address HostIP needs"
+                        "the container port {name:?} has no hostPort, which address HostIP needs: give it one"
                     )
                 })
             }
@@ -322,7 +324,7 @@ impl Heartbeat {
                 "ttl.lease: {name:?} cannot be the name of a Lease: use lower-case letters, digits, '-' and '.'"
             )),
             None => Err(format!(
-                "ttl.lease: {template:?} names a label or an annotation that the pod lacks"
+                "ttl.lease: {template:?} names a label or an annotation that the pod lacks: give it to the pod"
             )),
         }
     }
@@ -355,7 +357,9 @@ pub fn of(checks: &[api::Check]) -> Result<Probes, String> {
             ));
         }
         if !names.insert(name) {
-            return Err(format!("the name {name:?} is given twice"));
+            return Err(format!(
+                "the name {name:?} is given twice: give each its own"
+            ));
         }
         let probe = probe(check).map_err(|problem| format!("{name}: {problem}"))?;
         Ok(Arc::new(probe))

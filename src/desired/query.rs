@@ -74,7 +74,7 @@ pub(super) fn claim(
     if !failover.targets.is_empty()
         && (failover.nearest_n.unwrap_or_default() > 0 || !failover.datacenters.is_empty())
     {
-        return Err("failover: targets go without nearestN and datacenters".to_owned());
+        return Err("failover: targets go without nearestN and datacenters: list the datacenters as targets".to_owned());
     }
     let texts = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
     let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();

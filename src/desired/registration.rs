@@ -137,7 +137,7 @@ fn claims(name: &str, spec: &ServiceRegistrationSpec) -> Result<Claims, String> 
         } else {
             let name = &query.name;
             Err(format!(
-                "spec.queries: the name {name} is given twice (letters of any case are the same)"
+                "spec.queries: the name {name} is given twice (letters of any case are the same): give each its own"
             ))
         }
     });
@@ -212,7 +212,9 @@ fn endpoints_of(listed: &[api::Endpoint]) -> Result<Vec<Endpoint>, String> {
             ));
         }
         if !names.insert(name) {
-            return Err(format!("spec.endpoints: the name {name:?} is given twice"));
+            return Err(format!(
+                "spec.endpoints: the name {name:?} is given twice: give each its own"
+            ));
         }
         // It becomes a part of URLs.
         if !is_host(address) {

@@ -185,7 +185,10 @@ fn no_such_port(pod: &PodFacts, name: &str) -> String {
     } else {
         declared.join(", ")
     };
-    format!("port: no container port is called {name:?}; named ports of the pod: {declared}")
+    format!(
+        "port: no container port is called {name:?}; named ports of the pod: {declared}: name one that \
+         there is, or give a number"
+    )
 }
 
 /// Both addresses of a dual-stack pod, as agents tag them.
@@ -242,7 +245,7 @@ fn tag_problem(tag: &str) -> Option<String> {
     let refused = |character: char| character == ',' || character.is_control();
     tag.contains(refused).then(|| {
         format!(
-            "tags: \"{}\" has a comma or a control character",
+            "tags: \"{}\" has a comma or a control character: leave it out",
             tag.escape_debug()
         )
     })

@@ -9,7 +9,9 @@ pub enum TemplateError {
     #[error("a single \"$\" in {0:?}: write \"$$\" for a literal dollar sign")]
     LoneDollar(String),
     /// A `${` without its `}`.
-    #[error("\"${{\" without a closing \"}}\" in {0:?}")]
+    #[error(
+        "\"${{\" without a closing \"}}\" in {0:?}: close it, or write \"$${{\" for a literal one"
+    )]
     Unclosed(String),
     /// A variable that does not exist.
     #[error(
@@ -19,7 +21,7 @@ pub enum TemplateError {
     )]
     UnknownVariable(String),
     /// A variable where there is no pod.
-    #[error("{:?} needs a pod, and an endpoint has none", braced(.0))]
+    #[error("{:?} needs a pod, and an endpoint has none: write its value itself", braced(.0))]
     NoPod(String),
 }
 

@@ -8,6 +8,7 @@ use globset::GlobSet;
 use tokio::time::{Instant, sleep};
 
 use super::entries::{self, DoomedEntry};
+use super::findings::DEAD;
 use super::remove::{Removed, Remover, Thing};
 use super::{Doomed, read_all, sure};
 use crate::consul::wire::KvPair;
@@ -255,7 +256,7 @@ impl Estate {
             key: &key,
             index: epoch,
         };
-        let mut remover = Remover::new(client, fence, "its cluster is dead");
+        let mut remover = Remover::new(client, fence, DEAD);
         let done = self.remove_by(client, &mut remover).await;
         let Remover {
             removed, stayed, ..

@@ -41,6 +41,12 @@ impl DoomedEntry {
         self.changes.push(write.change);
     }
 
+    /// Whether another reading found the same, unchanged.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let indices = |of: &Self| of.changes.iter().map(Change::index).collect::<Vec<_>>();
+        (&self.key, &self.gone, indices(self)) == (&other.key, &other.gone, indices(other))
+    }
+
     /// The key of its entry in the ledger, where that goes too.
     #[must_use]
     pub fn ledger(&self, cluster: &ClusterName) -> Option<String> {

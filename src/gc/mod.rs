@@ -4,6 +4,7 @@
 pub mod ask;
 pub mod dead;
 pub mod entries;
+pub mod findings;
 pub mod offline;
 pub mod remove;
 
@@ -34,9 +35,20 @@ pub struct Doomed {
     pub index: u64,
 }
 
+impl Doomed {
+    /// Whether another reading found the same, unchanged.
+    fn is(&self, other: &Self) -> bool {
+        (&self.key, &self.owner, self.index) == (&other.key, &other.owner, other.index)
+    }
+}
+
 /// Makes sure that reads leave nothing out for want of a token.
 pub async fn verify_token(client: &Client) -> anyhow::Result<()> {
-    match client.check_token().await.context("cannot reach Consul")? {
+    match client
+        .check_token()
+        .await
+        .context("cannot reach Consul: see CONSUL_HTTP_ADDR")?
+    {
         TokenStanding::AclsOff | TokenStanding::Token { .. } => Ok(()),
         TokenStanding::Anonymous | TokenStanding::Unknown => bail!(
             "Consul has ACLs and does not know the token: reads would be silently empty; set \

@@ -1,6 +1,6 @@
 //! What is held, by the hand of `lictor gc` itself, where no process writes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -33,6 +33,44 @@ pub struct Found {
     pub entries: Vec<DoomedEntry>,
     /// How much the cluster has in all.
     pub owned: usize,
+}
+
+impl Found {
+    /// How much nothing claims.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        let entries = self.entries.iter().map(|entry| entry.gone.len());
+        self.instances.len() + entries.sum::<usize>()
+    }
+
+    /// Of this, only what another had shown, as it was then. Returns what is left out of what was shown,
+    /// with the reason.
+    #[must_use]
+    pub fn as_shown(mut self, shown: &Self) -> (Self, Vec<String>) {
+        let mut instances: BTreeMap<_, _> =
+            shown.instances.iter().map(|it| (&it.key, it)).collect();
+        let mut entries: BTreeMap<_, _> = shown.entries.iter().map(|it| (&it.key, it)).collect();
+        let is_same = |known: Option<&Doomed>, it: &Doomed| known.is_some_and(|known| known.is(it));
+        self.instances.retain(|it| {
+            let same = is_same(instances.get(&it.key).copied(), it);
+            if same {
+                instances.remove(&it.key);
+            }
+            same
+        });
+        self.entries.retain(|it| {
+            let same = entries.get(&it.key).is_some_and(|known| known.is(it));
+            if same {
+                entries.remove(&it.key);
+            }
+            same
+        });
+        let instances = instances.into_keys().map(ToString::to_string);
+        let entries = entries.into_keys().map(ToString::to_string);
+        let left = instances.chain(entries);
+        let left = left.map(|key| format!("{key}: it changed since it was shown"));
+        (self, left.collect())
+    }
 }
 
 /// Finds what of the cluster's nothing in Kubernetes claims. Fails where either side is not known

@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::time::sleep;
 
 use super::entries::DoomedEntry;
@@ -49,7 +51,7 @@ pub enum Thing<'a> {
 }
 
 /// How much was removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Removed {
     /// Instances.
     pub instances: usize,

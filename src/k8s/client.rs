@@ -23,10 +23,13 @@ pub struct ClientOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// A kubeconfig cannot be used.
-    #[error("the kubeconfig {0} cannot be used")]
+    #[error("the kubeconfig {0} cannot be used: see --kubeconfig and --context")]
     Kubeconfig(String, #[source] kube::config::KubeconfigError),
     /// Neither a kubeconfig nor a service account was found.
-    #[error("there is neither a kubeconfig nor a service account to reach the Kubernetes API with")]
+    #[error(
+        "there is neither a kubeconfig nor a service account to reach the Kubernetes API with: give \
+         --kubeconfig, or run in a pod that has one"
+    )]
     Nowhere(#[source] kube::config::InferConfigError),
     /// The settings make no client.
     #[error("the Kubernetes client cannot be built")]

@@ -13,6 +13,7 @@ mod look;
 mod machine;
 mod merge;
 pub mod rights;
+mod seldom;
 pub mod status;
 pub mod trim;
 mod watch;

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 use self::desk::{Desk, Outcome};
 use super::client::{CallError, within};
 use super::events::EventSender;
+use super::seldom::Seldom;
 use crate::api::{
     Intention, IntentionStatus, PreparedQuery, PreparedQueryStatus, ServiceRegistration,
     ServiceRegistrationStatus,
@@ -152,7 +153,7 @@ pub struct StatusWriter {
     shared: Arc<Shared>,
     events: Option<EventSender>,
     /// Whether the log says already that the API server refuses conditions of pods.
-    denial_told: AtomicBool,
+    told: Told,
 }
 
 impl StatusWriter {
@@ -168,7 +169,7 @@ impl StatusWriter {
                 client: WriterClient(client),
                 shared,
                 events: None,
-                denial_told: AtomicBool::new(false),
+                told: Told::default(),
             },
         )
     }
@@ -194,13 +195,13 @@ impl StatusWriter {
                 (desk.due(now, WRITES - writes.len()), desk.next_due())
             };
             for update in due {
-                let (client, told) = (&self.client, &self.denial_told);
+                let (client, told) = (&self.client, &self.told);
                 writes.push(async move {
                     let outcome = match &update.status {
                         ObjectStatus::Pod(condition) => {
                             gate::write(&client.0, &update, condition, told).await
                         }
-                        _ => (client.write(&update).await, None),
+                        _ => (client.write(&update, told).await, None),
                     };
                     (update, outcome)
                 });
@@ -223,6 +224,14 @@ impl StatusWriter {
     }
 }
 
+/// What the log says already of writes that fail: thousands may.
+#[derive(Debug, Default)]
+struct Told {
+    /// Whether it says that those of pods are refused.
+    denial: AtomicBool,
+    failures: Seldom,
+}
+
 struct WriterClient(Client);
 
 impl std::fmt::Debug for WriterClient {
@@ -232,7 +241,7 @@ impl std::fmt::Debug for WriterClient {
 }
 
 impl WriterClient {
-    async fn write(&self, update: &StatusUpdate) -> Outcome {
+    async fn write(&self, update: &StatusUpdate, told: &Told) -> Outcome {
         let StatusUpdate {
             namespace,
             name,
@@ -266,7 +275,9 @@ impl WriterClient {
             Ok(_) => Outcome::Written,
             Err(error) if is_gone(&error) => Outcome::Gone,
             Err(error) => {
-                tracing::warn!(%namespace, %name, "the status was not written: {error}");
+                if let Some(others) = told.failures.lets(Instant::now()) {
+                    tracing::warn!(%namespace, %name, others, "the status was not written: {error}");
+                }
                 Outcome::Failed
             }
         }

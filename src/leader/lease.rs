@@ -113,8 +113,9 @@ impl LeaseElector {
             None => error.to_string(),
         };
         let text = format!("{} cannot be {what}: {error}", self.access.what());
-        self.complaint.tell(text);
-        self.rules.failed(Instant::now(), rand::random());
+        let now = Instant::now();
+        self.complaint.tell(text, now);
+        self.rules.failed(now, rand::random());
     }
 }
 

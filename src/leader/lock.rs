@@ -204,8 +204,9 @@ impl LockElector {
 
     fn failed(&mut self, error: &LockError) {
         let text = format!("the lock {} in Consul cannot be had: {error}", self.key);
-        self.complaint.tell(text);
-        self.rules.failed(Instant::now(), rand::random());
+        let now = Instant::now();
+        self.complaint.tell(text, now);
+        self.rules.failed(now, rand::random());
     }
 
     /// Watches the key in a task of its own: a query that waits is not to be asked anew for each renewal.

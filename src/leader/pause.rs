@@ -54,16 +54,22 @@ impl Pause {
     }
 }
 
+/// How long what is wrong may be something else untold: several calls may fail in turn, each with a text of its
+/// own.
+const UNTOLD: Duration = Duration::from_secs(30);
+
 /// What is wrong, so that it is told once and not at each attempt.
 #[derive(Debug, Default)]
-pub(super) struct Complaint(Option<String>);
+pub(super) struct Complaint(Option<(String, Instant)>);
 
 impl Complaint {
     /// Warns of this, unless it was the last that was warned of.
-    pub(super) fn tell(&mut self, text: String) {
-        if self.0.as_ref() != Some(&text) {
+    pub(super) fn tell(&mut self, text: String, now: Instant) {
+        let told = self.0.as_ref();
+        let is_old = |(last, at): &(String, Instant)| *last == text || now < *at + UNTOLD;
+        if !told.is_some_and(is_old) {
             tracing::warn!("{text}");
-            self.0 = Some(text);
+            self.0 = Some((text, now));
         }
     }
 

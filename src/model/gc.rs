@@ -83,6 +83,9 @@ pub struct HeldEntry {
     pub owner: String,
     /// Why it is held.
     pub why: String,
+    /// For how long it has been, in seconds, as far as the process that answers knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
 }
 
 /// As much of what is held as one answer has room for.
@@ -158,6 +161,7 @@ mod tests {
             key: format!("lictor-prod--{number:0100}/prod.shop.payment.payment-{number:0100}"),
             owner: "ServiceRegistration/shop/payment".to_owned(),
             why: "w".repeat(250),
+            seconds: Some(u64::MAX),
         };
         let mut page = Page::default();
         let named = (0..2000).filter(|&number| page.add(entry(number))).count();

@@ -85,7 +85,8 @@ impl Display for Summary {
     }
 }
 
-fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
+/// Rows in columns, without rules; nothing in a cell can steer a terminal.
+pub(crate) fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     for row in rows {

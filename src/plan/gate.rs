@@ -74,7 +74,7 @@ impl fmt::Display for Why {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Hold {
     /// A kind of object that could claim it is not known completely.
-    #[error("kept, because {resource} are not known completely: {reason}")]
+    #[error("kept while {resource} are not known completely: {reason}")]
     Incomplete {
         /// The resource.
         resource: &'static str,
@@ -82,13 +82,16 @@ pub enum Hold {
         reason: String,
     },
     /// Whether what claims it may is not known.
-    #[error("kept, because it is not known whether its claim is allowed: {0}")]
+    #[error("kept while it is not known whether its claim is allowed: {0}")]
     Unsure(Text),
     /// Objects of its owner's namespace are not watched.
-    #[error("kept, because the namespace {0} is not among those of --namespace")]
+    #[error(
+        "kept, because the namespace {0} is not among those of --namespace: add it there, or remove the \
+         entry by hand"
+    )]
     NotWatched(Text),
     /// `--policy` lets nothing be removed.
-    #[error("kept, because --policy is {0}")]
+    #[error("kept, because --policy is {0}: with sync it is removed")]
     Policy(Mode),
     /// Whether it may go is judged together with what else is found missing.
     #[error("kept until all that nothing claims is known")]
@@ -203,6 +206,44 @@ fn is_known(key: &Key, absence: Absence, watches: &Watches) -> Result<(), Hold> 
         return Err(Hold::Incomplete { resource, reason });
     }
     Ok(())
+}
+
+#[cfg(test)]
+impl Hold {
+    /// One of each sort.
+    pub(crate) fn each() -> Vec<Self> {
+        let (would_go, of) = (12, 14);
+        let each = vec![
+            Self::Incomplete {
+                resource: "pods",
+                reason: "403 pods is forbidden".to_owned(),
+            },
+            Self::Unsure("the policies are not known".into()),
+            Self::NotWatched("shop".into()),
+            Self::Policy(Mode::UpsertOnly),
+            Self::Unjudged,
+            Self::Unseen,
+            Self::Unconfirmed {
+                lists: 1,
+                needed: 3,
+            },
+            Self::TooMany { would_go, of },
+        ];
+        for hold in &each {
+            // A new one is to be added above.
+            match hold {
+                Self::Incomplete { .. }
+                | Self::Unsure(_)
+                | Self::NotWatched(_)
+                | Self::Policy(_)
+                | Self::Unjudged
+                | Self::Unseen
+                | Self::Unconfirmed { .. }
+                | Self::TooMany { .. } => {}
+            }
+        }
+        each
+    }
 }
 
 #[cfg(test)]

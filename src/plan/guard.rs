@@ -69,6 +69,8 @@ struct Waiting {
     since: Lists,
     /// Whether a round of lists was under way then, which may have listed before.
     late: bool,
+    /// When it was judged for the first time.
+    at: Option<Instant>,
 }
 
 /// Lists that were asked for and are complete, by kind.
@@ -149,6 +151,12 @@ impl Guard {
         })
     }
 
+    /// Since when a found absence waits, where it was judged already.
+    #[must_use]
+    pub fn waits_since(&self, key: &Key) -> Option<Instant> {
+        self.waiting.get(key)?.at
+    }
+
     /// A key is found to be claimed by nothing.
     pub fn found(&mut self, key: &Key) {
         if !self.released.contains_key(key) && !self.waiting.contains_key(key) {
@@ -171,6 +179,7 @@ impl Guard {
             case,
             since: self.lists,
             late: case == Case::Refused && self.listing,
+            at: None,
         };
         self.waiting.insert(key, waiting);
         self.open = true;
@@ -308,6 +317,9 @@ impl Guard {
     pub fn judge(&mut self, owned: usize, now: Instant) -> Vec<Key> {
         if !std::mem::take(&mut self.open) {
             return Vec::new();
+        }
+        for waiting in self.waiting.values_mut() {
+            waiting.at.get_or_insert(now);
         }
         let shrunk = std::mem::take(&mut self.shrunk);
         let was_held = self.held().is_some();

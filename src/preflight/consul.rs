@@ -87,7 +87,8 @@ fn version(dead_after: Option<Duration>, seen: &Seen<Option<crate::model::text::
     let mut numbers = text.split('.');
     let mut number = || numbers.next()?.parse::<u64>().ok();
     let Some(version) = number().zip(number()) else {
-        return Finding::warning(VERSION, format!("{text:?} is no version that is known"));
+        return Finding::warning(VERSION, format!("{text:?} is no version that is known"))
+            .remedy("Lictor is made for Consul 1.19 and later: see that the servers are");
     };
     if version < OLDEST {
         return Finding::warning(VERSION, format!("{text} is older than 1.19"))
@@ -132,7 +133,10 @@ fn token(seen: &Seen<Token>, rest: Option<&Rest>, now: Option<Timestamp>) -> Fin
     const GIVE: &str = "set CONSUL_HTTP_TOKEN, CONSUL_HTTP_TOKEN_FILE or CONSUL_AUTH_METHOD";
     let token = match seen {
         Ok(token) => token,
-        Err(why) => return Finding::error(TOKEN, why.clone()),
+        Err(why) => {
+            return Finding::error(TOKEN, why.clone())
+                .remedy("see that Consul answers /v1/acl/token/self, and look again");
+        }
     };
     match &token.standing {
         TokenStanding::AclsOff => Finding::ok(
@@ -257,7 +261,8 @@ fn rights(settings: &Settings, seen: &Seen<Vec<(Permission, bool)>>) -> Vec<Find
         Err(why) => {
             // Whoever asks must not take it for a yes.
             let why = format!("Consul does not say what the token allows: {why}");
-            return vec![Finding::error(RIGHT, why)];
+            let remedy = "look again; until then take no right for given";
+            return vec![Finding::error(RIGHT, why).remedy(remedy)];
         }
     };
     let cluster = &settings.cluster;

@@ -61,12 +61,12 @@ impl Finding {
         Self::new(Status::Ok, name, message)
     }
 
-    pub(super) fn warning(name: &'static str, message: impl Into<String>) -> Self {
-        Self::new(Status::Warning, name, message)
+    pub(super) fn warning(name: &'static str, message: impl Into<String>) -> Flaw {
+        Flaw(Self::new(Status::Warning, name, message))
     }
 
-    pub(super) fn error(name: &'static str, message: impl Into<String>) -> Self {
-        Self::new(Status::Error, name, message)
+    pub(super) fn error(name: &'static str, message: impl Into<String>) -> Flaw {
+        Flaw(Self::new(Status::Error, name, message))
     }
 
     pub(super) fn skipped(name: &'static str, why: impl Into<String>) -> Self {
@@ -79,12 +79,20 @@ impl Finding {
         self.subject = Some(subject.into());
         self
     }
+}
 
+/// What is not as it should be, before it was said what to do about it: none is told without.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Flaw(Finding);
+
+impl Flaw {
     /// The same with what to do.
-    #[must_use]
-    pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
-        self
+    pub(super) fn remedy(self, remedy: impl Into<String>) -> Finding {
+        Finding {
+            remedy: Some(remedy.into()),
+            ..self.0
+        }
     }
 }
 

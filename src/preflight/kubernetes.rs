@@ -53,9 +53,11 @@ fn version(text: &str) -> Finding {
     match minor(text) {
         Some(version) if version >= (1, OLDEST) => Finding::ok(VERSION, text),
         Some(_) => Finding::warning(VERSION, format!("{text} is older than 1.{OLDEST}")).remedy(
-            format!("Lictor is tested with Kubernetes 1.{OLDEST} and later"),
+            format!("Lictor is tested with Kubernetes 1.{OLDEST} and later: upgrade the cluster"),
         ),
-        None => Finding::warning(VERSION, format!("{text:?} is no version that is known")),
+        None => Finding::warning(VERSION, format!("{text:?} is no version that is known")).remedy(
+            format!("Lictor is tested with Kubernetes 1.{OLDEST} and later: see that this is one"),
+        ),
     }
 }
 

@@ -63,7 +63,8 @@ pub(super) fn name(settings: &Settings, facts: &Facts) -> Finding {
     let ours = epoch_of(uid.to_string(), settings.scope.of_epoch(), EpochKind::Run);
     let same = before.uid == ours.uid && before.scope == ours.scope;
     match ours.succeed(Some(before), cluster, settings.take_over.as_deref()) {
-        Err(taken) => Finding::error(NAME, format!("ClusterNameTaken: {taken}")),
+        Err(taken) => Finding::error(NAME, format!("ClusterNameTaken: {taken}"))
+            .remedy("end the Lictor of the other cluster before its name is taken over"),
         Ok(_) if same => Finding::ok(
             NAME,
             format!(
@@ -85,7 +86,9 @@ pub(super) fn nodes(facts: &Facts) -> Vec<Finding> {
         for node in nodes.iter().filter(|node| node.ends_with("-virtual")) {
             let message =
                 "pods on it are not registered: consul-k8s removes nodes of such names whole";
-            findings.push(Finding::warning(NODES, message).about(&**node));
+            let remedy = "keep pods that are to be registered off it, or give it another name";
+            let finding = Finding::warning(NODES, message).remedy(remedy);
+            findings.push(finding.about(&**node));
         }
     }
     let seen = rest(&facts.consul).and_then(|rest| rest.nodes.as_deref().map_err(Clone::clone));

@@ -98,6 +98,10 @@ fn bad(settings: &Settings, facts: &Facts) -> Vec<String> {
         .iter()
         .filter(|finding| finding.status != Status::Ok && !CLOCKS.contains(&finding.name));
     bad.map(|finding| {
+        if matches!(finding.status, Status::Error | Status::Warning) {
+            let remedy = finding.remedy.as_deref().unwrap_or_default();
+            assert!(remedy.len() > 10, "what to do is not said: {finding:?}");
+        }
         let subject = finding.subject.as_deref().unwrap_or_default();
         let status = finding.status.as_str();
         format!("{status} {} {subject}: {}", finding.name, finding.message)

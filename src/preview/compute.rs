@@ -19,6 +19,7 @@ use crate::plan::checks::CheckWrite;
 use crate::plan::entries::{self, Change, EntryFinding, EntryStep, EntryWrite, State};
 use crate::plan::gate::{self, Hold};
 use crate::plan::{self, Finding, InstanceWrite, NodeWrite, Rules, Step};
+use crate::status::board::CHANGE;
 
 /// What is planned.
 #[derive(Clone, Copy, Debug)]
@@ -221,11 +222,7 @@ impl View<'_> {
             // What is said of the refusal says more.
             Step::OwnedByAnother { .. } if finding.refused.is_some() => {}
             Step::OwnedByAnother { holder } => {
-                tell(
-                    Action::Conflict,
-                    Vec::new(),
-                    Some(format!("held by {holder}")),
-                );
+                tell(Action::Conflict, Vec::new(), Some(held_by(holder)));
             }
             Step::Held(hold) => tell(Action::Held, Vec::new(), Some(hold.to_string())),
             step @ (Step::KeptOut(_) | Step::NoNodeAddress { .. }) => {
@@ -283,7 +280,7 @@ impl View<'_> {
         }
         let Some(holder) = &finding.owner else { return };
         for loser in &finding.losers {
-            let message = format!("{holder}, which is older, claims it too and holds it");
+            let message = older(holder);
             let conflict = Action::Conflict;
             items.push(item(conflict, key, &[loser], Vec::new(), Some(message)));
         }
@@ -367,7 +364,7 @@ impl View<'_> {
     fn is_unknowns(&self, key: &Key, holder: &Owner, items: &mut Vec<Item>) {
         let message = format!(
             "Consul has it for {holder}, which is not among the manifests: whether that still asks for it \
-             only the cluster knows"
+             only the cluster knows; add it to them, or plan from the cluster"
         );
         let claimants = self.desired.owners_of(key);
         let owners: Vec<&Owner> = claimants.iter().collect();
@@ -472,17 +469,16 @@ fn states(finding: &EntryFinding, items: &mut Vec<Item>) {
         for stand in &part.stands {
             let (action, message) = match &stand.state {
                 State::Fine | State::Pending | State::Frozen(_) => continue,
-                State::Conflict(holder) => (
-                    Action::Conflict,
-                    format!("{holder}, which is older, claims it too and holds it"),
-                ),
-                State::OwnedByAnother(holder) => (Action::Conflict, format!("held by {holder}")),
+                State::Conflict(holder) => (Action::Conflict, older(holder)),
+                State::OwnedByAnother(holder) => (Action::Conflict, held_by(holder)),
                 State::NotAllowed(refusal, _) => (Action::Rejected, refusal.message.clone()),
                 State::Held(hold) => (Action::Held, hold.to_string()),
-                State::Refused(why) => (Action::Rejected, format!("Consul refuses it: {why}")),
+                State::Refused(why) => (Action::Rejected, format!("Consul refuses it: {why}; {CHANGE}")),
                 State::TooManySources => (
                     Action::Rejected,
-                    "the entry of its destination has no room for more sources".to_owned(),
+                    "the entry of its destination has no room for more sources: give it fewer Intentions, or \
+                     shorter names"
+                        .to_owned(),
                 ),
             };
             items.push(item(
@@ -512,6 +508,14 @@ fn item(
         fields,
         message,
     }
+}
+
+fn older(holder: &Owner) -> String {
+    format!("{holder}, which is older, claims it too and holds it: let one of the two go")
+}
+
+fn held_by(holder: &str) -> String {
+    format!("held by {holder}: remove what is there, or choose another name")
 }
 
 fn rejected(kind: &'static str, key: String, owner: &Owner, message: String) -> Item {

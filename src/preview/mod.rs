@@ -154,4 +154,6 @@ impl Preview {
 }
 
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod tests;

@@ -44,7 +44,7 @@ fn judged_in(
     manifests::preview_of(&objects, index, &mirror, ledger, Rules::default(), moment)
 }
 
-fn of_manifests(text: &str) -> Preview {
+pub(super) fn of_manifests(text: &str) -> Preview {
     try_manifests(text).unwrap()
 }
 
@@ -188,13 +188,13 @@ fn text_shows_each_change_and_no_command_of_a_terminal() {
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
 }
 
-fn of_policies(text: &str, ledger: &Ledger) -> Preview {
+pub(super) fn of_policies(text: &str, ledger: &Ledger) -> Preview {
     let hold = std::time::Duration::from_hours(24);
     judged(text, Admission::new(DefaultPolicy::Exclusive, hold), ledger).unwrap()
 }
 
 /// Consul keeps that these names belong to the namespace shop.
-fn names_of_shop(names: &[&str]) -> Ledger {
+pub(super) fn names_of_shop(names: &[&str]) -> Ledger {
     let cluster = "prod".parse().unwrap();
     let value = r#"{"holder":"shop","namespaces":{"shop":{"uid":"uid-shop","since":1}}}"#;
     let pair = |key: String, value: &str| crate::consul::wire::KvPair {

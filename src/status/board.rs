@@ -34,6 +34,11 @@ pub struct Trouble {
     pub message: String,
 }
 
+/// What to do where the token lacks a right.
+pub const GRANT: &str = "give the token the right: `lictor check` names what is missing";
+/// What to do where Consul refuses something.
+pub const CHANGE: &str = "change what it names, here or in Consul: it is tried again now and then";
+
 /// A message with how many others there are beside it.
 #[must_use]
 pub fn beside(message: &str, others: usize) -> String {

@@ -345,11 +345,11 @@ impl Engine {
     fn garbled(&mut self, name: NodeName, error: &ReadError) {
         let reason = format!("cannot read the Consul node {name}: {error}");
         let outage = self.garbled.entry(name).or_default();
-        if outage.reason() != Some(&*reason) {
+        let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
+        if outage.is_news(&reason, now) {
             tracing::warn!("{reason}");
         }
-        let chance = rand::rng().random::<f64>();
-        outage.failed(reason, Instant::now(), chance);
+        outage.failed(reason, now, chance);
     }
 
     fn read_failed(&mut self, error: &ReadError) {
@@ -362,31 +362,29 @@ impl Engine {
         match error {
             ReadError::Failed(_) => self.failed(&reason),
             ReadError::NotAuthoritative(_) => {
-                if self.unreadable.reason() != Some(&*reason) {
+                let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
+                if self.unreadable.is_news(&reason, now) {
                     tracing::warn!("{reason}");
                 }
-                let chance = rand::rng().random::<f64>();
-                self.unreadable.failed(reason, Instant::now(), chance);
+                self.unreadable.failed(reason, now, chance);
             }
         }
     }
 
     /// A write failed, and not for what it was to write.
     pub(super) fn write_failed_for(&mut self, reason: &str) {
-        if self.unwritable.reason() != Some(reason) {
+        let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
+        if self.unwritable.is_news(reason, now) {
             tracing::warn!("{reason}");
         }
-        let chance = rand::rng().random::<f64>();
-        self.unwritable
-            .failed(reason.to_owned(), Instant::now(), chance);
+        self.unwritable.failed(reason.to_owned(), now, chance);
     }
 
     pub(super) fn failed(&mut self, reason: &str) {
-        if self.outage.reason() != Some(reason) {
+        let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
+        if self.outage.is_news(reason, now) {
             tracing::warn!("{reason}");
         }
-        let chance = rand::rng().random::<f64>();
-        self.outage
-            .failed(reason.to_owned(), Instant::now(), chance);
+        self.outage.failed(reason.to_owned(), now, chance);
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::apply::Done;
 use super::engine::Engine;
+use super::outage::Outage;
 use super::sessions;
 use crate::heartbeat::leases::Leases;
 use crate::heartbeat::pulses::{Act, Place, Pulses, Want};
@@ -77,6 +78,8 @@ pub(super) struct Beats {
     leads: bool,
     /// When it was told last that a call failed, and how many that failed since were not.
     told_at: Option<Instant>,
+    /// That sessions cannot be read.
+    unlisted: Outage,
     untold: usize,
 }
 
@@ -136,6 +139,7 @@ impl Beats {
             list_again_at: None,
             leads: false,
             told_at: None,
+            unlisted: Outage::default(),
             untold: 0,
         }
     }

@@ -26,7 +26,10 @@ impl Engine {
                 }
                 let left = self.drifted.contains(key);
                 if left {
-                    let message = format!("{key} was changed in Consul by another hand");
+                    let message = format!(
+                        "{key} was changed in Consul by another hand, and is left so by --drift report: change \
+                         it back, or use repair"
+                    );
                     self.trouble(key, Reason::Drifted, message);
                 }
                 left

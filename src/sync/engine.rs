@@ -117,6 +117,8 @@ pub struct Engine {
     pub(super) pace: Pace,
     /// Why nodes could not be written, for the instances that wait for them.
     pub(super) node_troubles: BTreeMap<NodeName, Trouble>,
+    /// What was told of nodes that are not as they should be.
+    pub(super) told_of_nodes: BTreeMap<NodeName, String>,
     pub(super) sweeper: Sweeper,
     /// Nodes to read out of turn: at the start, or because it is not known what stands there.
     pub(super) unread: BTreeSet<NodeName>,
@@ -244,6 +246,7 @@ impl Engine {
             unwritable: Outage::default(),
             pace: Pace::new(WRITES, settings.values().consul_write_rate),
             node_troubles: BTreeMap::new(),
+            told_of_nodes: BTreeMap::new(),
             sweeper: Sweeper::new(drift_interval),
             unread: BTreeSet::new(),
             loading: None,

@@ -136,7 +136,7 @@ impl Engine {
     /// Shows what the guard holds, from where the question before left off, and remembers it.
     fn show(&mut self, request: &Request, now: Instant) -> Page {
         let (before, waiting) = (self.shown.take(), self.rules.guard.waiting());
-        let entry = |key: &Key| self.held_entry(key);
+        let entry = |key: &Key| self.held_entry(key, now);
         let (shown, page) = Shown::next(before, request, waiting, entry, now);
         self.shown = Some(shown);
         page
@@ -168,7 +168,7 @@ impl Engine {
         }
     }
 
-    fn held_entry(&self, key: &Key) -> Option<HeldEntry> {
+    fn held_entry(&self, key: &Key, now: Instant) -> Option<HeldEntry> {
         let owner = match key {
             Key::Instance(instance) => {
                 let there = self.mirror.instance(instance)?;
@@ -180,11 +180,13 @@ impl Engine {
             key => plan::entries::owner_of(key, &self.mirror)?,
         };
         let why = self.rules.guard.admits(key).err()?;
+        let since = self.rules.guard.waits_since(key);
         Some(HeldEntry {
             kind: key.kind().to_owned(),
             key: key.to_string(),
             owner: owner.to_string(),
             why: why.to_string(),
+            seconds: since.map(|since| now.saturating_duration_since(since).as_secs()),
         })
     }
 }
@@ -247,6 +249,7 @@ mod tests {
                 key: key.to_string(),
                 owner: String::new(),
                 why: "w".repeat(300),
+                seconds: None,
             })
         };
         let ask = |before: Option<Shown>, id: &str, after: Option<&str>| {

@@ -11,6 +11,9 @@ use crate::model::backoff;
 const FIRST: Duration = Duration::from_millis(100);
 /// Highest ceiling of the wait.
 const CEILING: Duration = Duration::from_secs(10);
+/// How long a failure that goes on may change its reason untold: calls of several sorts fail in turn, each with
+/// a text of its own.
+const UNTOLD: Duration = Duration::from_secs(30);
 
 /// How Consul fails, if it does.
 #[derive(Debug, Default)]
@@ -18,6 +21,8 @@ pub struct Outage {
     failures: u32,
     until: Option<Instant>,
     reason: Option<String>,
+    /// What was told last, and when.
+    told: Option<(String, Instant)>,
 }
 
 impl Outage {
@@ -32,6 +37,18 @@ impl Outage {
         let ceiling = backoff::ceiling(FIRST, self.failures, CEILING);
         self.failures += 1;
         self.until = Some(now + backoff::jittered(ceiling, chance).max(FIRST / 4));
+    }
+
+    /// Whether it is to be told that calls fail for this reason: where they begin to, or where they have for a
+    /// while, and not for the reason that was told last.
+    pub fn is_news(&mut self, reason: &str, now: Instant) -> bool {
+        let told = self.told.as_ref();
+        let known = |(last, at): &(String, Instant)| *last == reason || now - *at < UNTOLD;
+        if told.is_some_and(known) {
+            return false;
+        }
+        self.told = Some((reason.to_owned(), now));
+        true
     }
 
     /// A call was answered.
@@ -84,6 +101,24 @@ mod tests {
         assert_eq!(outage.limit(at, 8), 1);
         outage.over();
         assert_eq!((outage.limit(now, 8), outage.reason()), (8, None));
+    }
+
+    #[test]
+    fn reasons_that_take_turns_are_told_twice_a_minute_at_most() {
+        let (mut outage, start) = (Outage::default(), Instant::now());
+        let told = |outage: &mut Outage, reason: &str, seconds: u64| {
+            outage.is_news(reason, start + Duration::from_secs(seconds))
+        };
+        assert!(told(&mut outage, "nodes: refused", 0));
+        let turns = (0..60).filter(|&second| {
+            let reason = ["nodes: refused", "txn: refused"][usize::from(second % 2 == 1)];
+            told(&mut outage, reason, second)
+        });
+        assert_eq!(turns.count(), 1);
+        let same = (60..3_600).filter(|&second| told(&mut outage, "txn: refused", second));
+        assert_eq!(same.count(), 0);
+        outage.over();
+        assert!(told(&mut outage, "txn: refused", 3_600), "it begins anew");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::apply;
 use super::dirty::{Cause, Due};
@@ -16,6 +17,7 @@ use crate::plan::critical::Watched;
 use crate::plan::gate::Hold;
 use crate::plan::{self, Finding, Mode, Step};
 use crate::status::board::{Reason, Trouble};
+use crate::traces;
 
 /// Room for an instance and for the proxy beside it, in operations: more than they commonly need.
 const ROOM_FOR_TWO: usize = 44;
@@ -65,13 +67,10 @@ impl Engine {
             self.pace.begun(steps.len(), now);
             let id = self.own.start();
             let cluster = self.index.cluster().clone();
-            self.jobs.spawn(apply::write(
-                self.consul.clone(),
-                cluster,
-                id,
-                pass.clone(),
-                (txn, steps),
-            ));
+            let span = traces::flush(steps.len());
+            let consul = self.consul.clone();
+            let job = apply::write(consul, cluster, id, pass.clone(), (txn, steps));
+            self.jobs.spawn(job.instrument(span));
         }
     }
 
@@ -313,7 +312,7 @@ impl Engine {
         let id = self.own.start();
         let cluster = self.index.cluster().clone();
         let job = register::write(self.consul.clone(), cluster, id, pass, (key, step, due));
-        self.jobs.spawn(job);
+        self.jobs.spawn(job.instrument(traces::flush(1)));
         false
     }
 

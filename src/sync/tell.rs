@@ -203,8 +203,12 @@ impl Engine {
         }
         let whole = key;
         let Key::Instance(key) = key else {
-            if let Step::OwnedByAnother { holder } = &finding.step {
-                tracing::warn!(key = %key, reason = "OwnedByAnother", "{holder}");
+            if let (Key::Node(name), Step::OwnedByAnother { holder }) = (key, &finding.step) {
+                let message = format!(
+                    "it is held by {holder}: no pod on it is registered; give this cluster another name, or \
+                     remove the node"
+                );
+                self.tell_node(name, Reason::OwnedByAnother, &message);
             }
             return;
         };
@@ -356,16 +360,22 @@ impl Engine {
     pub(super) fn trouble(&mut self, key: &Key, reason: Reason, message: String) {
         let trouble = Trouble { reason, message };
         match key {
-            Key::Node(_) => {
-                let (reason, message) = (reason.as_str(), trouble.message);
-                tracing::warn!(key = %key, reason, "{message}");
-            }
+            Key::Node(name) => self.tell_node(name, reason, &trouble.message),
             Key::Instance(_) => self.put_trouble(key, &trouble),
             _ => {
                 for part in self.parts.get(key).cloned().unwrap_or_default() {
                     self.put_trouble(&part, &trouble);
                 }
             }
+        }
+    }
+
+    /// Tells in the log that a node is not as it should be, once: no object of a user's stands for it.
+    pub(super) fn tell_node(&mut self, node: &NodeName, reason: Reason, message: &str) {
+        let told = self.told_of_nodes.get(node);
+        if told.is_none_or(|told| told != message) {
+            tracing::warn!(key = %node, reason = reason.as_str(), "{message}");
+            self.told_of_nodes.insert(node.clone(), message.to_owned());
         }
     }
 
@@ -462,11 +472,15 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
             None => None,
             Some(Freeze::Paused) => trouble(
                 Reason::Paused,
-                format!("{key} is held as it is by the annotation lictor.io/paused"),
+                format!(
+                    "{key} is held as it is by the annotation lictor.io/paused: remove it to go on"
+                ),
             ),
             Some(Freeze::NotWatched) => trouble(
                 Reason::Held,
-                format!("{key} is kept as it is: its namespace is not among those of --namespace"),
+                format!(
+                    "{key} is kept as it is: its namespace is not among those of --namespace, add it there"
+                ),
             ),
             Some(Freeze::Invalid(problems)) => {
                 let state = if registered {
@@ -482,46 +496,4 @@ fn trouble_of(key: &InstanceKey, finding: &Finding, registered: bool) -> Option<
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::model::names::InstanceId;
-    use crate::plan::Asks;
-    use crate::plan::critical::OwnHealth;
-
-    #[test]
-    fn only_what_is_held_for_longer_than_a_moment_is_told_as_held() {
-        let key = InstanceKey {
-            node: NodeName::for_kubernetes(&"a".parse().unwrap(), "n1"),
-            id: InstanceId::observed("a.shop.web.p"),
-        };
-        let reason = |hold: Hold| {
-            let watched = Watched {
-                instance: key.clone(),
-                uid: "u".into(),
-                after: Duration::from_secs(30),
-                health: OwnHealth::Critical,
-                there: true,
-                pod: None,
-            };
-            let finding = Finding {
-                owner: None,
-                losers: Vec::new(),
-                freeze: None,
-                refused: None,
-                hold: Some(hold),
-                critical: Some(watched),
-                asks: Asks::Nothing,
-                step: Step::Settled,
-            };
-            trouble_of(&key, &finding, true).map(|trouble| trouble.reason)
-        };
-        for hold in [Hold::Unjudged, Hold::Unseen] {
-            assert_eq!(reason(hold), Some(Reason::Writing));
-        }
-        let (would_go, of) = (12, 16);
-        let held = reason(Hold::TooMany { would_go, of });
-        assert_eq!(held, Some(Reason::Held));
-    }
-}
+mod tests;

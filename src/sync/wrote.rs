@@ -12,7 +12,7 @@ use crate::model::names::NodeName;
 use crate::model::text::Text;
 use crate::observed::entry::{ObservedCheck, ObservedInstance, ObservedNode};
 use crate::plan::{InstanceWrite, NodeWrite, Removal, Step};
-use crate::status::board::{Reason, Trouble};
+use crate::status::board::{CHANGE, GRANT, Reason, Trouble};
 
 impl Engine {
     pub(super) fn absorb_write(
@@ -102,6 +102,7 @@ impl Engine {
             (Key::Node(name), Step::PutNode(write)) => {
                 self.applied_node(name, &write, results);
                 self.node_troubles.remove(name);
+                self.told_of_nodes.remove(name);
                 tracing::info!(key = %name, "node written");
                 self.look_again_on(name);
                 self.go_on(&key.place());
@@ -277,11 +278,11 @@ impl Engine {
             self.count(&step.step, outcome_of(error.reason));
             match error.reason {
                 TxnFailure::PermissionDenied => {
-                    let message = format!("Consul denies the write: {}", error.what);
+                    let message = format!("Consul denies the write: {}; {GRANT}", error.what);
                     self.give_up(&step, Reason::AccessDenied, message);
                 }
                 TxnFailure::Refused => {
-                    let message = format!("Consul refuses the entry: {}", error.what);
+                    let message = format!("Consul refuses the entry: {}; {CHANGE}", error.what);
                     self.give_up(&step, Reason::ConsulRefused, message);
                 }
                 _ => {
@@ -315,7 +316,8 @@ impl Engine {
                 self.doubt(step.key.place());
             }
             if !refused {
-                let message = format!("Consul did not take the write yet: {error}");
+                let message =
+                    format!("Consul did not take the write yet: {error}; it is tried again");
                 self.trouble(&step.key, Reason::ConsulUnavailable, message);
                 self.again(step);
             } else if single {
@@ -323,7 +325,12 @@ impl Engine {
                     ErrorClass::AccessDenied => Reason::AccessDenied,
                     _ => Reason::ConsulRefused,
                 };
-                self.give_up(&step, reason, format!("Consul refuses the write: {error}"));
+                let remedy = match reason {
+                    Reason::AccessDenied => GRANT,
+                    _ => CHANGE,
+                };
+                let message = format!("Consul refuses the write: {error}; {remedy}");
+                self.give_up(&step, reason, message);
             } else {
                 // Which of the steps is at fault cannot be told: each is tried alone.
                 self.alone.insert(step.key.clone());
@@ -360,7 +367,7 @@ impl Engine {
         }
         match &step.key {
             Key::Node(node) => {
-                tracing::warn!(key = %node, reason = reason.as_str(), "{message}");
+                self.tell_node(node, reason, &message);
                 let trouble = Trouble { reason, message };
                 self.node_troubles.insert(node.clone(), trouble);
                 self.go_on(&step.key.place());

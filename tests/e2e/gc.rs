@@ -34,6 +34,13 @@ pub async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     Ok(Outcome { code, out, err })
 }
 
+/// Without what aligns columns.
+pub fn squeezed(text: &str) -> String {
+    let lines = text.lines();
+    let lines = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// The id of an entry of another hand, which no other scene has.
 fn hand(scene: &Scene) -> String {
     format!("hand-{}", scene.cluster)
@@ -121,10 +128,32 @@ async fn what_is_held_is_shown_and_released_by_the_process_that_runs() -> Result
     assert_eq!(shown.code, Some(0), "{}", shown.err);
     assert!(shown.out.contains(&scene.id("web", "web-7")));
     assert!(shown.out.contains("12 of 14"), "{}", shown.out);
+    let row = shown
+        .out
+        .lines()
+        .find(|line| line.contains(&scene.id("web", "web-7")));
+    let cells: Vec<&str> = row.unwrap_or_default().split_whitespace().collect();
+    let owner = format!("Pod/{}/web-7", scene.namespace);
+    let expected = [
+        "-",
+        "instance",
+        &scene.id("web", "web-7"),
+        &scene.consul_node(),
+        &owner,
+    ];
+    assert_eq!(cells[..5], expected, "{}", shown.out);
+    assert!(cells[5].ends_with('s'), "for how long: {cells:?}");
+    assert!(!shown.out.contains('\u{1b}'), "colours without a terminal");
     assert!(shown.out.contains("12 held by"), "{}", shown.out);
     let kept = format!("{}  ", scene.id("web", "web-1"));
     assert!(!shown.out.contains(&kept), "{}", shown.out);
     assert!(scene.find("web", "web-7").await?.is_some(), "only shown");
+
+    let json = gc(&scene, &["--output=json"]).await?;
+    let found: Value = serde_json::from_str(&json.out)?;
+    assert_eq!(found["goes"].as_array().map(Vec::len), Some(12), "{found}");
+    assert_eq!(found["goes"][0]["node"], scene.consul_node(), "{found}");
+    assert_eq!(found["done"], Value::Null, "only shown: {found}");
 
     let released = gc(&scene, &["--yes"]).await?;
     assert_eq!(released.code, Some(0), "{}", released.err);
@@ -259,9 +288,11 @@ async fn without_a_process_it_works_by_itself_and_leaves_what_is_claimed() -> Re
         "{}",
         shown.out
     );
-    let removed = gc(&scene, &["--yes"]).await?;
+    let removed = gc(&scene, &["--yes", "--output=json"]).await?;
     assert_eq!(removed.code, Some(0), "{}", removed.err);
-    assert!(removed.out.contains("removed: 3 instances,"));
+    let found: Value = serde_json::from_str(&removed.out)?;
+    assert_eq!(found["goes"].as_array().map(Vec::len), Some(3), "{found}");
+    assert_eq!(found["done"]["removed"]["instances"], 3, "{found}");
     assert!(removed.err.contains("audit"), "{}", removed.err);
     two_are_left(&scene, 5).await?;
     assert!(scene.find_id("web", &hand(&scene)).await?.is_some());
@@ -390,13 +421,13 @@ async fn of_a_dead_cluster_only_what_carries_its_marks_goes() -> Result<()> {
         "1 instances, 0 intentions, 0 queries, 0 service-defaults, 1 nodes and 1 keys of {dead}"
     );
     for line in [
-        format!("{}  node", node("marked")),
-        format!("{}  stays: it does not carry the mark", node("bare")),
-        format!("{}  stays: it is marked as the cluster x", node("theirs")),
-        format!("{key}  key"),
+        format!("- node {} ", node("marked")),
+        format!("= {} stays: it does not carry the mark", node("bare")),
+        format!("= {} stays: it is marked as the cluster x", node("theirs")),
+        format!("- key {key} "),
         format!("{all}; --yes"),
     ] {
-        assert!(out.contains(&line), "{line} is not in {out}");
+        assert!(squeezed(out).contains(&line), "{line} is not in {out}");
     }
     let buried = gc(&scene, &[&bury, "--yes"]).await?;
     assert_eq!(buried.code, Some(1), "two nodes stay: {}", buried.err);

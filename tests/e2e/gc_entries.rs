@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::gc::gc;
+use crate::gc::{gc, squeezed};
 use crate::support::{Kind, Scene, condition, sources_of};
 
 /// How many sources of intentions go: more than `--max-delete-floor`.
@@ -80,12 +80,12 @@ fn shows_all(names: &Names, out: &str) {
         payment, nearest, ..
     } = names;
     for key in [
-        format!("service-intentions/{payment}: rules  "),
-        format!("service-intentions/{payment}: s11  "),
-        format!("query/{nearest}  "),
-        format!("service-defaults/{payment}  "),
+        format!("- intention service-intentions/{payment}: rules - "),
+        format!("- intention service-intentions/{payment}: s11 - "),
+        format!("- query query/{nearest} - "),
+        format!("- service-defaults service-defaults/{payment} - "),
     ] {
-        assert!(out.contains(&key), "{key} in {out}");
+        assert!(squeezed(out).contains(&key), "{key} in {out}");
     }
     assert!(!out.contains(&names.stays), "{out}");
 }
@@ -206,12 +206,13 @@ async fn of_a_dead_cluster_entries_go_and_what_others_added_stays() -> Result<()
     let bury = async |more: &[&str]| gc(&scene, &[&[&*undertaker, &*dead], more].concat()).await;
     let shown = bury(&[]).await?;
     assert_eq!(shown.code, Some(0), "{}", shown.err);
-    let web = format!("service-intentions/{}: web  ", names.stays);
-    assert!(shown.out.contains(&web), "{}", shown.out);
-    let kept = format!("query/{changed}  stays: it is not as the cluster's ledger says");
-    assert!(shown.out.contains(&kept), "{}", shown.out);
-    let kept = format!("query/{newer}  stays: ");
-    assert!(shown.out.contains(&kept), "{}", shown.out);
+    let out = squeezed(&shown.out);
+    let web = format!("service-intentions/{}: web - ", names.stays);
+    assert!(out.contains(&web), "{}", shown.out);
+    let kept = format!("= query/{changed} stays: it is not as the cluster's ledger says");
+    assert!(out.contains(&kept), "{}", shown.out);
+    let kept = format!("= query/{newer} stays: ");
+    assert!(out.contains(&kept), "{}", shown.out);
     let buried = bury(&["--yes"]).await?;
     assert_eq!(buried.code, Some(1), "queries stay: {}", buried.out);
     let counts = "removed: 1 instances, 13 intentions, 1 queries, 1 service-defaults, ";

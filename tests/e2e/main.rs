@@ -22,6 +22,7 @@ mod faults;
 mod fence;
 mod gates;
 mod gc;
+mod gc_asks;
 mod gc_entries;
 mod guard;
 mod heartbeats;
@@ -46,3 +47,5 @@ mod restart;
 mod settings;
 mod status;
 mod support;
+#[cfg(feature = "otel")]
+mod traces;

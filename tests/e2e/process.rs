@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lictor_testbed::proxy::{Answer, Fault, Proxy};
 use lictor_testbed::wait;
 use serde_json::json;
+use tokio::time::sleep;
 
 use crate::faults::alone;
 use crate::support::{Annotated as _, Scene, json_lines, run, until};
@@ -117,7 +119,7 @@ async fn sigterm_ends_it_also_while_nothing_can_be_reached() -> Result<()> {
 
 #[tokio::test]
 async fn a_command_line_that_is_not_understood_ends_with_64() -> Result<()> {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["run"], "--cluster"),
         (&["run", "--cluster=Bad_Name"], "Bad_Name"),
         (&["run", "--cluster=a--b"], "a--b"),
@@ -137,11 +139,57 @@ async fn a_command_line_that_is_not_understood_ends_with_64() -> Result<()> {
         ),
         (&["run", "--cluster=a", "--log-level=warning"], "warning"),
         (&["no-such-command"], "no-such-command"),
+        (&["plan"], "--cluster"),
+        (
+            &["run", "--cluster=a", "--namespace=shop"],
+            "--default-policy, which alone says who may claim which name then: give",
+        ),
+        (
+            &[
+                "run",
+                "--cluster=a",
+                "--namespace=shop",
+                "--exclude-namespace=s*",
+            ],
+            "--namespace shop is excluded by --exclude-namespace: leave one",
+        ),
+        (
+            &["gc", "--cluster=a", "--dead=a"],
+            "--dead: the cluster that runs this is not dead: name another",
+        ),
+        (&["gc", "--cluster=a", "--dry-run", "--yes"], "--yes"),
+        (&["gc", "--cluster=a", "--output=yaml"], "text, json"),
+        (&["status", "--cluster=a", "--output=yaml"], "wide"),
+        (
+            &["check", "--cluster=a", "--consul-http-addr=ftp://a"],
+            "CONSUL_HTTP_ADDR",
+        ),
+        (
+            &["run", "--cluster=a", "--dead-after=1s"],
+            "--dead-after <DURATION>': must be at least 1m",
+        ),
+        (
+            &[
+                "status",
+                "--cluster=a",
+                "--consul-http-token=t",
+                "--consul-auth-method=m",
+            ],
+            "give one or the other",
+        ),
     ];
     for (args, text) in cases {
         let (code, _, stderr) = run(args).await?;
         assert_eq!(code, Some(64), "{args:?}: {stderr}");
         ensure!(stderr.contains(text), "{args:?}: {stderr}");
+    }
+    // The schema is printed without all else, also where the environment gives it.
+    for command in ["plan", "status", "gc"] {
+        let (code, stdout, stderr) = run(&[command, "--json-schema", "--cluster=a"]).await?;
+        ensure!(
+            code == Some(0) && stdout.contains("$schema"),
+            "{command}: {stderr}"
+        );
     }
     let (code, stdout, _) = run(&["--help"]).await?;
     ensure!(code == Some(0) && stdout.contains("run"), "{stdout}");
@@ -235,6 +283,49 @@ async fn a_token_is_harmless_without_acls_and_never_shown() -> Result<()> {
         }
         lictor.stop().await?;
     }
+    Ok(())
+}
+
+/// How long Consul fails in one way.
+const OUTAGE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_consul_that_fails_for_a_minute_is_told_in_a_few_lines() -> Result<()> {
+    let scene = Scene::new().await?;
+    let consul = Proxy::start(&scene.bed.consul_addr())?;
+    let through = format!("--consul-http-addr={}", consul.url());
+    let lictor = scene.lictor_with(&[&through]).await?;
+    for number in 0..30 {
+        let pod = scene.pod(&format!("web-{number}"));
+        let pod = pod.lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+    }
+    scene.status("web", "web-29", "passing").await?;
+    lictor.idle().await?;
+    let before = lictor.log().lines().count();
+    consul.set(Fault::Refuse).await?;
+    // All of them want to be written meanwhile.
+    for number in 0..30 {
+        let name = format!("web-{number}");
+        scene.annotate(&name, &[("tags", Some("v2"))]).await?;
+    }
+    sleep(OUTAGE).await;
+    consul.set(Fault::Answer(Answer::new(500))).await?;
+    sleep(OUTAGE).await;
+    let log = lictor.log();
+    let told: Vec<&str> = log.lines().skip(before).collect();
+    ensure!(
+        (1..=15).contains(&told.len()),
+        "{} lines:\n{}",
+        told.len(),
+        told.join("\n")
+    );
+    consul.set(Fault::Pass).await?;
+    scene
+        .instance("web", "web-29", |seen| seen.tags == ["v2"])
+        .await?;
+    ensure!(lictor.log().contains("Consul answers again"), "not told");
+    lictor.stop().await?;
     Ok(())
 }
 

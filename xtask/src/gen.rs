@@ -42,8 +42,8 @@ const NAMESPACE: &str = "lictor-system";
 type Files = BTreeMap<PathBuf, String>;
 
 /// Write the generated files anew: crds/, the chart's copies of them and of deploy/observability/,
-/// deploy/install.yaml, deploy/kustomize/, docs/plan.schema.json, docs/status.schema.json, docs/cli.md,
-/// docs/fields.md, docs/man/.
+/// deploy/install.yaml, deploy/kustomize/, docs/gc.schema.json, docs/plan.schema.json, docs/status.schema.json,
+/// docs/cli.md, docs/fields.md, docs/man/.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Write nothing; fail if a file is not current, and say which.
@@ -100,6 +100,10 @@ fn generate(root: &Path, tools: &Tools) -> Result<Files> {
     files.insert(
         "docs/plan.schema.json".into(),
         lictor(root, &["plan", "--json-schema"])?,
+    );
+    files.insert(
+        "docs/gc.schema.json".into(),
+        lictor(root, &["gc", "--json-schema"])?,
     );
     files.insert(
         "docs/status.schema.json".into(),

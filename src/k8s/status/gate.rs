@@ -4,7 +4,7 @@
 //! is meant for. True is written as it is. False is written only onto a state of the pod that was read and
 //! is not True: another process, or an earlier write of this one, may have let the pod through.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,9 +12,10 @@ use kube::core::params::{GetParams, Patch, PatchParams};
 use kube::core::{Request, Status};
 use kube::{Client, Resource as _};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::desk::Outcome;
-use super::{MANAGER, StatusUpdate, WRITE_DEADLINE};
+use super::{MANAGER, StatusUpdate, Told, WRITE_DEADLINE};
 use crate::k8s::client::{CallError, within};
 use crate::k8s::events::{EventReason, EventRecord, Regarding};
 use crate::model::facts::{GateCondition, GateFacts};
@@ -24,19 +25,19 @@ const TOO_MANY_REQUESTS: u16 = 429;
 
 /// Writes it; beside the outcome, why the API server does not allow that, if it does not.
 ///
-/// `told` is whether the log says so already: thousands of pods may wait.
+/// `told` is what the log says already: thousands of pods may wait.
 pub(super) async fn write(
     client: &Client,
     update: &StatusUpdate,
     condition: &GateCondition,
-    told: &AtomicBool,
+    told: &Told,
 ) -> (Outcome, Option<String>) {
     let StatusUpdate {
         namespace, name, ..
     } = update;
     match try_write(client, update, condition).await {
         Ok(outcome) => {
-            told.store(false, Ordering::Relaxed);
+            told.denial.store(false, Ordering::Relaxed);
             (outcome, None)
         }
         Err(Failure::Call(error)) if is_gone(&error) => (Outcome::Gone, None),
@@ -44,10 +45,14 @@ pub(super) async fn write(
             let status = error.status();
             let why = status.filter(|status| is_refusal(status));
             let why = why.map(refusal);
-            if why.is_some() && told.swap(true, Ordering::Relaxed) {
-                tracing::debug!(%namespace, pod = %name, "the readiness gate was not written: {error}");
+            let known = why.is_some() && told.denial.swap(true, Ordering::Relaxed);
+            let others = (!known).then(|| told.failures.lets(Instant::now()));
+            if let Some(others) = others.flatten() {
+                tracing::warn!(
+                    %namespace, pod = %name, others, "the readiness gate was not written: {error}"
+                );
             } else {
-                tracing::warn!(%namespace, pod = %name, "the readiness gate was not written: {error}");
+                tracing::debug!(%namespace, pod = %name, "the readiness gate was not written: {error}");
             }
             (Outcome::Failed, why)
         }

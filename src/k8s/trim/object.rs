@@ -64,5 +64,8 @@ fn decoded<S: DeserializeOwned>(spec: Value) -> Result<Box<S>, String> {
     if !spec.is_object() {
         return Err("spec: not an object".to_owned());
     }
-    serde_json::from_value(spec).map_err(|error| format!("spec: {error}"))
+    serde_path_to_error::deserialize(spec).map_err(|error| match error.path().iter().next() {
+        Some(_) => format!("spec.{}: {}", error.path(), error.inner()),
+        None => format!("spec: {}", error.inner()),
+    })
 }

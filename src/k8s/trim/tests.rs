@@ -253,16 +253,16 @@ fn a_registration_is_decoded() {
 
 #[test]
 fn a_registration_that_cannot_be_decoded_still_shows() {
-    for spec in [
-        json!({"port": 70000}),
-        json!({"tags": "a,b"}),
-        json!(null),
-        json!([]),
+    for (spec, place) in [
+        (json!({"port": 70000}), "spec.port: "),
+        (json!({"tags": "a,b"}), "spec.tags: "),
+        (json!(null), "spec: "),
+        (json!([]), "spec: "),
     ] {
         let object: RegistrationObject = one(&registration(&spec));
         assert_eq!(&*object.name, "payment");
         let why = object.spec.unwrap_err();
-        assert!(why.starts_with("spec: "), "{spec}: {why}");
+        assert!(why.starts_with(place), "{spec}: {why}");
     }
 }
 
@@ -300,7 +300,7 @@ fn what_is_missing_or_wrong_shows_with_its_name() {
         (json!({"sources": []}), "missing field `destination`"),
         (
             json!({"destination": {"name": "a"}, "sources": [{"name": "b", "action": "maybe"}]}),
-            "maybe",
+            ".sources[0].action: unknown variant `maybe`",
         ),
         (
             json!({"destination": {"name": "a"}, "sources": {}}),
@@ -310,7 +310,7 @@ fn what_is_missing_or_wrong_shows_with_its_name() {
         let object: IntentionObject = one(&registration(&spec));
         assert_eq!(&*object.name, "payment");
         let why = object.spec.unwrap_err();
-        assert!(why.starts_with("spec: ") && why.contains(expected), "{why}");
+        assert!(why.starts_with("spec") && why.contains(expected), "{why}");
     }
     let object: PreparedQueryObject = one(&registration(&json!({"failover": {"nearestN": -1}})));
     assert!(object.spec.unwrap_err().contains("-1"));

@@ -61,11 +61,14 @@ impl Engine {
         let found = match read.sessions {
             Ok(found) => found,
             Err(error) => {
-                tracing::warn!("cannot read the sessions of Consul: {error}");
+                if self.beats.unlisted.is_news(&error.to_string(), now) {
+                    tracing::warn!("cannot read the sessions of Consul: {error}");
+                }
                 return;
             }
         };
         self.beats.known = true;
+        self.beats.unlisted.over();
         if self.beats.list_again_at.is_some_and(|at| at <= read.asked) {
             self.beats.list_again_at = None;
         }

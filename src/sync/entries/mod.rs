@@ -9,6 +9,7 @@ pub(super) use self::read::{TableState, states};
 
 use rand::Rng as _;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::apply::Done;
 use super::carry::{self, Carried, Row};
@@ -22,7 +23,8 @@ use crate::model::names::ClusterName;
 use crate::model::owner::Owner;
 use crate::plan;
 use crate::plan::entries::{Change, EntryStep, EntryWrite, Gone, Put};
-use crate::status::board::Reason;
+use crate::status::board::{CHANGE, GRANT, Reason};
+use crate::traces;
 
 /// A write that was answered, or not.
 #[derive(Debug)]
@@ -117,7 +119,7 @@ impl Engine {
         self.pace.begun(1, now);
         let cluster = self.index.cluster().clone();
         let job = write(self.consul.clone(), cluster, pass, (id, key, due), *planned);
-        self.jobs.spawn(job);
+        self.jobs.spawn(job.instrument(traces::flush(1)));
     }
 
     /// Whether the defaults of the destination are being written, or are to be: without the protocol
@@ -219,7 +221,7 @@ impl Engine {
             Ok(Carried::Denied(what)) => {
                 self.count_entry(&key, &write, "denied");
                 self.writable();
-                let message = format!("Consul denies the write: {what}");
+                let message = format!("Consul denies the write: {what}; {GRANT}");
                 self.give_up_entry(&key, due, Reason::AccessDenied, message);
             }
             Err(error) => {
@@ -366,12 +368,12 @@ impl Engine {
                     self.dirty.touch(key.clone(), due);
                     return;
                 }
-                let message = format!("Consul refuses it: {}", error.text());
+                let message = format!("Consul refuses it: {}; {CHANGE}", error.text());
                 self.give_up_entry(key, due, Reason::ConsulRefused, message);
             }
             ErrorClass::AccessDenied => {
                 self.writable();
-                let message = format!("Consul denies the write: {}", error.text());
+                let message = format!("Consul denies the write: {}; {GRANT}", error.text());
                 self.give_up_entry(key, due, Reason::AccessDenied, message);
             }
             ErrorClass::Conflict | ErrorClass::NotFound => {
@@ -398,7 +400,8 @@ impl Engine {
                 if class.may_be_applied() {
                     self.doubt(key.place());
                 }
-                let message = format!("Consul did not take the write yet: {error}");
+                let message =
+                    format!("Consul did not take the write yet: {error}; it is tried again");
                 self.trouble(key, Reason::ConsulUnavailable, message);
                 self.dirty.touch(key.clone(), due);
             }

@@ -279,7 +279,7 @@ impl Engine {
             self.pace.slow_down(now);
         }
         let state = self.table(table);
-        if state.outage.reason() != Some(&*reason) {
+        if state.outage.is_news(&reason, now) {
             tracing::warn!("{reason}");
         }
         state.outage.failed(reason, now, chance);

@@ -11,7 +11,7 @@ use crate::model::owner::Owner;
 use crate::model::text::Text;
 use crate::observed::entries::ObservedQuery;
 use crate::plan::entries::{EntryFinding, EntryStep, EntryWrite, Gone, Stand, State};
-use crate::status::board::{Reason, Standing, Trouble};
+use crate::status::board::{CHANGE, Reason, Standing, Trouble};
 use crate::sync::engine::Engine;
 use crate::sync::tell::not_allowed;
 
@@ -227,7 +227,9 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
         State::NotAllowed(refusal, hold) => Some(not_allowed(key, refusal, hold.as_ref())),
         State::Frozen(Freeze::Paused) => trouble(
             Reason::Paused,
-            format!("{key} is held as it is by the annotation lictor.io/paused"),
+            format!(
+                "{key} is held as it is by the annotation lictor.io/paused: remove it to go on"
+            ),
         ),
         State::Frozen(Freeze::Invalid(problems)) => {
             let problems = problems.join("; ");
@@ -238,7 +240,9 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
         }
         State::Frozen(Freeze::NotWatched) => trouble(
             Reason::Held,
-            format!("{key} is kept as it is: its namespace is not among those of --namespace"),
+            format!(
+                "{key} is kept as it is: its namespace is not among those of --namespace, add it there"
+            ),
         ),
         State::Held(hold) => trouble(Reason::Held, format!("{key}: {hold}")),
         State::Refused(message) => {
@@ -247,7 +251,7 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
             } else {
                 "is not written"
             };
-            let message = format!("{key} {state}: Consul refuses it: {message}");
+            let message = format!("{key} {state}: Consul refuses it: {message}; {CHANGE}");
             trouble(Reason::ConsulRefused, message)
         }
         State::TooManySources => trouble(
@@ -258,5 +262,46 @@ fn trouble_of(key: &Key, stand: &Stand) -> Option<Trouble> {
                  destination fewer Intentions or sources, or shorter names"
             ),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::gate::Hold;
+    use crate::policy::Refusal;
+    use crate::test_words::is_whole;
+
+    #[test]
+    fn whatever_is_the_matter_with_an_entry_is_told_with_what_to_do() {
+        let key = Key::Query(crate::model::names::QueryName::new("near"));
+        let owner = Owner::intention(&"shop".into(), &"it".into());
+        let refusal = Refusal {
+            message: "near belongs to the namespace bank: choose another name".to_owned(),
+            unsure: None,
+            waits: false,
+        };
+        let mut states = vec![
+            State::Pending,
+            State::Conflict(owner.clone()),
+            State::OwnedByAnother("somebody".into()),
+            State::NotAllowed(refusal, None),
+            State::Frozen(Freeze::Paused),
+            State::Frozen(Freeze::NotWatched),
+            State::Refused("invalid failover".to_owned()),
+            State::TooManySources,
+        ];
+        states.extend(Hold::each().into_iter().map(State::Held));
+        for state in states {
+            let stand = Stand {
+                owner: owner.clone(),
+                claimed: true,
+                there: true,
+                state,
+            };
+            let trouble = trouble_of(&key, &stand);
+            let trouble = trouble.unwrap_or_else(|| panic!("nothing is told of {stand:?}"));
+            is_whole(&trouble.message, &key.to_string());
+        }
     }
 }

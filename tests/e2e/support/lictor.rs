@@ -280,6 +280,13 @@ async fn ended_within(
     }
 }
 
+/// `lictor` as someone at a terminal has it; its arguments are to be added.
+pub fn at_terminal() -> Command {
+    let mut command = command(env!("CARGO_BIN_EXE_lictor"));
+    command.env("TERM", "xterm");
+    command
+}
+
 /// A command whose environment has nothing that Lictor reads.
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);

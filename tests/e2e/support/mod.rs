@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 
 pub use consul::{Instance, condition, user_meta};
-pub use lictor::{Lictor, acl_policy, json_lines, run, run_in, run_within};
+pub use lictor::{Lictor, acl_policy, at_terminal, json_lines, run, run_in, run_within};
 pub use objects::{Kind, sources_of};
 pub use oracle::Oracle;
 pub use scene::Scene;
