@@ -14,6 +14,7 @@ mod checks;
 mod entries;
 mod expected;
 mod floor;
+mod plan;
 mod propagate;
 mod report;
 mod rows;
@@ -85,6 +86,8 @@ enum Row {
     Entries,
     /// 5,000 checks every 10 s, of which nothing changes.
     Checks,
+    /// `lictor plan` with 5,000 pods.
+    Plan,
     /// Resident memory.
     Memory,
 }
@@ -156,6 +159,7 @@ impl Row {
             Self::Restart => rows::restart(setup, report).await,
             Self::Entries => entries::measure(setup, report).await,
             Self::Checks => checks::measure(setup, report).await,
+            Self::Plan => plan::measure(setup, report).await,
             Self::Memory => rows::memory(setup, report).await,
         }
     }

@@ -1,6 +1,6 @@
 //! A bed with nodes and pods on it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::Output, time::Duration};
 
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
@@ -170,6 +170,11 @@ impl Scene {
     /// The same with more arguments.
     pub fn lictor_with(&self, more: &[&str]) -> Result<Lictor> {
         Lictor::start(&self.lictor, &self.bed, more)
+    }
+
+    /// What another command of lictor prints.
+    pub async fn output(&self, name: &str, more: &[&str]) -> Result<Output> {
+        subject::output(&self.lictor, &self.bed, name, more).await
     }
 
     /// The number of entries in Consul's raft log.

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     net::TcpListener,
     path::Path,
-    process::Stdio,
+    process::{Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -28,6 +28,13 @@ pub async fn crds(binary: &Path) -> Result<String> {
         bail!("lictor crds: {}", output.status);
     }
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What a command of `lictor` prints that looks once.
+pub async fn output(binary: &Path, bed: &Bed, name: &str, more: &[&str]) -> Result<Output> {
+    let mut command = command(binary, bed);
+    command.args([name, "--cluster", CLUSTER]).args(more);
+    Ok(command.output().await?)
 }
 
 /// A `lictor run` that ends when this is dropped.
