@@ -17,7 +17,6 @@ pub(super) struct Migrate {
         short,
         long = "filename",
         env = "LICTOR_FILENAME",
-        value_delimiter = ',',
         value_name = "FILE|DIR",
         required = true
     )]
