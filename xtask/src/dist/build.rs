@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lictor_testbed::tools;
 
 use crate::cargo;
@@ -142,7 +142,7 @@ pub fn build(target: &str, source: &Source) -> Result<Built> {
     run(&mut cargo)?;
     Ok(Built {
         binary: out.join(target).join("release").join("lictor"),
-        sbom: sbom(target, source)?,
+        sbom: sbom(target, source, &root)?,
     })
 }
 
@@ -204,34 +204,25 @@ fn c_compiler(target: &str) -> Result<Option<&'static str>> {
 }
 
 /// What the binary is made of. What says when and where it was written is left out.
-fn sbom(target: &str, source: &Source) -> Result<Vec<u8>> {
-    let scratch = tempfile::tempdir().context("cannot make a folder")?;
-    // It writes beside the manifest and nowhere else.
+fn sbom(target: &str, source: &Source, root: &Path) -> Result<Vec<u8>> {
     let name = format!("lictor-{}-{target}", std::process::id());
     let mut cargo = CYCLONEDX.cargo()?;
     cargo
         .args(["cyclonedx", "--format", "json", "--spec-version", "1.5"])
-        .args(["--describe", "crate", "--no-build-deps", "--quiet"])
-        .args(["--target", target, "--override-filename", &name])
+        .args(["--no-build-deps", "--quiet", "--target", target])
+        .args(["--override-filename", &name])
         .env("SOURCE_DATE_EPOCH", source.time.to_string());
     run(&mut cargo)?;
-    let mut found = None;
-    for folder in [".", "testbed", "xtask"] {
-        let from = Path::new(folder).join(format!("{name}.json"));
-        if !from.exists() {
-            continue;
-        }
-        let to = scratch.path().join(folder.replace('.', "lictor"));
-        fs::copy(&from, &to).with_context(|| format!("cannot read {}", from.display()))?;
-        fs::remove_file(&from).with_context(|| format!("cannot remove {}", from.display()))?;
-        if folder == "." {
-            found = Some(fs::read(&to)?);
-        }
+    // It writes one beside each manifest of the workspace, and nowhere else.
+    let written =
+        [".", "testbed", "xtask"].map(|folder| root.join(folder).join(format!("{name}.json")));
+    let sbom = fs::read_to_string(&written[0])
+        .with_context(|| format!("{} wrote no SBOM", CYCLONEDX.name));
+    for file in written.iter().filter(|file| file.exists()) {
+        fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
     }
-    let Some(bytes) = found else {
-        bail!("{} wrote no SBOM of lictor", CYCLONEDX.name);
-    };
-    let mut sbom: serde_json::Value = serde_json::from_slice(&bytes)?;
+    let sbom = sbom?.replace(&root.display().to_string(), "/lictor");
+    let mut sbom: serde_json::Value = serde_json::from_str(&sbom)?;
     if let Some(sbom) = sbom.as_object_mut() {
         sbom.remove("serialNumber");
     }
