@@ -52,8 +52,16 @@ pub fn start(level: &str, format: LogFormat) -> anyhow::Result<LogLevel> {
 
 /// The same, and exports traces where the environment says to where.
 pub fn start_traced(level: &str, format: LogFormat) -> anyhow::Result<(LogLevel, Traces)> {
-    let (traces, spans) = Traces::start()?;
-    Ok((start_with(level, format, spans)?, traces))
+    let started = Traces::start();
+    let (traces, spans, wrong) = match started {
+        Ok((traces, spans)) => (traces, spans, None),
+        Err(error) => (Traces::default(), None, Some(error)),
+    };
+    let level = start_with(level, format, spans)?;
+    if let Some(error) = wrong {
+        tracing::warn!("no traces are exported, all else goes on: {error}");
+    }
+    Ok((level, traces))
 }
 
 fn start_with(level: &str, format: LogFormat, spans: Option<Spans>) -> anyhow::Result<LogLevel> {

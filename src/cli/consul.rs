@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, runtime};
 use crate::access::{Access, AuthMethod};
@@ -82,6 +83,17 @@ pub(super) struct ConsulFlags {
     consul_partition: Option<String>,
 }
 
+/// Waits until the process is told to end. It is not ended by that: there may be a login to take back.
+async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
 impl ConsulFlags {
     /// How to log in, if a login it is.
     pub(super) fn auth_method(&self) -> Result<Option<AuthMethod>, Failure> {
@@ -121,12 +133,20 @@ impl ConsulFlags {
         let runtime = runtime()?;
         let mut access = Access::new(consul.clone(), method);
         let done = runtime.block_on(async {
-            access.log_in().await?;
-            verify_token(&consul).await?;
-            work(&consul).await
+            let work = async {
+                access.log_in().await?;
+                verify_token(&consul).await?;
+                work(&consul).await
+            };
+            tokio::select! {
+                done = work => done.map(Some),
+                stopped = stopped() => stopped.map(|()| None),
+            }
         });
         runtime.block_on(access.log_out());
-        Ok(done?)
+        // Not waiting for whoever reads an answer that does not come any more.
+        runtime.shutdown_background();
+        done?.ok_or(Failure::Told)
     }
 
     pub(super) fn config(self) -> Result<ConsulConfig, Failure> {

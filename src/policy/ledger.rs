@@ -234,10 +234,15 @@ impl Ledger {
                 None => 0,
             };
             let value = wanted.and_then(|wanted| serde_json::to_vec(&wanted).ok());
-            if value.as_ref().is_some_and(|it| it.len() > MAX_VALUE_BYTES) {
+            let length = value.as_ref().map_or(0, Vec::len);
+            if length > MAX_VALUE_BYTES {
                 continue;
             }
-            bytes += value.as_ref().map_or(0, Vec::len);
+            if bytes + length > MOST_BYTES && !writes.is_empty() {
+                self.wanted.insert(name);
+                break;
+            }
+            bytes += length;
             writes.push(Write {
                 entry: Entry::Name(name),
                 value,

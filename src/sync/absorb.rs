@@ -67,6 +67,7 @@ impl Engine {
                     );
                     // The next epoch follows this one, which knows nothing of what was before.
                     if before == Before::Lost {
+                        self.lost_names(self.lead.followed);
                         self.start_over();
                     }
                     return;
@@ -82,16 +83,19 @@ impl Engine {
                 self.lead.caught_up();
                 match before {
                     Before::Lost => {
-                        self.names.since.was_anothers |= followed;
-                        self.names.since.was_lost = true;
+                        self.lost_names(followed);
                         self.start_over();
                     }
                     Before::Taken => {
-                        self.names.since.was_lost = false;
+                        self.followed_names();
                         self.look_again();
                     }
+                    // Nobody has written: what is known of names holds.
                     Before::Lapsed => self.look_again(),
-                    Before::None | Before::Kept if followed => self.look_again(),
+                    Before::None | Before::Kept if followed => {
+                        self.followed_names();
+                        self.look_again();
+                    }
                     Before::None | Before::Kept => {}
                 }
             }
@@ -129,7 +133,6 @@ impl Engine {
     /// everything is read before it is planned again. What is known of entries' pasts still holds.
     fn look_again(&mut self) {
         tracing::info!("another may have written meanwhile: what Consul holds is read again");
-        self.names.since.was_anothers = true;
         let nodes: Vec<NodeName> = self.mirror.node_names().cloned().collect();
         for node in nodes {
             self.doubt(Place::Node(node));
@@ -139,6 +142,7 @@ impl Engine {
             self.mirror.doubt_table(*table);
         }
         self.own.forget();
+        self.told_of_nodes.clear();
         self.doubt_sessions(Instant::now());
         // Nodes may have come, or gone.
         self.sweeper.signal(Instant::now());
@@ -163,6 +167,7 @@ impl Engine {
         // What waited is planned with everything else once Consul is known.
         self.waiting.clear();
         self.node_troubles.clear();
+        self.told_of_nodes.clear();
     }
 
     // === reads ===
@@ -317,8 +322,9 @@ impl Engine {
     /// answered before.
     pub(super) fn answered(&mut self) {
         if self.outage.reason().is_some() {
-            tracing::info!("Consul answers again");
-            self.outage.over();
+            if self.outage.over() {
+                tracing::info!("Consul answers again");
+            }
             self.unwritable.over();
         }
     }
@@ -326,18 +332,16 @@ impl Engine {
     /// A write was answered, even if with a no.
     pub(super) fn writable(&mut self) {
         self.answered();
-        if self.unwritable.reason().is_some() {
+        if self.unwritable.over() {
             tracing::info!("Consul takes writes again");
-            self.unwritable.over();
         }
     }
 
     /// A read was answered with authority.
     fn readable(&mut self) {
         self.answered();
-        if self.unreadable.reason().is_some() {
+        if self.unreadable.over() {
             tracing::info!("Consul can be read again");
-            self.unreadable.over();
         }
     }
 

@@ -45,7 +45,7 @@ pub(super) struct NamesState {
     /// What of it is not understood, as was told.
     garbled: Vec<String>,
     /// What happened since claims were judged last.
-    pub(super) since: Since,
+    since: Since,
     /// Tables of which all that is there stays, because the rule only begins.
     kept: BTreeSet<Table>,
     /// Why nothing new is allowed, as was told.
@@ -57,11 +57,11 @@ const MOST_ALONE: usize = 10;
 
 /// What happened since claims were judged last.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Since {
+struct Since {
     /// Whether another process may have written.
-    pub(super) was_anothers: bool,
+    was_anothers: bool,
     /// Whether Consul lost what it kept.
-    pub(super) was_lost: bool,
+    was_lost: bool,
 }
 
 impl Since {
@@ -182,6 +182,25 @@ impl NamesState {
 }
 
 impl Engine {
+    /// What it is worth what this process knows of names.
+    pub(super) fn memory_of_names(&self) -> Memory {
+        self.names.since.memory()
+    }
+
+    /// Another process led: what it kept of names decides.
+    pub(super) fn followed_names(&mut self) {
+        self.names.since = Since {
+            was_anothers: true,
+            was_lost: false,
+        };
+    }
+
+    /// Consul lost what it kept of names; `followed` says whether another process led since this one did.
+    pub(super) fn lost_names(&mut self, followed: bool) {
+        self.names.since.was_anothers |= followed;
+        self.names.since.was_lost = true;
+    }
+
     /// Judges claims once all that they are judged by is known, and keeps in Consul whose names are.
     pub(super) fn keep_names(&mut self, now: Instant) {
         if !self.index.admission.is_on() {
@@ -219,7 +238,7 @@ impl Engine {
                 let names = ledger.not_understood();
                 names.take(MOST_ALONE + 1).collect::<BTreeSet<_>>()
             });
-            let few = lacking.filter(|names| names.len() <= MOST_ALONE);
+            let few = lacking.filter(|names| (1..=MOST_ALONE).contains(&names.len()));
             let part = few.map_or(Part::All, Part::Names);
             let cluster = self.index.cluster().clone();
             self.jobs
@@ -252,7 +271,7 @@ impl Engine {
 
     fn settle(&mut self, ledger: Result<&Ledger, &Text>, now: Instant) {
         let registered = there::registered(&self.mirror);
-        let memory = self.names.since.memory();
+        let memory = self.memory_of_names();
         // Until it is known what the other one kept, nothing that was known before counts.
         if ledger.is_ok() {
             self.names.since = Since::default();

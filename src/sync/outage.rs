@@ -23,6 +23,8 @@ pub struct Outage {
     reason: Option<String>,
     /// What was told last, and when.
     told: Option<(String, Instant)>,
+    /// Whether that goes on, as far as was told.
+    is_told: bool,
 }
 
 impl Outage {
@@ -43,17 +45,25 @@ impl Outage {
     /// while, and not for the reason that was told last.
     pub fn is_news(&mut self, reason: &str, now: Instant) -> bool {
         let told = self.told.as_ref();
-        let known = |(last, at): &(String, Instant)| *last == reason || now - *at < UNTOLD;
+        let goes_on = self.is_told;
+        let known =
+            |(last, at): &(String, Instant)| now - *at < UNTOLD || (goes_on && *last == reason);
         if told.is_some_and(known) {
             return false;
         }
         self.told = Some((reason.to_owned(), now));
+        self.is_told = true;
         true
     }
 
-    /// A call was answered.
-    pub fn over(&mut self) {
-        *self = Self::default();
+    /// A call was answered. Returns whether that is to be told: failures that come and go are not, each time.
+    pub fn over(&mut self) -> bool {
+        let is_news = self.is_told;
+        *self = Self {
+            told: self.told.take(),
+            ..Self::default()
+        };
+        is_news
     }
 
     /// Why Consul is left alone, if it fails.
@@ -117,8 +127,15 @@ mod tests {
         assert_eq!(turns.count(), 1);
         let same = (60..3_600).filter(|&second| told(&mut outage, "txn: refused", second));
         assert_eq!(same.count(), 0);
-        outage.over();
+        assert!(outage.over() && !outage.over());
         assert!(told(&mut outage, "txn: refused", 3_600), "it begins anew");
+        // It comes and goes, each second.
+        let turns = (3_601..3_661).filter(|&second| {
+            let began = told(&mut outage, "txn: refused", second);
+            let ended = outage.over();
+            began || ended
+        });
+        assert!(turns.count() <= 4);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
@@ -31,7 +30,14 @@ pub(super) fn start() -> anyhow::Result<Option<(SdkTracerProvider, Spans)>> {
         .with_http()
         .with_protocol(Protocol::HttpBinary)
         .build()
-        .with_context(|| format!("{ENDPOINT}: cannot export traces to it"))?;
+        .map_err(|error| {
+            let why = if endpoint.contains('@') {
+                "why is not told, since the address holds a password".to_owned()
+            } else {
+                error.to_string()
+            };
+            anyhow::anyhow!("{why}: look at {ENDPOINT} and the other OTEL_ variables")
+        })?;
     let exporter = Telling {
         exporter,
         is_secret: endpoint.contains('@'),

@@ -71,26 +71,8 @@ impl Admission {
         }
         let is_read = holds || ledger.is_ok();
         self.unread = ledger.err().cloned();
-        if let Ok(ledger) = ledger
-            && self.is_exclusive()
-        {
-            // A Consul that lost all is told again, also by who led before.
-            let is_known = holds || (memory == Memory::Outlived && !ledger.has_rule());
-            if is_known && self.learnt != Learnt::Nothing {
-                let all: Vec<Text> = self.names.all().cloned().chain(ledger.names()).collect();
-                self.names.doubt(all);
-            } else {
-                let (is_there, hold) = (is_there(&self.force, self.watched), self.hold);
-                self.names.load(ledger.records(), moment, hold, is_there);
-                self.learnt = if ledger.has_rule() {
-                    Learnt::Stands
-                } else {
-                    Learnt::Begins
-                };
-            }
-        }
         if let Ok(ledger) = ledger {
-            self.names.set_unread(ledger.not_understood().collect());
+            self.take_up(ledger, memory, moment);
         }
         self.settled = true;
         let was_frozen = self.look(watches);
@@ -121,13 +103,7 @@ impl Admission {
     /// judged by it.
     pub fn reread(&mut self, ledger: &Ledger, of: Option<BTreeSet<Text>>, moment: Moment) {
         let understood = self.names.set_unread(ledger.not_understood().collect());
-        for name in &understood {
-            if let Some(record) = ledger.record(name) {
-                let (is_there, hold) = (is_there(&self.force, self.watched), self.hold);
-                let (name, record) = (name.clone(), record.clone());
-                self.names.load_one(name, record, moment, hold, is_there);
-            }
-        }
+        self.learn(&understood, ledger, moment);
         if self.settled && self.freeze.is_none() {
             self.judge_names(understood);
         }
@@ -136,6 +112,43 @@ impl Admission {
             self.names.all().cloned().chain(ledger.names()).collect()
         });
         self.names.doubt(of);
+    }
+
+    /// Goes by what Consul keeps, or by what is known where that is worth more.
+    fn take_up(&mut self, ledger: &Ledger, memory: Memory, moment: Moment) {
+        // A Consul that lost all is told again, also by who led before.
+        let is_best = match memory {
+            Memory::Holds => true,
+            Memory::Outlived => !ledger.has_rule(),
+            Memory::Superseded => false,
+        };
+        let goes_on = is_best && self.learnt != Learnt::Nothing;
+        if self.is_exclusive() && !goes_on {
+            let (is_there, hold) = (is_there(&self.force, self.watched), self.hold);
+            self.names.load(ledger.records(), moment, hold, is_there);
+            self.learnt = if ledger.has_rule() {
+                Learnt::Stands
+            } else {
+                Learnt::Begins
+            };
+        }
+        let understood = self.names.set_unread(ledger.not_understood().collect());
+        if self.is_exclusive() && goes_on {
+            self.learn(&understood, ledger, moment);
+            let all: Vec<Text> = self.names.all().cloned().chain(ledger.names()).collect();
+            self.names.doubt(all);
+        }
+    }
+
+    /// Goes by what Consul keeps of these names.
+    fn learn(&mut self, names: &[Text], ledger: &Ledger, moment: Moment) {
+        for name in names {
+            if let Some(record) = ledger.record(name) {
+                let (is_there, hold) = (is_there(&self.force, self.watched), self.hold);
+                let (name, record) = (name.clone(), record.clone());
+                self.names.load_one(name, record, moment, hold, is_there);
+            }
+        }
     }
 
     /// Whether there are names of which what Consul keeps is not understood.

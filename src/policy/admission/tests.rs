@@ -853,3 +853,25 @@ fn a_name_is_not_anothers_while_consul_has_instances_of_the_first() {
     bed.write();
     assert!(bed.allows(&second));
 }
+
+#[test]
+fn a_record_that_is_understood_once_consul_went_back_counts() {
+    let pair = |key: &str, value: &str| KvPair {
+        key: key.into(),
+        value: value.as_bytes().into(),
+        modify_index: 7,
+        ..KvPair::default()
+    };
+    let (key, rule) = (ledger_key("web"), pair("lictor/v1/a/names", "{}"));
+    let kept = r#"{"holder":"shop","namespaces":{"shop":{"uid":"uid-shop","since":1}}}"#;
+    let mut bed = Bed::settled(DefaultPolicy::Exclusive);
+    for (value, memory) in [("what?", Memory::Superseded), (kept, Memory::Holds)] {
+        let pairs = [pair(&key, value), rule.clone()];
+        bed.ledger = Ledger::of(&"a".parse().unwrap(), &pairs).0;
+        bed.admission.unsettle();
+        bed.settle_by(memory);
+    }
+    assert!(!bed.claim(&service("evil", "web")));
+    bed.write();
+    assert!(bed.ledger.record("web").is_some(), "it is kept");
+}

@@ -21,6 +21,7 @@ use crate::plan::batch::BatchedStep;
 use crate::plan::entries::Gone;
 use crate::plan::gate::Why;
 use crate::plan::{self, Removal, Step};
+use crate::policy::admission::Memory;
 use crate::sync::apply::Done;
 use crate::sync::carry::Rows;
 use crate::sync::claim::{Before, Claimed};
@@ -193,6 +194,29 @@ async fn an_epoch_that_was_taken_casts_doubt_and_one_that_was_lost_ends_all_know
         assert_eq!(engine.mirror.node(&n1()).is_none(), lost);
         assert!(lost || engine.mirror.is_unsure(&Place::Node(n1())));
         assert!(lost || engine.unread.contains(&n1()));
+    }
+}
+
+#[tokio::test]
+async fn what_is_known_of_names_holds_until_another_process_has_written() {
+    for (claims, memory) in [
+        (&[Before::Lapsed] as &[Before], Memory::Holds),
+        // Nobody else led: who was first is known here alone.
+        (&[Before::Lost, Before::Lapsed], Memory::Holds),
+        (&[Before::Taken], Memory::Superseded),
+        (&[Before::Taken, Before::Lost], Memory::Outlived),
+        (&[Before::Lost, Before::Taken], Memory::Superseded),
+    ] {
+        let mut engine = ready();
+        for (index, before) in (9..).zip(claims) {
+            engine.fence.begin(Instant::now());
+            engine.absorb(Done::Claimed(Ok(Claimed {
+                index,
+                before: *before,
+                retaken: false,
+            })));
+        }
+        assert_eq!(engine.memory_of_names(), memory, "{claims:?}");
     }
 }
 
