@@ -11,6 +11,8 @@ COPY . .
 # The image brings the toolchain; rust-toolchain.toml would have it fetched again.
 RUN rm -f rust-toolchain.toml
 ARG CARGO_AUDITABLE_VERSION=0.7.7
+# One cache for each platform.
+ARG TARGETPLATFORM
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo install --locked cargo-auditable --version ${CARGO_AUDITABLE_VERSION}
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
@@ -28,5 +30,6 @@ LABEL org.opencontainers.image.title="lictor" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/lictor /lictor
+ENV PATH=/
 USER 65532:65532
 ENTRYPOINT ["/lictor"]

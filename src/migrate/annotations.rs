@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::text::{items, meta, texts};
+use super::text::{items, meta, plain, texts};
 use super::{Migrated, group, name, what};
 
 const KATALOG: &str = "katalog-sync.wish.com/";
@@ -98,9 +98,16 @@ fn of_katalog_sync(
                     let (key, value) = pair.split_once(':')?;
                     Some((key.trim().to_owned(), json!(value.trim())))
                 });
-                written(&meta(pairs, of, notes))
+                {
+                    let pairs = meta(pairs, of, notes);
+                    written(&pairs, of, notes)
+                }
             }
-            "tags" => items(value).join(", "),
+            "tags" => items(value)
+                .iter()
+                .map(|tag| plain(tag))
+                .collect::<Vec<_>>()
+                .join(", "),
             _ => (*value).to_owned(),
         };
         let service = service.map_or_else(String::new, |service| format!(".{service}"));
@@ -109,12 +116,21 @@ fn of_katalog_sync(
     added
 }
 
-/// Pairs as the annotation `lictor.io/meta` has them.
-fn written(meta: &Map<String, Value>) -> String {
-    let pairs = meta
-        .iter()
-        .filter_map(|(key, value)| Some(format!("{key}={}", value.as_str()?)));
-    pairs.collect::<Vec<_>>().join(", ")
+/// Pairs as the annotation `lictor.io/meta` has them, which commas part.
+fn written(meta: &Map<String, Value>, of: &str, notes: &mut Vec<String>) -> String {
+    let mut pairs = Vec::new();
+    for (key, value) in meta {
+        let value = value.as_str().unwrap_or_default();
+        if key.contains(['=', ',']) || value.contains(',') {
+            notes.push(format!(
+                "{of}: meta {key:?} is left out: an annotation parts it at its commas; a ServiceRegistration can \
+                 have it"
+            ));
+        } else {
+            pairs.push(format!("{key}={value}"));
+        }
+    }
+    pairs.join(", ")
 }
 
 fn of_register(
@@ -143,7 +159,8 @@ fn of_register(
         let key = key.strip_prefix("service.meta.")?;
         Some((key.to_owned(), json!(value)))
     });
-    let pairs = written(&meta(pairs, &of, notes));
+    let pairs = meta(pairs, &of, notes);
+    let pairs = written(&pairs, &of, notes);
     if !pairs.is_empty() {
         added.push(("meta".to_owned(), pairs));
     }

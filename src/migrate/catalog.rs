@@ -2,11 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
-use super::text::{items, label, meta, put, texts};
+use super::text::{items, label, meta, plain, put, texts};
 use super::{CONSUL_K8S, Migrated, Options, name, namespace, ours, what};
 
 /// The tag by which the sync knows its own.
 const ITS_TAG: &str = "k8s";
+
+/// Namespaces that it leaves out by default (`syncCatalog.k8sDenyNamespaces`).
+const DENIED: [&str; 2] = ["kube-system", "kube-public"];
 
 /// An annotation of the sync on a Service.
 fn annotation<'a>(service: &'a Value, name: &str) -> Option<&'a str> {
@@ -16,8 +19,10 @@ fn annotation<'a>(service: &'a Value, name: &str) -> Option<&'a str> {
 /// What the sync registers of a Service, if it does.
 pub(super) fn migrate(service: &Value, options: &Options) -> Option<Migrated> {
     let is_asked = match annotation(service, "service-sync") {
-        Some(sync) => matches!(sync, "true" | "1" | "t" | "T" | "TRUE" | "True"),
-        None => options.all_services,
+        Some("true" | "1" | "t" | "T" | "TRUE" | "True") => true,
+        Some("false" | "0" | "f" | "F" | "FALSE" | "False") => false,
+        // What it cannot read does not count.
+        _ => options.all_services && !DENIED.contains(&namespace(service)),
     };
     if !is_asked {
         return None;
@@ -34,11 +39,20 @@ pub(super) fn migrate(service: &Value, options: &Options) -> Option<Migrated> {
         spec.insert("service".to_owned(), json!(named));
     }
     let selector = &service["spec"]["selector"];
-    if selector.as_object().is_some_and(|it| !it.is_empty()) {
+    let external = addresses(service);
+    let selects = selector.as_object().is_some_and(|it| !it.is_empty());
+    if service["spec"]["type"] == "LoadBalancer" && external.is_empty() {
+        notes.push(format!(
+            "{}: type LoadBalancer: the sync registers the address of the load balancer, which the manifest does \
+             not say: give it in spec.endpoints in the place of spec.selector, or let the pods be registered",
+            what(service)
+        ));
+    }
+    if selects && external.is_empty() {
         spec.insert("selector".to_owned(), json!({"matchLabels": selector}));
         put(&mut spec, "port", port(service, &mut notes));
     } else {
-        endpoints(service, &mut spec, &mut notes);
+        endpoints(service, &external, &mut spec, &mut notes);
     }
     if service["spec"]["type"] == "NodePort" {
         spec.insert("address".to_owned(), json!("HostIP"));
@@ -49,7 +63,8 @@ pub(super) fn migrate(service: &Value, options: &Options) -> Option<Migrated> {
         ));
     }
     let tags = items(annotation(service, "service-tags").unwrap_or_default());
-    let tags: Vec<String> = tags.into_iter().filter(|tag| tag != ITS_TAG).collect();
+    let tags = tags.iter().filter(|tag| *tag != ITS_TAG);
+    let tags: Vec<String> = tags.map(|tag| plain(tag)).collect();
     put(&mut spec, "tags", tags);
     let start = format!("{CONSUL_K8S}/service-meta-");
     let pairs = texts(&service["metadata"]["annotations"]).filter_map(|(key, value)| {
@@ -112,12 +127,37 @@ fn port(service: &Value, notes: &mut Vec<String>) -> Value {
     }
 }
 
-/// A Service that selects no pods leads to addresses that it names, or that somebody else does.
-fn endpoints(service: &Value, spec: &mut Map<String, Value>, notes: &mut Vec<String>) {
+/// The addresses outside of the cluster that a Service leads to, which the sync registers in the place of pods.
+fn addresses(service: &Value) -> Vec<&str> {
+    let given = service["spec"]["externalIPs"].as_array();
+    let given = given.into_iter().flatten().filter_map(Value::as_str);
+    let balanced = service["status"]["loadBalancer"]["ingress"].as_array();
+    let is_balanced = service["spec"]["type"] == "LoadBalancer";
+    let balanced = balanced.into_iter().flatten().filter(|_| is_balanced);
+    let balanced = balanced.filter_map(|it| it["ip"].as_str().or_else(|| it["hostname"].as_str()));
+    let given: Vec<&str> = given.collect();
+    if given.is_empty() {
+        balanced.collect()
+    } else {
+        given
+    }
+}
+
+/// A Service leads to addresses that it names, or that somebody else does.
+fn endpoints(
+    service: &Value,
+    addresses: &[&str],
+    spec: &mut Map<String, Value>,
+    notes: &mut Vec<String>,
+) {
     let external = service["spec"]["externalName"].as_str();
-    let addresses = service["spec"]["externalIPs"].as_array();
-    let addresses = addresses.into_iter().flatten().filter_map(Value::as_str);
-    let addresses = addresses.chain(external);
+    if external.is_some() && addresses.is_empty() {
+        notes.push(format!(
+            "{}: the sync registers no Service of type ExternalName: leave this out, unless you want it",
+            what(service)
+        ));
+    }
+    let addresses = addresses.iter().copied().chain(external);
     let port = &service["spec"]["ports"][0]["port"];
     let endpoint = |(number, address): (usize, &str)| {
         let mut endpoint = Map::new();
@@ -127,17 +167,14 @@ fn endpoints(service: &Value, spec: &mut Map<String, Value>, notes: &mut Vec<Str
         Value::Object(endpoint)
     };
     let endpoints: Vec<Value> = addresses.enumerate().map(endpoint).collect();
-    if endpoints.is_empty() {
-        notes.push(format!(
-            "{}: it selects no pods: name its addresses in spec.endpoints, without which the API server \
-             refuses this",
-            what(service)
-        ));
+    let what = what(service);
+    notes.push(if endpoints.is_empty() {
+        format!(
+            "{what}: it selects no pods: name its addresses in spec.endpoints, without which the API server \
+             refuses this"
+        )
     } else {
-        notes.push(format!(
-            "{}: nobody looks how its addresses are, unless spec.health.checks say so",
-            what(service)
-        ));
-    }
+        format!("{what}: nobody looks how its addresses are, unless spec.health.checks say so")
+    });
     spec.insert("endpoints".to_owned(), Value::Array(endpoints));
 }

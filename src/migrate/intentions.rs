@@ -27,12 +27,30 @@ pub(super) fn migrate(object: &Value) -> Migrated {
     ));
     let mut intention = ours("Intention", name(object), namespace(object), &spec);
     if let Some(metadata) = intention["metadata"].as_object_mut() {
-        put(metadata, "labels", object["metadata"]["labels"].clone());
+        let labels = object["metadata"]["labels"].as_object();
+        let labels = labels
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| !is_of_tool(key));
+        let labels: Map<String, Value> = labels
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        put(metadata, "labels", labels);
     }
     Migrated {
         object: intention,
         notes,
     }
+}
+
+/// Whether it is by this label that a tool knows what it may prune.
+fn is_of_tool(label: &str) -> bool {
+    let domain = label.split_once('/').map_or("", |(domain, _)| domain);
+    matches!(
+        label,
+        "app.kubernetes.io/instance" | "app.kubernetes.io/managed-by"
+    ) || ["helm.sh", "argocd.argoproj.io"].contains(&domain)
+        || domain.ends_with("toolkit.fluxcd.io")
 }
 
 /// Gives registrations the protocol that `ServiceDefaults` say of their service; what else those say is left

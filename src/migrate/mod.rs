@@ -11,6 +11,7 @@ mod intentions;
 mod registrations;
 mod text;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
@@ -53,8 +54,38 @@ pub fn migrate(objects: &[Value], options: &Options) -> Vec<Migrated> {
         }
     });
     all.extend(others);
+    name_once(&mut all);
     intentions::protocols(objects, &mut all);
     all
+}
+
+/// Two objects of one kind and name would be one: the later one gets another name.
+fn name_once(all: &mut [Migrated]) {
+    let mut taken: BTreeSet<(String, String, String)> = BTreeSet::new();
+    for migrated in all.iter_mut() {
+        let (kind, namespace) = (
+            migrated.object["kind"].to_string(),
+            namespace(&migrated.object).to_owned(),
+        );
+        let first = name(&migrated.object).to_owned();
+        let mut free = first.clone();
+        for number in 2.. {
+            if taken.insert((kind.clone(), namespace.clone(), free.clone())) {
+                break;
+            }
+            free = format!("{first}-{number}");
+        }
+        if free == first {
+            continue;
+        }
+        migrated.notes.push(format!(
+            "{first}: it is called {free}, since another one has the name"
+        ));
+        if kind.contains("ServiceRegistration") && migrated.object["spec"]["service"].is_null() {
+            migrated.object["spec"]["service"] = json!(first);
+        }
+        migrated.object["metadata"]["name"] = json!(free);
+    }
 }
 
 /// As YAML, the notes as comments before each object.
@@ -67,8 +98,10 @@ pub fn yaml(all: &[Migrated]) -> Result<String, serde_saphyr::ser::Error> {
     for Migrated { object, notes } in all {
         text.push_str("---\n");
         for note in notes {
-            // A line break in what somebody else wrote does not end the comment.
-            let note: String = note.split_whitespace().collect::<Vec<_>>().join(" ");
+            // What somebody else wrote does not end the comment, nor speak to the terminal.
+            let is_odd = |letter: char| letter.is_whitespace() || letter.is_control();
+            let note: Vec<&str> = note.split(is_odd).filter(|word| !word.is_empty()).collect();
+            let note = note.join(" ");
             let _ = writeln!(text, "# {note}");
         }
         let manifest = serde_saphyr::to_string(object)?;

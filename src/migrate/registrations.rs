@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use hyper::Uri;
 use serde_json::{Map, Value, json};
 
-use super::text::{label, meta, once, put, texts};
+use super::text::{label, meta, once, plain, put, texts};
 use super::{CONSUL_K8S, Migrated, Options, group, name, ours, what};
 
 /// Fields that an endpoint has nothing of. Each endpoint is on a node of Lictor's.
@@ -110,7 +110,9 @@ impl Service {
             "port",
             port.map_or(Value::Null, |port| json!(port)),
         );
-        put(&mut endpoint, "tags", service["tags"].clone());
+        let tags = service["tags"].as_array().into_iter().flatten();
+        let tags = tags.filter_map(Value::as_str).map(plain);
+        put(&mut endpoint, "tags", tags.collect::<Vec<_>>());
         let pairs = service["meta"].as_object().cloned().unwrap_or_default();
         put(&mut endpoint, "meta", meta(pairs, &of, &mut self.notes));
         let check = &spec["check"];

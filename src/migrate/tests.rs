@@ -134,7 +134,7 @@ spec: {protocol: http}
 ---
 apiVersion: consul.hashicorp.com/v1alpha1
 kind: ServiceIntentions
-metadata: {name: pay, namespace: bank, labels: {team: a}, finalizers: [x], annotations: {consul.hashicorp.com/migrate-entry: "true"}}
+metadata: {name: pay, namespace: bank, labels: {team: a, app.kubernetes.io/instance: b, argocd.argoproj.io/instance: c}, finalizers: [x], annotations: {consul.hashicorp.com/migrate-entry: "true"}}
 spec: {destination: {name: pay, namespace: other}, sources: [{name: web, action: allow}]}
 "#,
     );
@@ -196,6 +196,26 @@ fn a_service_that_is_synced_becomes_a_registration_with_its_selector() {
     );
     let endpoint = json!([{"name": "e0", "address": "db.example.com", "port": 5432}]);
     assert_eq!(all[0].object["spec"]["endpoints"], endpoint);
+    let all = service(
+        sync,
+        "type: LoadBalancer, selector: {app: web}, externalIPs: [192.0.2.9], ports: [{port: 80, targetPort: 8080}]",
+    );
+    let endpoint = json!([{"name": "e0", "address": "192.0.2.9", "port": 80}]);
+    assert_eq!(all[0].object["spec"]["endpoints"], endpoint);
+    assert!(all[0].object["spec"].get("selector").is_none());
+    let all = service(
+        sync,
+        "type: LoadBalancer, selector: {app: web}, ports: [{port: 80}]",
+    );
+    assert!(
+        notes(&all[0]).contains("type LoadBalancer"),
+        "{}",
+        notes(&all[0])
+    );
+    let tags = "consul.hashicorp.com/service-tags: 'rule=^/a$', consul.hashicorp.com/service-meta-x: '${pod.ip}'";
+    let all = service(&format!("{sync}, {tags}"), spec);
+    assert_eq!(all[0].object["spec"]["tags"], json!(["rule=^/a$$"]));
+    assert_eq!(all[0].object["spec"]["meta"]["x"], "$${pod.ip}");
     let all = service(sync, "ports: [{port: 1}]");
     assert!(
         notes(&all[0]).contains("it selects no pods"),
@@ -257,10 +277,57 @@ spec:
 }
 
 #[test]
+fn what_the_sync_leaves_out_stays_out_and_no_two_have_one_name() {
+    let text = "
+{apiVersion: v1, kind: Service, metadata: {name: dns, namespace: kube-system}, spec: {selector: {a: b}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: odd, namespace: shop, annotations: \
+                {consul.hashicorp.com/service-sync: 'maybe'}}, spec: {selector: {a: b}}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {selector: {a: b}}}
+---
+{apiVersion: consul.hashicorp.com/v1alpha1, kind: Registration, metadata: {name: x}, spec: {service: {name: web, \
+                port: 1, address: 192.0.2.1}}}
+";
+    let options = Options {
+        all_services: true,
+        suffix: false,
+        ..options()
+    };
+    let all = migrate(&parse(text, "here").unwrap(), &options);
+    let found: Vec<_> = all
+        .iter()
+        .map(|it| (name(&it.object), it.object["spec"]["service"].as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [("web", None), ("odd", None), ("web-2", Some("web"))]
+    );
+    assert!(notes(&all[2]).contains("web-2"));
+}
+
+#[test]
+fn what_commas_would_part_is_left_out_of_an_annotation() {
+    let found = one(
+        "{apiVersion: v1, kind: Pod, metadata: {name: p, annotations: {consul.register/enabled: 'true', \
+         consul.register/service.meta.a: 'x,team=y', consul.register/service.meta.b: c}}}",
+    );
+    assert_eq!(
+        found.object["metadata"]["annotations"]["lictor.io/meta"],
+        "b=c"
+    );
+    assert!(
+        notes(&found).contains("meta \"a\" is left out"),
+        "{}",
+        notes(&found)
+    );
+}
+
+#[test]
 fn notes_are_comments_and_end_where_their_line_does() {
     let all = [Migrated {
         object: json!({"kind": "X"}),
-        notes: vec!["a\nkind: Y".to_owned()],
+        notes: vec!["a\nkind: \u{1b}Y".to_owned()],
     }];
     assert_eq!(yaml(&all).unwrap(), "---\n# a kind: Y\nkind: X\n");
 }

@@ -55,6 +55,11 @@ pub(super) fn items(list: &str) -> Vec<String> {
     items.filter(|item| !item.is_empty()).collect()
 }
 
+/// A tag or a value of meta as Lictor's templates have it, in which a dollar stands for itself.
+pub(super) fn plain(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
 /// Meta without what others read a meaning in, which is told.
 pub(super) fn meta(
     pairs: impl IntoIterator<Item = (String, Value)>,
@@ -68,6 +73,9 @@ pub(super) fn meta(
                 "{of}: meta {key:?} is left out: it is a mark of whose an entry is"
             ));
         } else {
+            let value = value
+                .as_str()
+                .map_or(value.clone(), |text| plain(text).into());
             meta.insert(key, value);
         }
     }

@@ -82,7 +82,7 @@ async fn what_other_tools_registered_is_registered() -> Result<()> {
     })
     .await?;
     assert_eq!((found.address.as_str(), found.port), ("192.0.2.8", 5432));
-    scene.sources_are(&ledger, &["web allow", "* deny"]).await?;
+    scene.sources_are(&ledger, &["* deny", "web allow"]).await?;
     let jsonpath = "jsonpath={.spec.template.metadata.annotations}";
     let args = ["get", "deployment", "api", "-n", ns, "-o", jsonpath];
     let annotations: serde_json::Value = serde_json::from_str(&scene.bed.kubectl(&args).await?)?;

@@ -32,8 +32,16 @@ impl Args {
             builder.status.success(),
             "there is no builder here ({why}): `cargo xtask dist` makes an image without one"
         );
+        let revision = Command::new("git").args(["rev-parse", "HEAD"]).output();
+        let revision = revision.context("cannot run git")?.stdout;
+        let revision = str::from_utf8(&revision).unwrap_or_default().trim();
         let mut build = Command::new("docker");
         build.args(["buildx", "build", "--tag", &self.tag]);
+        build.args([
+            "--build-arg",
+            concat!("VERSION=", env!("CARGO_PKG_VERSION")),
+        ]);
+        build.arg("--build-arg").arg(format!("REVISION={revision}"));
         if let Some(platform) = &self.platform {
             build.args(["--platform", platform]);
         }

@@ -44,6 +44,7 @@
 {{- end -}}
 {{- if .Values.excludeNamespaces -}}
 {{- $excluded := include "lictor.excluded" . -}}
+{{- $_ := mustRegexMatch $excluded "" -}}
 {{- range .Values.namespaces -}}
 {{- if regexMatch $excluded . -}}
 {{- fail (printf "namespaces has %s, which excludeNamespaces excludes: leave it out of one of the two" .) -}}
@@ -67,6 +68,7 @@ dead-after: deadAfter
 readiness-gate: readinessGate
 checks: checks
 consul-http-addr: consul.address
+consul-http-token: consul.tokenSecret
 consul-http-token-file: consul.tokenSecret
 consul-auth-method: consul.authMethod
 consul-http-ssl: consul.tls.enabled

@@ -364,7 +364,7 @@ impl Scene {
         };
         let scene = usize::from(first - b'a') * 26 + usize::from(second - b'a');
         let (net, host) = (number / 250, number % 250 + 1);
-        format!("10.{}.{}.{host}", 10 + scene % 240, net)
+        format!("10.{}.{}.{host}", 10 + scene % 240, scene / 240 * 80 + net)
     }
 
     pub fn pods(&self) -> Api<Pod> {

@@ -111,6 +111,8 @@ fn of_platform(
     let config = ConfigBuilder::default()
         .user(USER)
         .entrypoint(vec!["/lictor".to_owned()])
+        // For `kubectl exec`.
+        .env(vec!["PATH=/".to_owned()])
         .labels(labels(source)?)
         .build()?;
     let config = ImageConfigurationBuilder::default()
@@ -236,6 +238,7 @@ mod tests {
             let config = parsed(&blob(&files, &manifest["config"]));
             assert_eq!(config["config"]["User"], USER);
             assert_eq!(config["config"]["Entrypoint"], json!(["/lictor"]));
+            assert_eq!(config["config"]["Env"], json!(["PATH=/"]));
             assert_eq!(config["created"], "2023-11-14T22:13:20Z");
             assert_eq!(config["architecture"], of["platform"]["architecture"]);
             let labels = &config["config"]["Labels"];
