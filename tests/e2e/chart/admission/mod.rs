@@ -338,12 +338,13 @@ async fn what_was_there_before_goes_on() -> Result<()> {
 
     // A controller makes pods of a template that is there.
     let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a", "uid": "b"});
-    for (controller, admitted) in [
-        (json!(true), true),
-        (json!(false), false),
-        (Value::Null, false),
+    // Each a pod of its own: the garbage collector takes away what is owned by nothing.
+    for (name, controller, admitted) in [
+        ("made", json!(true), true),
+        ("owned", json!(false), false),
+        ("other", Value::Null, false),
     ] {
-        let mut made = pod("made", &wrong);
+        let mut made = pod(name, &wrong);
         let mut owner = owner.clone();
         if !controller.is_null() {
             owner["controller"] = controller.clone();
