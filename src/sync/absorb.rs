@@ -9,6 +9,7 @@ use super::apply::{Done, Nodes, ReadError};
 use super::claim::{Before, ClaimError, Claimed};
 use super::dirty::{Cause, Due};
 use super::engine::Engine;
+use super::outage::Outage;
 use crate::consul::ErrorClass;
 use crate::model::key::{Key, Place};
 use crate::model::names::NodeName;
@@ -349,11 +350,7 @@ impl Engine {
     fn garbled(&mut self, name: NodeName, error: &ReadError) {
         let reason = format!("cannot read the Consul node {name}: {error}");
         let outage = self.garbled.entry(name).or_default();
-        let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
-        if outage.is_news(&reason, now) {
-            tracing::warn!("{reason}");
-        }
-        outage.failed(reason, now, chance);
+        note(outage, reason);
     }
 
     fn read_failed(&mut self, error: &ReadError) {
@@ -365,30 +362,25 @@ impl Engine {
         let reason = format!("cannot read Consul: {error}");
         match error {
             ReadError::Failed(_) => self.failed(&reason),
-            ReadError::NotAuthoritative(_) => {
-                let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
-                if self.unreadable.is_news(&reason, now) {
-                    tracing::warn!("{reason}");
-                }
-                self.unreadable.failed(reason, now, chance);
-            }
+            ReadError::NotAuthoritative(_) => note(&mut self.unreadable, reason),
         }
     }
 
     /// A write failed, and not for what it was to write.
     pub(super) fn write_failed_for(&mut self, reason: &str) {
-        let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
-        if self.unwritable.is_news(reason, now) {
-            tracing::warn!("{reason}");
-        }
-        self.unwritable.failed(reason.to_owned(), now, chance);
+        note(&mut self.unwritable, reason.to_owned());
     }
 
     pub(super) fn failed(&mut self, reason: &str) {
-        let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
-        if self.outage.is_news(reason, now) {
-            tracing::warn!("{reason}");
-        }
-        self.outage.failed(reason.to_owned(), now, chance);
+        note(&mut self.outage, reason.to_owned());
     }
+}
+
+/// Consul failed once more in this way, which is told where it is news.
+fn note(outage: &mut Outage, reason: String) {
+    let (now, chance) = (Instant::now(), rand::rng().random::<f64>());
+    if outage.is_news(&reason, now) {
+        tracing::warn!("{reason}");
+    }
+    outage.failed(reason, now, chance);
 }

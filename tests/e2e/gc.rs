@@ -87,7 +87,7 @@ async fn epoch(scene: &Scene) -> Result<(Value, Value)> {
 }
 
 /// So many pods, registered, of which all but two are deleted while no lictor runs.
-async fn much_is_gone(scene: &Scene, count: usize) -> Result<()> {
+pub async fn much_is_gone(scene: &Scene, count: usize) -> Result<()> {
     let lictor = scene.lictor().await?;
     for number in 0..count {
         let pod = scene.pod(&format!("web-{number}"));

@@ -8,7 +8,8 @@ use lictor_testbed::CONSUL_MANAGEMENT_TOKEN;
 use rexpect::session::spawn_command;
 use serde_json::json;
 
-use crate::support::{Annotated as _, Scene, at_terminal, until};
+use crate::gc::much_is_gone;
+use crate::support::{Scene, at_terminal, until};
 
 /// How long `lictor gc` may take until it asks: it waits 10 s for a process that writes.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -47,30 +48,10 @@ async fn gc(
     Ok((before + &rest, code))
 }
 
-/// So many pods, of which two are left; no lictor runs.
-async fn some_are_gone(scene: &Scene, count: usize) -> Result<()> {
-    let lictor = scene.lictor().await?;
-    for number in 0..count {
-        let pod = scene.pod(&format!("web-{number}"));
-        let pod = pod.lictor("service", "web");
-        pod.create_ready(&scene.client).await?;
-    }
-    for number in 0..count {
-        let name = format!("web-{number}");
-        scene.status("web", &name, "passing").await?;
-    }
-    lictor.stop().await?;
-    for number in 2..count {
-        let pod = scene.pod(&format!("web-{number}"));
-        pod.finish_deletion(&scene.client).await?;
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn what_is_held_is_released_by_a_yes_alone() -> Result<()> {
     let scene = Scene::new().await?;
-    some_are_gone(&scene, 14).await?;
+    much_is_gone(&scene, 14).await?;
     let lictor = scene.lictor().await?;
     lictor.shows("lictor_held_deletes", 12.0).await?;
 
@@ -97,7 +78,7 @@ async fn what_is_held_is_released_by_a_yes_alone() -> Result<()> {
 #[tokio::test]
 async fn without_a_process_only_what_was_shown_goes_and_nothing_is_written_before() -> Result<()> {
     let scene = Scene::new().await?;
-    some_are_gone(&scene, 4).await?;
+    much_is_gone(&scene, 4).await?;
     let epoch = format!("/v1/kv/lictor/v1/{}/epoch?consistent", scene.cluster);
     let before = scene.consul.get(&epoch).await?;
 

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::support::{Annotated as _, Scene, condition, until, user_meta};
+use crate::support::{Annotated as _, Scene, condition, user_meta};
 
 #[tokio::test]
 async fn one_that_selects_registers_its_pods_and_counts_them() -> Result<()> {
@@ -219,14 +219,7 @@ async fn of_two_in_conflict_the_older_holds_and_the_other_takes_over_in_place() 
         .instance("web", "web-0", |seen| seen.tags == ["first"])
         .await?;
     // Two objects of one second are told apart by their uid, which is chance: the younger is to lose.
-    let created = |object: &kube::api::DynamicObject| object.metadata.creation_timestamp.clone();
-    until("the clock to go on", async || {
-        let now = scene.register("probe", spec("probe")).await?;
-        scene.unregister("probe").await?;
-        ensure!(created(&now) > created(&first), "the same second");
-        Ok(())
-    })
-    .await?;
+    scene.is_older(&first).await?;
     scene.register("second", spec("second")).await?;
     let holder = format!("ServiceRegistration/{}/first", scene.namespace);
     let status = scene

@@ -5,6 +5,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
+use crate::dist::Source;
+
 /// Build the container image of the Dockerfile, where there is a builder. Elsewhere, `cargo xtask dist`
 /// makes an image without one.
 #[derive(Debug, clap::Args)]
@@ -32,16 +34,15 @@ impl Args {
             builder.status.success(),
             "there is no builder here ({why}): `cargo xtask dist` makes an image without one"
         );
-        let revision = Command::new("git").args(["rev-parse", "HEAD"]).output();
-        let revision = revision.context("cannot run git")?.stdout;
-        let revision = str::from_utf8(&revision).unwrap_or_default().trim();
+        let source = Source::of_this()?;
         let mut build = Command::new("docker");
         build.args(["buildx", "build", "--tag", &self.tag]);
-        build.args([
-            "--build-arg",
-            concat!("VERSION=", env!("CARGO_PKG_VERSION")),
-        ]);
-        build.arg("--build-arg").arg(format!("REVISION={revision}"));
+        for argument in [
+            format!("VERSION={}", source.version),
+            format!("REVISION={}", source.revision),
+        ] {
+            build.args(["--build-arg", &argument]);
+        }
         if let Some(platform) = &self.platform {
             build.args(["--platform", platform]);
         }

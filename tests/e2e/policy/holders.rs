@@ -1,8 +1,6 @@
 //! Names that belong to the namespace that claimed them first.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, DynamicObject, PostParams};
 use serde_json::{Value, json};
 
 use super::{EXCLUSIVE, bed, operations};
@@ -106,28 +104,6 @@ async fn a_name_that_nobody_claims_is_free_after_a_while() -> Result<()> {
     Ok(())
 }
 
-/// Waits until what is created from now on is younger than this object: times of creation have whole seconds.
-async fn younger(scene: &Scene, than: &DynamicObject) -> Result<()> {
-    let created = &than.metadata.creation_timestamp;
-    until("a second to be over", async || {
-        let params = PostParams {
-            dry_run: true,
-            ..PostParams::default()
-        };
-        let probe = serde_json::from_value(
-            json!({"metadata": {"name": format!("{}-probe", scene.namespace)}}),
-        )?;
-        let api = Api::<Namespace>::all(scene.client.clone());
-        let probe = api.create(&params, &probe).await?;
-        ensure!(
-            probe.metadata.creation_timestamp > *created,
-            "it is the same"
-        );
-        anyhow::Ok(())
-    })
-    .await
-}
-
 /// What is shared when the rule begins goes on, and nobody else joins in.
 #[tokio::test]
 async fn names_that_are_shared_when_the_rule_begins_stay_shared() -> Result<()> {
@@ -171,7 +147,7 @@ async fn names_that_are_shared_when_the_rule_begins_stay_shared() -> Result<()> 
         lictor.idle().await?;
         ensure!(scene.instances_of(&web).await? == 2, "the third joined in");
         let name = format!("new-{turn}");
-        younger(&scene, &all).await?;
+        scene.is_older(&all).await?;
         scene.create(Kind::Intention, &name, spec.clone()).await?;
         // It is of the same namespace, which may have that destination, but not that source twice.
         let is = |status: &Value| condition(status, "Ready").1 == "Conflict";

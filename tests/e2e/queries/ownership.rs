@@ -205,17 +205,8 @@ async fn of_two_objects_the_older_has_the_name_and_the_other_takes_over_in_place
     let name = scene.named("nearest");
     let spec = json!({"service": "older"});
     let query = scene.query("older", &name, spec).await?;
-    // Seniority counts in seconds.
     let api = scene.objects(Kind::PreparedQuery);
-    let older = api.get("older").await?.metadata.creation_timestamp;
-    until("a second to pass", async || {
-        let probe = json!({"name": scene.named("probe"), "service": "none"});
-        let probe = scene.create(Kind::PreparedQuery, "probe", probe).await?;
-        scene.delete(Kind::PreparedQuery, "probe").await?;
-        ensure!(probe.metadata.creation_timestamp > older, "it is the same");
-        anyhow::Ok(())
-    })
-    .await?;
+    scene.is_older(&api.get("older").await?).await?;
     let younger = json!({"name": name.to_uppercase(), "service": "younger"});
     scene
         .create(Kind::PreparedQuery, "younger", younger)

@@ -85,6 +85,27 @@ impl Scene {
         Ok(())
     }
 
+    /// Waits until an object is older than whatever is created from now on: seniority counts in seconds.
+    pub async fn is_older(&self, object: &DynamicObject) -> Result<()> {
+        let params = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
+        let name = format!("{}-probe", self.namespace);
+        let probe = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        let api = Api::<Namespace>::all(self.client.clone());
+        until("a second to be over", async || {
+            let now = api
+                .create(&params, &probe)
+                .await?
+                .metadata
+                .creation_timestamp;
+            ensure!(now > object.metadata.creation_timestamp, "it is the same");
+            anyhow::Ok(())
+        })
+        .await
+    }
+
     /// Its node, which exists.
     pub fn kubernetes_node(&self) -> TestNode {
         TestNode::new(&self.node)

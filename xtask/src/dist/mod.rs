@@ -15,7 +15,8 @@ use anyhow::{Context, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
 use archive::Entry;
-use build::{Built, Source};
+use build::Built;
+pub use build::Source;
 
 /// Build what is released: a static binary, an archive of it, its SBOM and an OCI image. The same
 /// commit, toolchain and target give the same bytes.
