@@ -1,8 +1,9 @@
 //! What `lictor plan` and `lictor status` look at: Consul as it is, and what Kubernetes asks for.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use kube::Client as Kube;
 use tokio::time::Instant;
 
@@ -12,13 +13,15 @@ use super::planning::{ClaimRule, PlanningFlags};
 use super::scope::ScopeFlags;
 use crate::app::Scope;
 use crate::consul::Client;
-use crate::desired::index::Index;
+use crate::desired::index::take_out::TakenOut;
+use crate::desired::index::{Index, Touched};
 use crate::gc::{offline, read_all};
 use crate::k8s::{self, client::ClientOptions};
 use crate::model::names::ClusterName;
 use crate::observed::mirror::Mirror;
-use crate::plan::{DriftMode, Rules};
+use crate::plan::{DriftMode, Rules, end_let_go};
 use crate::policy::ledger::{self, Ledger};
+use crate::policy::names::Moment;
 use crate::policy::{self, Admission};
 use crate::preview::{self, Preview, preview};
 use crate::settings::{self, Reading, Settings, Values};
@@ -38,6 +41,7 @@ pub(super) struct Found {
     pub(super) mirror: Mirror,
     pub(super) ledger: Ledger,
     pub(super) rules: Rules,
+    values: Values,
 }
 
 impl Look {
@@ -59,18 +63,25 @@ impl Look {
 
     /// Reads all that Consul has of the cluster.
     pub(super) async fn at_consul(&self, consul: &Client) -> anyhow::Result<Found> {
-        let mut rules = Rules {
-            dead_after: self.planning.dead_after,
-            ..Rules::default()
-        };
-        rules.obey(&in_force(consul, &self.cluster, self.flags()).await?);
+        let values = in_force(consul, &self.cluster, self.flags()).await?;
         let ledger = names_of(consul, &self.cluster, &self.claims.admission()).await?;
         let mirror = read_all(consul, &self.cluster).await?;
         Ok(Found {
             mirror,
             ledger,
-            rules,
+            rules: self.rules(&values),
+            values,
         })
+    }
+
+    /// The rules, as after a start.
+    fn rules(&self, values: &Values) -> Rules {
+        let mut rules = Rules {
+            dead_after: self.planning.dead_after,
+            ..Rules::default()
+        };
+        rules.obey(values);
+        rules
     }
 
     /// An index that knows no object yet.
@@ -83,19 +94,51 @@ impl Look {
 
     /// The plan that `lictor run` would carry out, by what the cluster holds.
     pub(super) async fn plan(&self, found: &mut Found, kube: &Kube) -> anyhow::Result<Preview> {
-        let Found {
-            mirror,
-            ledger,
-            rules,
-        } = found;
-        let mut index = offline::listed(kube, self.index()).await?;
         let moment = names::moment(Instant::now());
-        policy::there::settle(&mut index, mirror, ledger, moment);
-        let mut preview = preview(&index, mirror, rules, preview::Scope::All, moment.now);
-        preview.notes.extend(index.admission.freeze().map(|why| {
-            format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
-        }));
+        let index = self.judged(found, kube, moment).await?;
+        Ok(planned(&index, &found.mirror, &mut found.rules, moment))
+    }
+
+    /// What `lictor run` would do if these were deleted, beyond what it would do anyhow.
+    pub(super) async fn plan_without(
+        &self,
+        found: &mut Found,
+        kube: &Kube,
+        without: &[TakenOut],
+    ) -> anyhow::Result<Preview> {
+        let moment = names::moment(Instant::now());
+        let mut index = self.judged(found, kube, moment).await?;
+        let before = planned(&index, &found.mirror, &mut found.rules, moment);
+        let mut touched = Touched::default();
+        for what in without {
+            if !index.watches.covers(what.namespace()) {
+                bail!("--without {what}: its namespace is not among those of --namespace");
+            }
+            if !index.take_out(what, &mut touched) {
+                bail!("--without {what}: there is none in the cluster, see kubectl get");
+            }
+        }
+        end_let_go(&touched, &mut index, &found.mirror);
+        let mut rules = self.rules(&found.values);
+        let mut preview = planned(&index, &found.mirror, &mut rules, moment);
+        let known = preview.leave_out(&before);
+        let names: Vec<String> = without.iter().map(ToString::to_string).collect();
+        let mut note = format!("this is what the deletion of {} changes", names.join(", "));
+        if known > 0 {
+            let _ = write!(
+                note,
+                "; the plan has {known} more without it, which are not shown"
+            );
+        }
+        preview.notes.push(note);
         Ok(preview)
+    }
+
+    /// What Kubernetes asks for, and what of it is allowed.
+    async fn judged(&self, found: &Found, kube: &Kube, moment: Moment) -> anyhow::Result<Index> {
+        let mut index = offline::listed(kube, self.index()).await?;
+        policy::there::settle(&mut index, &found.mirror, &found.ledger, moment);
+        Ok(index)
     }
 
     pub(super) async fn kubernetes(&self) -> anyhow::Result<Kube> {
@@ -115,6 +158,15 @@ impl Look {
             consul_write_rate: None,
         }
     }
+}
+
+/// The plan by what is asked for, with what is to be said of all of it.
+fn planned(index: &Index, mirror: &Mirror, rules: &mut Rules, moment: Moment) -> Preview {
+    let mut preview = preview(index, mirror, rules, preview::Scope::All, moment.now);
+    preview.notes.extend(index.admission.freeze().map(|why| {
+        format!("nothing new may be claimed, and nothing is withdrawn for a policy: {why}")
+    }));
+    preview
 }
 
 /// What Consul keeps of whose names are, where that counts.

@@ -15,6 +15,7 @@ use super::planning::PlanningFlags;
 use super::run::cluster;
 use super::scope::ScopeFlags;
 use super::{Failure, Output, print_json};
+use crate::desired::index::take_out::TakenOut;
 use crate::model::names::ClusterName;
 use crate::preview::show::Text;
 use crate::preview::{Outcome, Preview, manifests};
@@ -45,6 +46,17 @@ pub(super) struct Plan {
         value_name = "FILE|DIR"
     )]
     filename: Vec<PathBuf>,
+    /// Show what the deletion of this would change in Consul, and only that: namespace/NAME with all that is in
+    /// it, pod/NAMESPACE/NAME, serviceregistration/NAMESPACE/NAME, intention/NAMESPACE/NAME or
+    /// preparedquery/NAMESPACE/NAME; may be repeated. Nothing is deleted
+    #[arg(
+        long,
+        env = "LICTOR_WITHOUT",
+        value_delimiter = ',',
+        value_name = "OBJECT",
+        conflicts_with = "filename"
+    )]
+    without: Vec<TakenOut>,
     /// How the plan is printed
     #[arg(
         long,
@@ -86,12 +98,17 @@ impl Plan {
         let preview = self.consul.once(async |consul| {
             let mut found = look.at_consul(consul).await?;
             if from_cluster {
-                return look.plan(&mut found, &look.kubernetes().await?).await;
+                let kube = look.kubernetes().await?;
+                if self.without.is_empty() {
+                    return look.plan(&mut found, &kube).await;
+                }
+                return look.plan_without(&mut found, &kube, &self.without).await;
             }
             let Found {
                 mirror,
                 ledger,
                 rules,
+                ..
             } = found;
             let moment = names::moment(Instant::now());
             manifests::preview_of(&objects, look.index(), &mirror, &ledger, rules, moment)

@@ -35,7 +35,7 @@ pub fn is_dns_label(name: &str) -> bool {
 /// Anyone who may write to Consul can put any text into an id or a mark. What is no name of an
 /// object cannot be ours, and never gets as far as a log line.
 #[must_use]
-pub(super) fn is_object_name(name: &str) -> bool {
+pub fn is_object_name(name: &str) -> bool {
     let allowed = |byte: u8| {
         byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.')
     };

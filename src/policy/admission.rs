@@ -292,6 +292,12 @@ impl Admission {
         self.force.has_policies()
     }
 
+    /// Whether there is such a namespace, as far as namespaces are watched.
+    #[must_use]
+    pub fn knows_namespace(&self, name: &Text) -> bool {
+        self.force.knows_namespace(name)
+    }
+
     /// Why nothing new is allowed and nothing withdrawn, if that is so.
     #[must_use]
     pub fn freeze(&self) -> Option<&Text> {

@@ -118,6 +118,11 @@ impl Force {
         ))
     }
 
+    /// Whether there is such a namespace.
+    pub fn knows_namespace(&self, name: &Text) -> bool {
+        self.namespaces.get(&cluster_scoped(name)).is_some()
+    }
+
     /// Whether there are policies.
     pub fn has_policies(&self) -> bool {
         self.policies.values().next().is_some()

@@ -133,6 +133,18 @@ impl Preview {
         self.items.sort_by_key(order);
     }
 
+    /// Of this, only what another plan did not show. Returns how much that one showed, too.
+    pub fn leave_out(&mut self, before: &Self) -> usize {
+        let all = std::mem::take(self);
+        let (known, news): (Vec<Item>, Vec<Item>) = all
+            .items
+            .into_iter()
+            .partition(|item| before.items.contains(item));
+        *self = Self::new(all.cluster, news);
+        self.notes = all.notes;
+        known.len()
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self, action: Action) -> usize {

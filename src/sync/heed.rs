@@ -194,34 +194,20 @@ impl Engine {
             cause: Cause::Kubernetes,
             since: now,
         };
+        plan::end_let_go(&touched, &mut self.index, &self.mirror);
         let Touched {
             keys,
             holdings,
-            let_go,
+            let_go: _,
             problems,
             registrations,
             addresses,
             entry_holdings,
-            entries_let_go,
+            entries_let_go: _,
         } = touched;
         let mut touched = keys;
-        for owner in &entries_let_go {
-            for key in self.mirror.entries_held_by(owner) {
-                self.index.withdraw_entry(key);
-            }
-        }
         for owner in &entry_holdings {
             touched.extend(self.mirror.entries_held_by(owner));
-        }
-        for let_go in &let_go {
-            let Holding { owner, node } = &let_go.holding;
-            for key in self.mirror.held_by(owner, node.as_ref()) {
-                if let Key::Instance(key) = &key
-                    && let Some(held) = plan::held_under(key, &self.mirror)
-                {
-                    self.index.withdraw(key, &held, let_go);
-                }
-            }
         }
         for Holding { owner, node } in holdings {
             touched.extend(self.mirror.held_by(&owner, node.as_ref()));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use lictor_testbed::kubelet::TestPod;
 use serde_json::{Value, json};
 
 use crate::support::{Annotated as _, Kind, Scene, acl_policy, condition, run_within};
@@ -438,5 +439,85 @@ async fn a_plan_that_cannot_be_made_is_an_error_that_says_why() -> Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, out, err) = run_within(Duration::from_mins(1), &args).await?;
     ensure!(code == Some(1) && out.is_empty(), "{code:?} {out} {err}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_deletion_would_take_is_shown_before_it_is_done() -> Result<()> {
+    let scene = Scene::new().await?;
+    let namespace = scene.namespace.clone();
+    let other = format!("{namespace}-other");
+    scene.create_namespace(&other).await?;
+    let (payment, query) = (scene.named("payment"), scene.named("find-web"));
+    for pod in ["web-0", "web-1"] {
+        let pod = scene.pod(pod).lictor("service", "web");
+        pod.create_ready(&scene.client).await?;
+    }
+    let stays = TestPod::new(&other, "db-0")
+        .node(&scene.node)
+        .ip("10.250.9.7");
+    let stays = stays.port("sql", 5432).lictor("service", "db");
+    stays.create_ready(&scene.client).await?;
+    let spec = json!({"destination": {"name": payment},
+                      "sources": [{"name": "web", "action": "allow"}]});
+    scene.create(Kind::Intention, "shop", spec).await?;
+    let spec = json!({"name": query, "service": "web"});
+    scene.create(Kind::PreparedQuery, "find", spec).await?;
+    let lictor = scene.lictor().await?;
+    for pod in ["web-0", "web-1"] {
+        scene.status("web", pod, "passing").await?;
+    }
+    scene.sources_are(&payment, &["web allow"]).await?;
+    scene.query_is(&query, |found| !found.is_null()).await?;
+    lictor.idle().await?;
+
+    let before = scene.dump().await?;
+    let node = scene.consul_node();
+    let instance = |pod: &str| format!("delete {node}/{}", scene.id("web", pod));
+    let whole = format!("--without=namespace/{namespace}");
+    let gone = plan(&scene, &[&JSON[..], &[&whole]].concat()).await?;
+    let mut all = vec![
+        instance("web-0"),
+        instance("web-1"),
+        format!("delete query/{query}"),
+        format!("delete service-intentions/{payment}"),
+    ];
+    all.sort();
+    let mut shown = gone.items()?;
+    shown.sort();
+    assert_eq!(shown, all, "{}", gone.err);
+    assert_eq!(gone.code, Some(2));
+    ensure!(
+        gone.out
+            .contains(&format!("the deletion of Namespace/{namespace}")),
+        "{}",
+        gone.out
+    );
+    let one = format!("--without=pod/{namespace}/web-1,pq/{namespace}/find");
+    let gone = plan(&scene, &[&JSON[..], &[&one]].concat()).await?;
+    assert_eq!(
+        gone.items()?,
+        [instance("web-1"), format!("delete query/{query}")]
+    );
+    let none = plan(
+        &scene,
+        &[&JSON[..], &["--without=namespace/nowhere"]].concat(),
+    )
+    .await?;
+    assert_eq!(none.code, Some(1));
+    ensure!(
+        none.err.contains("Namespace/nowhere: there is none"),
+        "{}",
+        none.err
+    );
+    assert_eq!(scene.dump().await?, before, "a plan deletes nothing");
+
+    // What is due anyhow is counted and not shown.
+    lictor.stop().await?;
+    scene.annotate("web-0", &[("tags", Some("v2"))]).await?;
+    let one = format!("--without=pod/{namespace}/web-1");
+    let gone = plan(&scene, &[&JSON[..], &[&one]].concat()).await?;
+    assert_eq!(gone.items()?, [instance("web-1")]);
+    ensure!(gone.out.contains("has 1 more without it"), "{}", gone.out);
     Ok(())
 }

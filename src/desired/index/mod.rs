@@ -8,6 +8,7 @@ pub mod gate;
 mod keys;
 mod let_go;
 mod resolve;
+pub mod take_out;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 

@@ -29,6 +29,19 @@ async fn a_plan_shows_what_is_not_allowed_and_why() -> Result<()> {
         shown.err
     );
 
+    // Without the other namespace its names are free, and what was refused comes.
+    let without = format!("--without=namespace/{other}");
+    let shown = plan(&scene, &[JSON[0], JSON[1], EXCLUSIVE, &without]).await?;
+    let items = shown.items()?;
+    let (comes, goes) = (format!("create {key}"), format!(".{other}.{web}.theirs"));
+    let is_end = |item: &&String| item.starts_with("delete ") && item.ends_with(&goes);
+    ensure!(
+        items.len() == 2 && items.contains(&comes) && items.iter().any(|item| is_end(&item)),
+        "{} {}",
+        shown.out,
+        shown.err
+    );
+
     // Manifests as well: by what is kept, and by the policies among them.
     let registration = json!({"apiVersion": "lictor.io/v1alpha1", "kind": "ServiceRegistration",
         "metadata": {"name": web, "namespace": scene.namespace},
