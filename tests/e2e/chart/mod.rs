@@ -66,6 +66,8 @@ fn started(scene: &Scene, installed: &Installed, container: &Value) -> Result<St
         };
         env.push((text(&variable["name"]), value));
     }
+    // A port of the pod would be one of this machine, which may be another's.
+    env.push(("LICTOR_LISTEN".to_owned(), "127.0.0.1:0".to_owned()));
     let args = args.iter().map(text).collect();
     Ok(Started { args, env })
 }
@@ -89,7 +91,6 @@ async fn the_deployment_and_the_test_work_as_they_are_rendered() -> Result<()> {
         },
         // `lictor check` knows the second one alone.
         "extraArgs": ["--log-format=json", "--context="],
-        "extraEnv": [{"name": "LICTOR_LISTEN", "value": "127.0.0.1:0"}],
     });
     let container_of_test = container(&scene, &values, "Pod").await?;
     let Started { args, env } = started(&scene, installed, &container_of_test)?;
