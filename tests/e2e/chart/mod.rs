@@ -2,8 +2,10 @@
 //! environment, and the rights of its `ServiceAccount`.
 
 mod admission;
+mod calls;
 mod lifecycle;
 mod plain;
+mod running;
 mod upgrade;
 mod values;
 

@@ -4,19 +4,15 @@
 //! a value, a field of a CRD, and the status that objects have by default.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, api::PostParams};
-use lictor_testbed::{
-    Bed, BedOptions,
-    kubelet::{TestNode, TestPod},
-};
+use lictor_testbed::{Bed, BedOptions};
 use serde_json::{Value, json};
 
-use super::{CHART, Place, Started};
-use crate::support::{Lictor, RELEASE, acl_policy, until};
+use super::CHART;
+use super::running::{Release, pod};
+use crate::support::{RELEASE, until};
 
 const BEFORE: &str = "0.0.9";
 /// A field that the version before does not know.
@@ -137,55 +133,7 @@ metadata: {name: api, namespace: shop}
 spec: {endpoints: [], protocol: http}
 ";
 
-/// The release on a bed, whose Deployment runs here.
-struct Release {
-    bed: Bed,
-    token: String,
-}
-
 impl Release {
-    async fn helm(&self, args: &[&str]) -> Result<String> {
-        let mut all = args.to_vec();
-        all.extend(["--namespace", RELEASE]);
-        self.bed.helm(&all).await
-    }
-
-    async fn json(&self, what: &[&str]) -> Result<Value> {
-        let args = [&["get", "--output=json"], what].concat();
-        Ok(serde_json::from_str(&self.bed.kubectl(&args).await?)?)
-    }
-
-    /// A pod of its Deployment as that is now.
-    async fn run(&self, pod: &str) -> Result<Lictor> {
-        let deployment = ["deployment", "lictor", "--namespace", RELEASE];
-        let deployment = self.json(&deployment).await?;
-        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-        let kubeconfig = self
-            .bed
-            .service_account_kubeconfig(RELEASE, "lictor")
-            .await?;
-        let place = Place {
-            folder: self.bed.dir(),
-            kubeconfig: &kubeconfig,
-            token: Some(&self.token),
-            pod: pod.to_owned(),
-        };
-        let Started { args, env } = place.started(container)?;
-        let log = self.bed.dir().join(format!("{pod}.log"));
-        let mut lictor = Lictor::start(&log, &args, &env).await?;
-        lictor.ready().await?;
-        Ok(lictor)
-    }
-
-    /// Another pod in the place of one, as a rolling update does it.
-    async fn replaced(&self, old: Lictor, pod: &str) -> Result<Lictor> {
-        let new = self.run(pod).await?;
-        old.stop().await?;
-        new.shows("lictor_leader", 1.0).await?;
-        new.idle().await?;
-        Ok(new)
-    }
-
     /// All that Consul holds of it, with the indexes of when each was made and changed. It is settled when
     /// all is ready.
     async fn in_consul(&self) -> Result<Vec<Value>> {
@@ -235,55 +183,18 @@ impl Release {
         })
         .await
     }
-
-    fn file(&self, name: &str, content: &str) -> Result<String> {
-        let path: PathBuf = self.bed.dir().join(name);
-        fs::write(&path, content)?;
-        Ok(path.display().to_string())
-    }
 }
 
-/// With a token that has the rights of `lictor acl-policy`, as a release needs it.
+/// The version before, with what teams have.
 async fn installed() -> Result<Release> {
-    let bed = Bed::start(BedOptions {
-        consul_acls: true,
-        ..BedOptions::default()
-    })
-    .await?;
-    let token = bed
-        .consul()?
-        .create_token(&acl_policy("prod").await?)
-        .await?;
-    let release = Release {
-        token: token.secret,
-        bed,
-    };
+    let release = Release::on_bed(BedOptions::default()).await?;
     let old = before(&release.bed).await?;
-    let address = format!("consul.address={}", release.bed.consul_addr());
-    let secret = "consul.tokenSecret.name=consul";
-    let install = [
-        "install",
-        "lictor",
-        &old,
-        "--create-namespace",
-        "--set",
-        "cluster=prod",
-    ];
-    release
-        .helm(&[&install[..], &["--set", &address, "--set", secret]].concat())
-        .await?;
+    release.install(&old, json!({})).await?;
+    release.create_namespace("shop").await?;
     let client = release.bed.kube_client()?;
-    let shop = serde_json::from_value(json!({"metadata": {"name": "shop"}}))?;
-    let namespaces = Api::<Namespace>::all(client.clone());
-    namespaces.create(&PostParams::default(), &shop).await?;
-    let node = TestNode::new("node-a").address("InternalIP", "192.168.7.1");
-    node.create(&client).await?;
     for (name, ip) in [("web-0", "10.1.0.1"), ("web-1", "10.1.0.2")] {
-        let pod = TestPod::new("shop", name)
-            .node("node-a")
-            .ip(ip)
-            .port("http", 8080);
-        pod.label("app", "web").create_ready(&client).await?;
+        let web = pod("shop", name, ip).label("app", "web");
+        web.create_ready(&client).await?;
     }
     until("the kinds to be served", async || {
         release.bed.kubectl_apply(OBJECTS).await
