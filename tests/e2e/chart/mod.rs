@@ -8,6 +8,7 @@ mod plain;
 mod running;
 mod upgrade;
 mod values;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::path::Path;
