@@ -59,10 +59,10 @@ fn calls(release: &Release) -> Result<BTreeSet<Call>> {
     Ok(calls)
 }
 
-/// The rights that the release has, each as `allowed` writes it, and the calls that each is for.
+/// The rights that the release has, each as `allowed` writes it, and whether it was used.
 async fn uses(release: &Release, calls: &BTreeSet<Call>) -> Result<BTreeMap<String, bool>> {
-    let roles = release.helm(&["get", "manifest", "lictor"]).await?;
-    let documents: Vec<Value> = serde_saphyr::from_multiple(&roles)?;
+    let manifest = release.helm(&["get", "manifest", "lictor"]).await?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&manifest)?;
     let bound: Vec<&Value> = documents
         .iter()
         .filter(|it| text(&it["kind"]).ends_with("Binding") && it["roleRef"].is_object())
@@ -216,7 +216,7 @@ async fn team(
 }
 
 /// One process leads and ends, another one stands by and follows.
-async fn scene(release: &Release, teams: &[&str], port: u16) -> Result<BTreeSet<u16>> {
+async fn scene(release: &Release, teams: &[&str], target: &Target) -> Result<BTreeSet<u16>> {
     let first = release.run("lictor-0").await?;
     let second = release.run("lictor-1").await?;
     let (end, ends) = channel();
@@ -224,8 +224,13 @@ async fn scene(release: &Release, teams: &[&str], port: u16) -> Result<BTreeSet<
     let looking = thread::spawn(move || connections(&ids, &ends));
     for (number, namespace) in teams.iter().enumerate() {
         let [ip, other] = [1, 2].map(|host| format!("10.1.{number}.{host}"));
-        team(release, namespace, (&ip, &other), port).await?;
+        team(release, namespace, (&ip, &other), target.port).await?;
     }
+    until("the check to ask", async || {
+        ensure!(target.asked() > 0);
+        anyhow::Ok(())
+    })
+    .await?;
     first.stop().await?;
     second.shows("lictor_leader", 1.0).await?;
     second.idle().await?;
@@ -267,9 +272,9 @@ fn ports_of(process: &Process) -> Result<BTreeSet<u16>> {
     Ok(out.map(|it| it.remote_address.port()).collect())
 }
 
-/// With these values: the rights and whether each was used, and the ports that were connected to while a
-/// check waits for an answer from the one that is given.
-async fn tried(values: Value, teams: &[&str], port: u16) -> Result<(Release, BTreeSet<u16>)> {
+/// Installs with these values and plays the scene: each call is allowed and no right is too much. Gives the
+/// ports that were connected to, that of the server among them which a check asks.
+async fn tried(values: Value, teams: &[&str], target: &Target) -> Result<(Release, BTreeSet<u16>)> {
     let options = BedOptions {
         audit: true,
         ..BedOptions::default()
@@ -283,7 +288,7 @@ async fn tried(values: Value, teams: &[&str], port: u16) -> Result<(Release, BTr
     values["defaultPolicy"] = "shared".into();
     values["extraArgs"] = json!(["--allow-local-checks"]);
     release.install(CHART, values).await?;
-    let ports = scene(&release, teams, port).await?;
+    let ports = scene(&release, teams, target).await?;
     let calls = calls(&release)?;
     none_is_too_much(&uses(&release, &calls).await?);
     Ok((release, ports))
@@ -296,7 +301,7 @@ async fn each_right_in_the_cluster_is_used_and_connections_are_those_that_are_al
     target.answers(Answer::Hang);
     let to = json!([{"ipBlock": {"cidr": "127.0.0.0/8"}}]);
     let policy = json!({"enabled": true, "apiServerPorts": [1], "checksTo": to});
-    let (release, ports) = tried(json!({"networkPolicy": policy}), &["shop"], target.port).await?;
+    let (release, ports) = tried(json!({"networkPolicy": policy}), &["shop"], &target).await?;
     let port = |address: String| -> Result<u16> {
         let (_, port) = address.rsplit_once(':').context("no port")?;
         Ok(port.parse()?)
@@ -340,6 +345,6 @@ async fn each_right_in_the_cluster_is_used_and_connections_are_those_that_are_al
 async fn each_right_in_namespaces_is_used() -> Result<()> {
     let target = Target::start().await?;
     let teams = ["shop", "web"];
-    tried(json!({"namespaces": teams}), &teams, target.port).await?;
+    tried(json!({"namespaces": teams}), &teams, &target).await?;
     Ok(())
 }
