@@ -99,3 +99,16 @@ pub fn documented() -> BTreeMap<String, Verdict> {
     }
     all
 }
+
+#[test]
+fn the_docs_have_the_check_that_argo_cd_is_given() -> Result<()> {
+    let page = include_str!("../../../docs/gitops.md");
+    let (_, shown) = page.split_once("```lua\n").context("no Lua")?;
+    let (shown, _) = shown.split_once("```").context("no end of it")?;
+    let argo = Argo::new()?;
+    assert_eq!(argo.config.len(), 3);
+    for (key, script) in &argo.config {
+        assert_eq!(script.trim(), shown.trim(), "{key}");
+    }
+    Ok(())
+}
