@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
 use kube::api::DynamicObject;
+use lictor::status::board::Reason;
 use lictor_testbed::proxy::{Fault, Proxy};
 use serde_json::{Value, json};
 
@@ -252,6 +253,40 @@ async fn waiting(court: &mut Court) -> Result<()> {
     court.all_are_good("outage").await?;
     lictor.stop().await?;
     Ok(())
+}
+
+/// Of those that no test reaches quickly, what the docs say follows from whether they pass by themselves.
+#[test]
+fn the_docs_have_every_reason_for_which_an_object_waits_or_fails() {
+    let mut said = documented();
+    for reason in [
+        Reason::Invalid,
+        Reason::NotAllowed,
+        Reason::Conflict,
+        Reason::OwnedByAnother,
+        Reason::TooManySources,
+        Reason::ConsulRefused,
+        Reason::AccessDenied,
+        Reason::Paused,
+        Reason::DriftContested,
+        Reason::Drifted,
+        Reason::NoNodeAddress,
+        Reason::Held,
+        Reason::DeregisteredCritical,
+        Reason::ConsulUnavailable,
+        Reason::Writing,
+    ] {
+        let expected = if reason.is_transient() {
+            "InProgress"
+        } else {
+            "Failed"
+        };
+        let found = said.remove(reason.as_str());
+        let kstatus = found.as_ref().map(|(kstatus, _)| &**kstatus);
+        assert_eq!(kstatus, Some(expected), "{reason:?}");
+    }
+    let left: Vec<&String> = said.keys().collect();
+    assert_eq!(left, ["Applied", "Pending", "Registered"]);
 }
 
 #[tokio::test]
