@@ -174,15 +174,7 @@ async fn team(
     })
     .await?;
     let all = format!("--namespace={namespace}");
-    let wait = [
-        "wait",
-        "sreg,intent,pq",
-        "--all",
-        &all,
-        "--for=condition=Ready",
-        "--timeout=30s",
-    ];
-    release.bed.kubectl(&wait).await?;
+    release.all_ready(namespace).await?;
     // What is repaired twice is told twice, by one Event.
     let consul = release.bed.consul()?;
     let service = format!("{namespace}-all");

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, api::PostParams};
 use lictor_testbed::{
@@ -13,7 +13,7 @@ use lictor_testbed::{
 use serde_json::{Value, json};
 
 use super::{Place, Started};
-use crate::support::{Lictor, RELEASE, acl_policy};
+use crate::support::{Lictor, RELEASE, acl_policy, condition, until};
 
 pub struct Release {
     pub bed: Bed,
@@ -99,6 +99,23 @@ impl Release {
         let namespaces = Api::<Namespace>::all(self.bed.kube_client()?);
         let created = namespaces.create(&PostParams::default(), &object).await;
         created.map(drop).context("no namespace")
+    }
+
+    /// Waits until Consul holds what all objects of a namespace claim.
+    pub async fn all_ready(&self, namespace: &str) -> Result<()> {
+        until("all to be ready", async || {
+            // For a moment after a change of their CRD objects are not served.
+            let objects = ["sreg,intent,pq", "--namespace", namespace];
+            let objects = self.json(&objects).await?;
+            for object in objects["items"].as_array().context("no list")? {
+                let status = &object["status"];
+                let current = status["observedGeneration"] == object["metadata"]["generation"];
+                let ready = condition(status, "Ready").0 == "True";
+                ensure!(current && ready, "{object:#}");
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// A file in the folder of the bed.

@@ -155,18 +155,6 @@ impl Release {
         Ok(all)
     }
 
-    async fn all_ready(&self) -> Result<()> {
-        let wait = [
-            "wait",
-            "sreg,intent,pq",
-            "--all",
-            "--namespace=shop",
-            "--for=condition=Ready",
-            "--timeout=30s",
-        ];
-        self.bed.kubectl(&wait).await.map(drop)
-    }
-
     /// Whether the API server knows the field by now.
     async fn knows_field(&self, expected: bool) -> Result<()> {
         until(&format!("{FIELD} to be known: {expected}"), async || {
@@ -209,7 +197,7 @@ async fn an_upgrade_and_a_way_back_move_nothing_that_is_registered() -> Result<(
     let bed = &release.bed;
     release.knows_field(false).await?;
     let lictor = release.run("before-0").await?;
-    release.all_ready().await?;
+    release.all_ready("shop").await?;
     lictor.idle().await?;
     let registered = release.in_consul().await?;
 
@@ -240,7 +228,7 @@ async fn an_upgrade_and_a_way_back_move_nothing_that_is_registered() -> Result<(
         anyhow::Ok(())
     })
     .await?;
-    release.all_ready().await?;
+    release.all_ready("shop").await?;
 
     release.helm(&["rollback", "lictor", "1"]).await?;
     release.knows_field(false).await?;
@@ -252,7 +240,7 @@ async fn an_upgrade_and_a_way_back_move_nothing_that_is_registered() -> Result<(
         anyhow::Ok(())
     })
     .await?;
-    release.all_ready().await?;
+    release.all_ready("shop").await?;
     assert_eq!(release.in_consul().await?, registered);
 
     // Its rights go before its process does.
