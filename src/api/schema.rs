@@ -4,14 +4,14 @@
 //! it cannot bound.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::core::{Message, Rule};
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize as _, Deserializer};
-use serde_json::{Number, Value};
+use serde_json::{Number, Value, json};
 
-use super::conditions::MESSAGE_BYTES;
+use super::conditions::{ConditionType, MESSAGE_BYTES};
 use crate::model::{limits, marks};
 
 /// A lower-case DNS label.
@@ -339,7 +339,7 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The CRD without what serves no reader of it: `nullable` (the derive macro sets it on every optional
+/// The CRD with a status for objects that have none yet, and without what serves no reader of it: `nullable` (the derive macro sets it on every optional
 /// field, but an absent field has one form here, and a `null` is told to the user), titles, and the
 /// line breaks of doc comments.
 pub(super) fn polished(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
@@ -350,9 +350,25 @@ pub(super) fn polished(mut crd: CustomResourceDefinition) -> CustomResourceDefin
             .and_then(|schema| schema.open_api_v3_schema.as_mut())
         {
             polish(schema);
+            let properties = schema.properties.as_mut();
+            if let Some(status) = properties.and_then(|all| all.get_mut("status")) {
+                status.default = Some(JSON(unseen()));
+            }
         }
     }
     crd
+}
+
+/// What the API server shows as the status of an object until Lictor has written one. Tools that wait for
+/// objects take one without conditions for done.
+fn unseen() -> Value {
+    json!({"conditions": [{
+        "type": ConditionType::Ready.as_str(),
+        "status": "Unknown",
+        "reason": "Pending",
+        "message": "Lictor has not seen it yet: if this stays, see whether it runs and watches this namespace",
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }]})
 }
 
 fn polish(schema: &mut JSONSchemaProps) {

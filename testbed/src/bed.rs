@@ -27,7 +27,7 @@ use crate::{
     pki::Pki,
     ports::Port,
     server::Probe,
-    servers::{ConsulNumbers, Numbers, Plan},
+    servers::{self, ConsulNumbers, Numbers, Plan},
     tools::{self, Progress, Tools},
 };
 
@@ -41,6 +41,7 @@ const ATTEMPTS: u32 = 3;
 
 /// How a bed is made. The default is what tests want.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option by itself")]
 pub struct BedOptions {
     /// Where its state goes; it is kept at the end. By default a temporary folder that goes with
     /// the bed.
@@ -49,6 +50,8 @@ pub struct BedOptions {
     pub progress: Progress,
     /// More arguments of kube-apiserver; they win over the bed's own.
     pub apiserver_args: Vec<String>,
+    /// Whether the API server notes who called what, for [`Bed::audit`].
+    pub audit: bool,
     /// Whether Deployments and `ReplicaSets` make pods. Nobody schedules or runs them.
     pub workloads: bool,
     /// More controllers of kube-controller-manager, by their names.
@@ -70,6 +73,7 @@ impl Default for BedOptions {
             dir: None,
             progress: Progress::default(),
             apiserver_args: Vec::new(),
+            audit: false,
             workloads: false,
             controllers: Vec::new(),
             consul_servers: 1,
@@ -201,6 +205,22 @@ impl Bed {
     /// The address of the Kubernetes API, such as `https://127.0.0.1:21234`.
     pub fn kube_addr(&self) -> String {
         kube_addr(&self.numbers)
+    }
+
+    /// The calls that the API server noted until now, as `audit.k8s.io` has them, without bodies: those that
+    /// are answered, and watches that began. Needs [`BedOptions::audit`].
+    pub fn audit(&self) -> Result<Vec<Value>> {
+        let log = self.dir().join(servers::AUDIT_LOG);
+        let text = fs::read_to_string(&log).with_context(|| {
+            format!(
+                "cannot read {}: was the bed started with audit?",
+                log.display()
+            )
+        })?;
+        // The last line may be half there.
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let lines = whole.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().context("not an audit log")
     }
 
     /// The configuration of a client that may do everything. It ignores the environment's proxies,

@@ -17,6 +17,9 @@ use crate::{
     tools::Tools,
 };
 
+/// Where the API server notes calls, in the folder of the bed.
+pub(crate) const AUDIT_LOG: &str = "kube-apiserver/audit.log";
+
 /// The numbers of the ports of one bed.
 #[derive(Debug, Clone)]
 pub(crate) struct Numbers {
@@ -124,6 +127,13 @@ impl Plan<'_> {
             "--allow-privileged=true".to_owned(),
             "--profiling=false".to_owned(),
         ];
+        if self.options.audit {
+            let policy = folder.join("audit.json");
+            fs::write(&policy, audit_policy().to_string())?;
+            let log = self.folder.join(AUDIT_LOG);
+            args.push(format!("--audit-policy-file={}", policy.display()));
+            args.push(format!("--audit-log-path={}", log.display()));
+        }
         args.extend(self.options.apiserver_args.iter().cloned());
         let probe = Probe::new(format!("https://127.0.0.1:{port}"), "/readyz", "ok");
         let program = &self.tools.kube_apiserver;
@@ -177,6 +187,16 @@ impl Plan<'_> {
             .with_context(|| format!("cannot create {}", folder.display()))?;
         Ok(folder)
     }
+}
+
+/// Who called what, and what came of it; of a watch also that it began.
+fn audit_policy() -> Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata"}],
+    })
 }
 
 /// Anonymous callers may ask for health and nothing else.

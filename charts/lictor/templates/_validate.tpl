@@ -11,6 +11,12 @@
 {{- include "lictor.validateConsul" .Values.consul -}}
 {{- include "lictor.validateNamespaces" . -}}
 {{- include "lictor.validateExtra" . -}}
+{{- with .Values.deadAfter -}}
+{{- $seconds := include "lictor.seconds" . | int -}}
+{{- if or (lt $seconds 60) (gt $seconds 86400) -}}
+{{- fail (printf "deadAfter is %s: give from 1m to 24h, such as 5m, or leave it empty, which is off" .) -}}
+{{- end -}}
+{{- end -}}
 {{- $actions := .Values.admissionPolicy.validationActions -}}
 {{- if and (has "Deny" $actions) (has "Warn" $actions) -}}
 {{- fail "admissionPolicy.validationActions has both Deny and Warn, which Kubernetes does not allow: choose one" -}}
@@ -78,15 +84,32 @@ consul-client-key: consul.tls.clientSecret
 consul-tls-server-name: consul.tls.serverName
 {{- end -}}
 
+{{/* A duration of h, m and s in seconds. */}}
+{{- define "lictor.seconds" -}}
+{{- $seconds := 0 -}}
+{{- range regexFindAll "[0-9]+[hms]" . -1 -}}
+{{- $unit := get (dict "h" 3600 "m" 60 "s" 1) (trimAll "0123456789" .) -}}
+{{- $seconds = add $seconds (mul (trimAll "hms" . | atoi) $unit) -}}
+{{- end -}}
+{{- $seconds -}}
+{{- end -}}
+
 {{- define "lictor.validateExtra" -}}
 {{- $own := fromYaml (include "lictor.ownFlags" .) -}}
 {{- $flags := dict -}}
+{{- $listen := list -}}
 {{- range .Values.extraArgs -}}
 {{- $flag := . | splitList "=" | first -}}
 {{- $_ := set $flags (trimPrefix "--" $flag) (printf "extraArgs has %s" $flag) -}}
+{{- if eq $flag "--listen" -}}
+{{- $listen = append $listen (trimPrefix $flag . | trimPrefix "=") -}}
+{{- end -}}
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- $_ := set $flags (.name | trimPrefix "LICTOR_" | lower | replace "_" "-") (printf "extraEnv has %s" .name) -}}
+{{- if eq .name "LICTOR_LISTEN" -}}
+{{- $listen = append $listen (.value | default "") -}}
+{{- end -}}
 {{- if hasPrefix "POD_" .name -}}
 {{- fail (printf "extraEnv has %s: the chart itself says which pod it is" .name) -}}
 {{- end -}}
@@ -96,6 +119,11 @@ consul-tls-server-name: consul.tls.serverName
 {{- fail (printf "%s: set the value %s instead, which the chart knows" $where (get $own $flag)) -}}
 {{- else if eq $flag "lease-namespace" -}}
 {{- fail (printf "%s: the chart gives rights on the Lease in the release's namespace; install it where the Lease is to be" $where) -}}
+{{- end -}}
+{{- end -}}
+{{- range $listen -}}
+{{- if not (has . (list "0.0.0.0:8080" "[::]:8080")) -}}
+{{- fail (printf "%s with %q: probes, metrics and the NetworkPolicy are for port 8080 of all addresses: leave it out, or give [::]:8080 where there is only IPv6" (get $flags "listen") .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

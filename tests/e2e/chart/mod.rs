@@ -2,18 +2,23 @@
 //! environment, and the rights of its `ServiceAccount`.
 
 mod admission;
+mod calls;
 mod lifecycle;
 mod plain;
+mod running;
+mod upgrade;
 mod values;
+mod ways;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use lictor::k8s::{LeaseName, rights::needed};
 use serde_json::{Value, json};
 
 use crate::faults::three;
-use crate::support::{Annotated as _, Installed, Lictor, RELEASE, Scene, json_lines, run, run_in};
+use crate::support::{Annotated as _, Lictor, RELEASE, Scene, json_lines, run, run_in};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/lictor");
 
@@ -48,26 +53,40 @@ struct Started {
     env: Vec<(String, String)>,
 }
 
-/// The arguments of a container, and its environment where it does not run in a pod.
-fn started(scene: &Scene, installed: &Installed, container: &Value) -> Result<Started> {
-    let token = scene.bed.dir().join(format!("secret-{}", scene.cluster));
-    std::fs::write(&token, installed.token.context("the bed has ACLs")?)?;
-    let args = container["args"].as_array().context("no arguments")?;
-    let mut env = vec![(
-        "KUBECONFIG".to_owned(),
-        installed.kubeconfig.display().to_string(),
-    )];
-    for variable in container["env"].as_array().context("no environment")? {
-        let value = match &*text(&variable["value"]) {
-            "/etc/lictor/consul-token/token" => token.display().to_string(),
-            "" if variable["name"] == "POD_NAMESPACE" => RELEASE.to_owned(),
-            "" => format!("of-the-pod-{}", scene.cluster),
-            value => value.to_owned(),
-        };
-        env.push((text(&variable["name"]), value));
+/// Where a container's process is started, for want of a pod.
+struct Place<'a> {
+    folder: &'a Path,
+    kubeconfig: &'a Path,
+    /// For Consul.
+    token: Option<&'a str>,
+    /// The name of the pod.
+    pod: String,
+}
+
+impl Place<'_> {
+    /// The arguments of a container, and its environment where it does not run in a pod.
+    fn started(&self, container: &Value) -> Result<Started> {
+        let token = self.folder.join(format!("secret-{}", self.pod));
+        std::fs::write(&token, self.token.unwrap_or_default())?;
+        let args = container["args"].as_array().context("no arguments")?;
+        let mut env = vec![(
+            "KUBECONFIG".to_owned(),
+            self.kubeconfig.display().to_string(),
+        )];
+        for variable in container["env"].as_array().context("no environment")? {
+            let value = match &*text(&variable["value"]) {
+                "/etc/lictor/consul-token/token" => token.display().to_string(),
+                "" if variable["name"] == "POD_NAMESPACE" => RELEASE.to_owned(),
+                "" => self.pod.clone(),
+                value => value.to_owned(),
+            };
+            env.push((text(&variable["name"]), value));
+        }
+        // A port of the pod would be one of this machine, which may be another's.
+        env.push(("LICTOR_LISTEN".to_owned(), "127.0.0.1:0".to_owned()));
+        let args = args.iter().map(text).collect();
+        Ok(Started { args, env })
     }
-    let args = args.iter().map(text).collect();
-    Ok(Started { args, env })
 }
 
 #[tokio::test]
@@ -89,10 +108,15 @@ async fn the_deployment_and_the_test_work_as_they_are_rendered() -> Result<()> {
         },
         // `lictor check` knows the second one alone.
         "extraArgs": ["--log-format=json", "--context="],
-        "extraEnv": [{"name": "LICTOR_LISTEN", "value": "127.0.0.1:0"}],
     });
+    let place = Place {
+        folder: scene.bed.dir(),
+        kubeconfig: &installed.kubeconfig,
+        token: installed.token,
+        pod: format!("of-the-pod-{}", scene.cluster),
+    };
     let container_of_test = container(&scene, &values, "Pod").await?;
-    let Started { args, env } = started(&scene, installed, &container_of_test)?;
+    let Started { args, env } = place.started(&container_of_test)?;
     assert_eq!(args, ["check", "--context="]);
     let (code, said, error) = run_in(&env, &["check"]).await?;
     ensure!(code == Some(0), "{said}{error}");
@@ -101,7 +125,7 @@ async fn the_deployment_and_the_test_work_as_they_are_rendered() -> Result<()> {
     let mut values = values;
     values["extraArgs"] = json!(["--log-format=json"]);
     let container = container(&scene, &values, "Deployment").await?;
-    let Started { args, env } = started(&scene, installed, &container)?;
+    let Started { args, env } = place.started(&container)?;
     let log = scene.bed.dir().join(format!("chart-{}.log", scene.cluster));
     let mut lictor = Lictor::start(&log, &args, &env).await?;
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {

@@ -19,7 +19,7 @@ fn variations(namespace: &str) -> Vec<Value> {
     vec![
         json!({}),
         json!({"replicas": 1, "leaderElection": "off", "crds": {"install": false}}),
-        json!({"replicas": 0, "leaderElection": "consul", "checks": "esm", "deadAfter": "5m"}),
+        json!({"replicas": 0, "leaderElection": "consul", "checks": "esm", "deadAfter": "0h1m"}),
         json!({"namespaces": [namespace, "default"], "readinessGate": true}),
         json!({
             "namespaces": [namespace],
@@ -395,6 +395,16 @@ fn contradictions() -> Vec<(Value, &'static str)> {
             json!({"extraEnv": [{"name": "POD_NAME", "value": "b"}]}),
             "extraEnv has POD_NAME",
         ),
+        (
+            json!({"extraArgs": ["--listen=0.0.0.0:9090"]}),
+            "extraArgs has --listen with \"0.0.0.0:9090\": probes",
+        ),
+        (
+            json!({"extraEnv": [{"name": "LICTOR_LISTEN", "value": "127.0.0.1:8080"}]}),
+            "give [::]:8080 where there is only IPv6",
+        ),
+        (json!({"deadAfter": "59s"}), "give from 1m to 24h"),
+        (json!({"deadAfter": "23h59m61s"}), "give from 1m to 24h"),
         (
             json!({"podLabels": {"app.kubernetes.io/name": "b"}}),
             "choose another label",

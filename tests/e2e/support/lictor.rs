@@ -144,6 +144,11 @@ impl Lictor {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to end (SIGTERM), and waits until it has, as long as is promised.
     pub async fn stop(mut self) -> Result<ExitStatus> {
         self.signal("TERM")?;

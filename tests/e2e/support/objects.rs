@@ -5,7 +5,7 @@ use kube::{
     Api,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
 };
-use lictor::api::{Intention, PreparedQuery};
+use lictor::api::{Intention, PreparedQuery, ServiceRegistration};
 use serde_json::{Value, json};
 
 use super::{Scene, until};
@@ -13,6 +13,7 @@ use super::{Scene, until};
 /// A kind that has a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    ServiceRegistration,
     Intention,
     PreparedQuery,
 }
@@ -20,6 +21,7 @@ pub enum Kind {
 impl Kind {
     fn resource(self) -> ApiResource {
         match self {
+            Self::ServiceRegistration => ApiResource::erase::<ServiceRegistration>(&()),
             Self::Intention => ApiResource::erase::<Intention>(&()),
             Self::PreparedQuery => ApiResource::erase::<PreparedQuery>(&()),
         }

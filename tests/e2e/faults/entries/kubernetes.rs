@@ -1,6 +1,6 @@
 //! Kubernetes fails, or shows less than there is.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use kube::api::ListParams;
 use lictor_testbed::proxy::{Fault, Proxy};
 use lictor_testbed::wait;
@@ -21,6 +21,7 @@ async fn create_many(scene: &Scene, kind: Kind) -> Result<()> {
         let spec = match kind {
             Kind::Intention => to(scene, &[&name], "allow"),
             Kind::PreparedQuery => json!({"name": scene.named(&name), "service": "payment"}),
+            Kind::ServiceRegistration => bail!("{kind:?} has instances"),
         };
         scene.create(kind, &name, spec).await?;
     }
@@ -58,6 +59,7 @@ async fn kept_of_many(scene: &Scene, kind: Kind) -> Result<Kept> {
                 kept.foreign.push(format!("/v1/query/{id}?consistent"));
             }
         }
+        Kind::ServiceRegistration => bail!("{kind:?} has instances"),
     }
     Ok(kept)
 }
