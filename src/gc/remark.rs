@@ -48,7 +48,7 @@ enum Fate {
 /// What a config entry needs, as it stands.
 #[derive(Debug, PartialEq)]
 enum Need {
-    Write(Change),
+    Write(Box<Change>),
     /// It is the other cluster's already.
     Nothing,
     /// It is not there.
@@ -288,7 +288,7 @@ fn of_defaults(entry: Option<ServiceDefaults>, from: &ClusterName, to: &ClusterN
 /// What is needed of an entry that is so by the one cluster, and so by the other.
 fn need(by_from: Holder, by_to: Holder, change: impl FnOnce() -> Change) -> Need {
     match (by_from, by_to) {
-        (Holder::Ours, _) => Need::Write(change()),
+        (Holder::Ours, _) => Need::Write(Box::new(change())),
         (_, Holder::Ours) => Need::Nothing,
         (Holder::Another(holder) | Holder::Incomplete(holder), _) => Need::Another(holder),
         (Holder::Nobody, _) => Need::Another("nobody, by its marks,".into()),
@@ -341,7 +341,7 @@ mod tests {
         let need = of_intentions(Some(intentions("old")), &old, &new);
         assert_eq!(
             need,
-            Need::Write(Change::PutIntentions(intentions("new"), 7))
+            Need::Write(Box::new(Change::PutIntentions(intentions("new"), 7)))
         );
         let defaults = |cluster: &str| -> ServiceDefaults {
             let entry = json!({
@@ -354,7 +354,10 @@ mod tests {
             serde_json::from_value(entry).unwrap()
         };
         let need = of_defaults(Some(defaults("old")), &old, &new);
-        assert_eq!(need, Need::Write(Change::PutDefaults(defaults("new"), 8)));
+        assert_eq!(
+            need,
+            Need::Write(Box::new(Change::PutDefaults(defaults("new"), 8)))
+        );
         assert_eq!(
             of_defaults(Some(defaults("new")), &old, &new),
             Need::Nothing

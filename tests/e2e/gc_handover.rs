@@ -173,7 +173,7 @@ impl Renamed {
     async fn old_is_gone(&self) -> Result<()> {
         let keys = format!("/v1/kv/lictor/v1/{}/?keys&consistent", self.old);
         ensure!(
-            self.scene.consul.find(&keys).await? == None,
+            self.scene.consul.find(&keys).await?.is_none(),
             "keys are left"
         );
         let dump = self.scene.dump().await?;

@@ -14,14 +14,14 @@ const REMEDY: &str = "look at why, and try again; without --hand-to all that is 
 /// Shows what a cluster left that was renamed, and hands it over to its new name.
 pub(super) async fn hand_over(
     consul: &Client,
-    dead: &ClusterName,
+    old: &ClusterName,
     to: &ClusterName,
     desk: Desk,
 ) -> anyhow::Result<()> {
-    let handover = handover::find(consul, dead, to).await?;
-    let mut findings = Findings::of(dead);
-    findings.add_handover(dead, &handover);
-    let of = format!(" of {dead}");
+    let handover = handover::find(consul, old, to).await?;
+    let mut findings = Findings::of(old);
+    findings.add_handover(old, &handover);
+    let of = format!(" of {old}");
     if findings.is_empty() {
         desk.show(&findings, &format!("nothing is left{of}"), "")?;
         return desk.end(&findings);
@@ -32,7 +32,7 @@ pub(super) async fn hand_over(
     if !desk.agrees("Do both?").await? {
         return desk.end(&findings);
     }
-    let epoch = dead::take_epoch(consul, dead, app::holder(), complain).await?;
+    let epoch = dead::take_epoch(consul, old, app::holder(), complain).await?;
     let (handed, outcome, done) = handover.carry_out(consul, epoch, complain).await;
     let deed = Deed {
         handed: Some(handed),
