@@ -384,7 +384,7 @@ async fn what_another_hand_or_the_new_name_has_is_not_handed_over() -> Result<()
     renamed.settle().await?.stop().await?;
     let lictor = renamed.start_new().await?;
     lictor.stop().await?;
-    // As if both had noted it, and another query that a hand changed.
+    // As if both had noted it.
     let noted = renamed.ledger(old).await?.context("not noted")?;
     let path = format!("/v1/kv/lictor/v1/{new}/query/{}", renamed.nearest);
     scene.consul.put(&path, &noted).await?;
@@ -406,6 +406,19 @@ async fn what_another_hand_or_the_new_name_has_is_not_handed_over() -> Result<()
     assert_eq!(now["Meta"], json!({"external-source": "nomad"}));
 
     scene.consul.delete(&path).await?;
+    // A run that ends half-way, for want of a right on what is the new name's, is gone on with.
+    let token = format!("--consul-http-token={}", scene.token_for(old).await?);
+    let denied = renamed.hand_over(&["--yes", &token]).await?;
+    assert_eq!(denied.code, Some(1), "{}", denied.out);
+    for text in [
+        &path["/v1/kv/".len()..],
+        "acl-policy prints",
+        "lacks permission",
+    ] {
+        assert!(denied.err.contains(text), "{text} is not in {}", denied.err);
+    }
+    assert!(renamed.ledger(old).await?.is_some());
+    assert!(!renamed.query().await?.is_null());
     let handed = renamed.hand_over(&["--yes"]).await?;
     assert_eq!(handed.code, Some(0), "{}{}", handed.out, handed.err);
     renamed.old_is_gone().await?;
