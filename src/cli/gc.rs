@@ -1,5 +1,7 @@
 //! `lictor gc`.
 
+mod handover;
+
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use crate::app::{self, Scope};
 use crate::consul::{Client, Fence};
 use crate::gc::findings::{Deed, Findings, Text, UNCLAIMED};
 use crate::gc::offline::{self, Found};
+use crate::gc::remark::HANDED;
 use crate::gc::remove::{Removed, Remover};
 use crate::gc::{ask, dead};
 use crate::k8s;
@@ -45,6 +48,16 @@ pub(super) struct Gc {
     /// Shows what this other cluster left, which is dead: its instances, intentions, queries, nodes and keys
     #[arg(long, env = "LICTOR_DEAD", value_name = "NAME", value_parser = cluster)]
     dead: Option<ClusterName>,
+    /// The name that the dead cluster has now: intentions, queries and protocols become this one's where they
+    /// stand, and an instance goes once its copy passes
+    #[arg(
+        long,
+        env = "LICTOR_HAND_TO",
+        value_name = "NAME",
+        value_parser = cluster,
+        requires = "dead"
+    )]
+    hand_to: Option<ClusterName>,
     /// Only shows what would be removed, and asks nothing: the default where there is no terminal
     #[arg(long, env = "LICTOR_DRY_RUN", conflicts_with = "yes")]
     dry_run: bool,
@@ -77,12 +90,18 @@ impl Gc {
             return Ok(());
         }
         // The audit lines are for whoever keeps them; what is shown goes to standard output.
-        telemetry::start("warn,audit=info", LogFormat::Text)
+        telemetry::start(&format!("warn,audit=info,{HANDED}=info"), LogFormat::Text)
             .map_err(|error| Failure::Usage(error.to_string()))?;
         let cluster = super::given(self.cluster)?;
         if self.dead.as_ref() == Some(&cluster) {
             let message = "--dead: the cluster that runs this is not dead: name another one";
             return Err(Failure::Usage(message.to_owned()));
+        }
+        if let Some(dead) = self.dead.as_ref().filter(|_| self.dead == self.hand_to) {
+            let message = format!(
+                "--hand-to: {dead} is the dead cluster itself: name the one that it is called now"
+            );
+            return Err(Failure::Usage(message));
         }
         let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let desk = Desk {
@@ -91,8 +110,10 @@ impl Gc {
         };
         let scope = self.scope.scope()?;
         self.consul.once(async |consul| {
-            if let Some(dead) = &self.dead {
-                return bury(consul, dead, desk).await;
+            match (&self.dead, &self.hand_to) {
+                (Some(dead), Some(to)) => return handover::hand_over(consul, dead, to, desk).await,
+                (Some(dead), None) => return bury(consul, dead, desk).await,
+                (None, _) => {}
             }
             let held = Held {
                 cluster,
@@ -155,7 +176,7 @@ impl Desk {
         if !table.is_empty() {
             self.say(table.trim_end())?;
         }
-        if self.next == Next::Stop && !findings.goes.is_empty() {
+        if self.next == Next::Stop && !findings.is_empty() {
             return self.say(&format!("{about}; --yes {how}"));
         }
         self.say(about)
@@ -192,25 +213,42 @@ impl Desk {
     /// The same after a removal, which may have failed half-way.
     fn end_removed(
         self,
-        mut findings: Findings,
+        findings: Findings,
         removed: Removed,
         stayed: Vec<String>,
         (of, done): (&str, anyhow::Result<()>),
     ) -> anyhow::Result<()> {
-        self.say(&format!("removed: {removed}{of}"))?;
-        for text in &stayed {
-            self.say(&format!("stayed: {text}"))?;
-        }
-        let count = stayed.len();
-        findings.done = Some(Deed {
+        let deed = Deed {
             removed: Some(removed),
             stayed,
             ..Deed::default()
-        });
+        };
+        self.end_done(findings, deed, (of, done), "look at why, and try again")
+    }
+
+    /// Tells what was done of all that was shown, and what to do about what stayed.
+    fn end_done(
+        self,
+        mut findings: Findings,
+        deed: Deed,
+        (of, done): (&str, anyhow::Result<()>),
+        remedy: &str,
+    ) -> anyhow::Result<()> {
+        if let (Some(handed), Some(to)) = (&deed.handed, &findings.hand_to) {
+            self.say(&format!("handed over to {to}: {handed}"))?;
+        }
+        if let Some(removed) = &deed.removed {
+            self.say(&format!("removed: {removed}{of}"))?;
+        }
+        for text in &deed.stayed {
+            self.say(&format!("stayed: {text}"))?;
+        }
+        let count = deed.stayed.len();
+        findings.done = Some(deed);
         self.end(&findings)?;
         done?;
         if count > 0 {
-            bail!("{count} entries stayed: look at why, and try again");
+            bail!("{count} entries stayed: {remedy}");
         }
         Ok(())
     }
@@ -380,13 +418,7 @@ async fn bury(consul: &Client, dead: &ClusterName, desk: Desk) -> anyhow::Result
     let estate = dead::find(consul, dead).await?;
     let mut findings = Findings::of(dead);
     findings.add_estate(dead, &estate);
-    let mut removed = Removed {
-        instances: estate.instances.len(),
-        nodes: estate.nodes.len(),
-        keys: estate.keys.len(),
-        ..Removed::default()
-    };
-    removed.add(&estate.entries);
+    let removed = estate.count();
     let of = format!(" of {dead}");
     if findings.goes.is_empty() {
         desk.show(&findings, &format!("nothing is left{of}"), "")?;

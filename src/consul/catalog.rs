@@ -72,6 +72,19 @@ struct DeregisterBody<'a> {
     check_id: &'a str,
 }
 
+/// An instance with its node and all checks that decide on it: its own, and those of the node.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ServiceHealth {
+    /// The node.
+    pub node: Node,
+    /// The instance.
+    pub service: NodeService,
+    /// The checks of both.
+    #[serde(deserialize_with = "null_is_default")]
+    pub checks: Vec<HealthCheck>,
+}
+
 /// Both fields are `null` where there is no such node, and never left out: what lacks one is no answer
 /// of Consul's, and says nothing.
 #[derive(Deserialize)]
@@ -118,6 +131,21 @@ impl Client {
         let request = Request::get("catalog/services")
             .query("filter", filter.to_owned())
             .consistency(Consistency::Consistent);
+        self.send(&request).await?.json()
+    }
+
+    /// The instances of a service that a filter selects (bexpr, like `Service.Meta["lictor-cluster"] == "c1"`),
+    /// with their health.
+    pub async fn service_health(
+        &self,
+        service: &str,
+        filter: &str,
+        consistency: Consistency,
+    ) -> Result<Observed<Vec<ServiceHealth>>, ConsulError> {
+        let request = Request::get("health/service")
+            .segment(service)
+            .query("filter", filter.to_owned())
+            .consistency(consistency);
         self.send(&request).await?.json()
     }
 

@@ -28,7 +28,7 @@ pub mod wire;
 pub use acl::{Login, OwnToken};
 pub use agent::AgentInfo;
 pub use blocking::{Backoff, Cause, Change, IndexTracker, Step, Watch};
-pub use catalog::{RegisteredNode, Registration};
+pub use catalog::{RegisteredNode, Registration, ServiceHealth};
 pub use client::{Client, Observer};
 pub use config::{ConfigError, ConsulConfig, ConsulSettings, TlsConfig};
 pub use consistency::{Consistency, Observed, Quality, TokenStanding};

@@ -36,7 +36,7 @@ const ENOUGH: Duration = Duration::from_mins(15);
 /// All that a cluster has in Consul.
 #[derive(Debug)]
 pub struct Estate {
-    cluster: ClusterName,
+    pub(super) cluster: ClusterName,
     /// Its instances.
     pub instances: Vec<Doomed>,
     /// The nodes that have its mark and nothing of others on them.
@@ -173,9 +173,8 @@ impl Quiet {
 }
 
 impl Estate {
-    /// What the mirror shows of the cluster, which knows nothing of keys.
-    fn of(cluster: &ClusterName, mirror: &Mirror) -> Self {
-        let mut estate = Self {
+    pub(super) fn empty(cluster: &ClusterName) -> Self {
+        Self {
             cluster: cluster.clone(),
             instances: Vec::new(),
             nodes: Vec::new(),
@@ -184,7 +183,12 @@ impl Estate {
             foreign: 0,
             keys: Vec::new(),
             of_queries: BTreeSet::new(),
-        };
+        }
+    }
+
+    /// What the mirror shows of the cluster, which knows nothing of keys.
+    fn of(cluster: &ClusterName, mirror: &Mirror) -> Self {
+        let mut estate = Self::empty(cluster);
         for name in mirror.node_names() {
             let mut foreign = 0;
             for (key, instance) in mirror.on_node(name) {
@@ -248,6 +252,19 @@ impl Estate {
         self.of_queries.extend(ledgers);
     }
 
+    /// How much goes.
+    #[must_use]
+    pub fn count(&self) -> Removed {
+        let mut count = Removed {
+            instances: self.instances.len(),
+            nodes: self.nodes.len(),
+            keys: self.keys.len(),
+            ..Removed::default()
+        };
+        count.add(&self.entries);
+        count
+    }
+
     /// Removes what was shown of it: instances, what is on no node, then the nodes that are empty by then, then the keys, the
     /// epoch last. Tells what went and what stayed also where it fails half-way.
     pub async fn remove(&self, client: &Client, epoch: u64) -> (Outcome, anyhow::Result<()>) {
@@ -258,15 +275,22 @@ impl Estate {
         };
         let mut remover = Remover::new(client, fence, DEAD);
         let done = self.remove_by(client, &mut remover).await;
-        let Remover {
-            removed, stayed, ..
-        } = remover;
-        (Outcome { removed, stayed }, done)
+        (remover.into(), done)
     }
 
     async fn remove_by(&self, client: &Client, remover: &mut Remover<'_>) -> anyhow::Result<()> {
         remover.instances(&self.instances).await?;
         remover.entries(&self.cluster, &self.entries).await?;
+        self.remove_nodes(client, remover).await?;
+        self.remove_keys(client, remover).await
+    }
+
+    /// Removes the nodes that are empty by now, and tells of what stays.
+    pub(super) async fn remove_nodes(
+        &self,
+        client: &Client,
+        remover: &mut Remover<'_>,
+    ) -> anyhow::Result<()> {
         for (name, why) in &self.kept {
             remover.stayed.push(format!("{name}: {why}"));
         }
@@ -283,6 +307,15 @@ impl Estate {
             let index = node.modify_index;
             remover.one(Thing::Node { name, index }).await?;
         }
+        Ok(())
+    }
+
+    /// Removes the keys, the epoch last and only if nothing stayed.
+    pub(super) async fn remove_keys(
+        &self,
+        client: &Client,
+        remover: &mut Remover<'_>,
+    ) -> anyhow::Result<()> {
         let fence = remover.fence();
         let there = keys(client, &self.cluster).await?;
         let others = there.iter().filter(|pair| *pair.key != *fence.key);
@@ -310,6 +343,15 @@ pub struct Outcome {
     pub removed: Removed,
     /// What stayed, and why.
     pub stayed: Vec<String>,
+}
+
+impl From<Remover<'_>> for Outcome {
+    fn from(remover: Remover<'_>) -> Self {
+        let Remover {
+            removed, stayed, ..
+        } = remover;
+        Self { removed, stayed }
+    }
 }
 
 #[cfg(test)]

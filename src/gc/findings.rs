@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::entries::DoomedEntry;
+use super::handover::{HandOver, HandedOver};
 use super::remove::Removed;
 use super::{Doomed, dead::Estate, offline};
 use crate::model::gc::HeldEntry;
@@ -30,6 +31,12 @@ pub struct Findings {
     /// The process that holds it and would remove it; absent where `lictor gc` itself would.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
+    /// The name that the cluster has now, which is given what a dead cluster left; absent without `--hand-to`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hand_to: Option<String>,
+    /// What would become that one's where it stands.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub handed: Vec<Row>,
     /// What would go: exactly this, and nothing that is found later.
     pub goes: Vec<Row>,
     /// What stays although it looks like the cluster's.
@@ -41,7 +48,7 @@ pub struct Findings {
     pub done: Option<Deed>,
 }
 
-/// Something that would go.
+/// Something that would go, or become another's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Row {
     /// `instance`, `intention`, `query`, `service-defaults`, `node` or `key`.
@@ -57,7 +64,7 @@ pub struct Row {
     /// For how many seconds it has been held, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds: Option<u64>,
-    /// Why it would go, or why it is held.
+    /// Why it would go, what it waits for, or why it is held.
     pub why: String,
 }
 
@@ -79,6 +86,9 @@ pub struct Deed {
     /// How much was found after it was shown, and stays held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub found_meanwhile: Option<usize>,
+    /// How much was handed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handed: Option<HandedOver>,
     /// How much `lictor gc` itself removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub removed: Option<Removed>,
@@ -136,6 +146,22 @@ impl Findings {
         self.foreign = estate.foreign;
     }
 
+    /// Adds what a cluster left that was renamed, and what becomes of it.
+    pub fn add_handover(&mut self, cluster: &ClusterName, handover: &HandOver) {
+        let estate = &handover.estate;
+        self.add_estate(cluster, estate);
+        let instances = self.goes.iter_mut().zip(&estate.instances);
+        for (row, doomed) in instances {
+            if let Some((copy, health)) = handover.copy_of(doomed) {
+                row.why = health.tell(&copy);
+            }
+        }
+        self.hand_to = Some(handover.to.to_string());
+        let parts = handover.handed.iter().flat_map(|handed| &handed.parts);
+        let why = format!("becomes {}'s where it stands", handover.to);
+        self.handed.extend(parts.map(|part| of_owner(part, &why)));
+    }
+
     fn add(
         &mut self,
         cluster: &ClusterName,
@@ -151,14 +177,16 @@ impl Findings {
         }));
         for doomed in entries {
             let gone = doomed.gone.iter();
-            let row = |(key, owner): &(Key, Owner)| Row {
-                owner: Some(owner.to_string()),
-                ..bare(key.kind(), key.to_string(), why)
-            };
-            self.goes.extend(gone.map(row));
+            self.goes.extend(gone.map(|gone| of_owner(gone, why)));
             let ledger = doomed.ledger(cluster);
             self.goes.extend(ledger.map(|key| bare("key", key, why)));
         }
+    }
+
+    /// Whether there is nothing to be done.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.goes.is_empty() && self.handed.is_empty()
     }
 
     /// Whether all that this has was shown by another: only that may go.
@@ -188,6 +216,13 @@ fn bare(kind: &str, name: String, why: &str) -> Row {
     }
 }
 
+fn of_owner((key, owner): &(Key, Owner), why: &str) -> Row {
+    Row {
+        owner: Some(owner.to_string()),
+        ..bare(key.kind(), key.to_string(), why)
+    }
+}
+
 /// Findings as a table, with colours: whoever prints it where there are none takes them out.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a>(pub &'a Findings);
@@ -195,6 +230,7 @@ pub struct Text<'a>(pub &'a Findings);
 impl Display for Text<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Findings {
+            handed,
             goes,
             stays,
             foreign,
@@ -205,6 +241,12 @@ impl Display for Text<'_> {
         header.extend(is_aged.then_some("HELD FOR"));
         header.push("WHY");
         let or_none = |text: Option<&String>| text.cloned().unwrap_or_else(|| "-".to_owned());
+        let rows = handed.iter().map(|row| {
+            let owner = or_none(row.owner.as_ref());
+            vec![row.kind.clone(), row.name.clone(), owner, row.why.clone()]
+        });
+        let columns = ["KIND", "NAME", "OWNER", "WHY"];
+        lines(f, &columns, rows, ('~', AnsiColor::Yellow))?;
         let rows = goes.iter().map(|row| {
             let mut cells = vec![
                 row.kind.clone(),

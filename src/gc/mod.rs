@@ -1,11 +1,14 @@
 //! `lictor gc`: shows and releases what is held, by the hand of the process that writes or, where none
-//! runs, by its own; and removes what a dead cluster left.
+//! runs, by its own; removes what a dead cluster left, or hands it over to the name that it has now.
 
 pub mod ask;
+pub mod copies;
 pub mod dead;
 pub mod entries;
 pub mod findings;
+pub mod handover;
 pub mod offline;
+pub mod remark;
 pub mod remove;
 
 use std::collections::BTreeSet;

@@ -25,9 +25,9 @@ use crate::sync::pass::Pass;
 /// Removals in a transaction.
 const TOGETHER: usize = 100;
 /// How often Consul is asked where its answer does not come.
-const ATTEMPTS: u32 = 5;
+pub(super) const ATTEMPTS: u32 = 5;
 /// The pause before it is asked again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// Something in Consul that is to be removed, as it was read.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +112,8 @@ impl Removed {
 pub struct Remover<'a> {
     client: &'a Client,
     fence: Fence<'a>,
-    why: &'a str,
+    /// Why it is removed, for the audit log.
+    pub(super) why: &'a str,
     /// How much was removed.
     pub removed: Removed,
     /// What was not removed, and why.
@@ -356,7 +357,7 @@ impl<'a> Remover<'a> {
     }
 }
 
-fn replaced(what: &str) -> anyhow::Error {
+pub(super) fn replaced(what: &str) -> anyhow::Error {
     anyhow::anyhow!(
         "another process took the epoch: it writes for the cluster now, and this one stops ({what})"
     )

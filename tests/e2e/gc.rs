@@ -21,6 +21,11 @@ pub struct Outcome {
 }
 
 pub async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
+    gc_within(BURIAL, scene, more).await
+}
+
+/// The same where it may take so long.
+pub async fn gc_within(patience: Duration, scene: &Scene, more: &[&str]) -> Result<Outcome> {
     let mut args = scene.args();
     "gc".clone_into(&mut args[0]);
     let flag = |arg: &str| arg.split('=').next().unwrap_or_default().to_owned();
@@ -28,9 +33,11 @@ pub async fn gc(scene: &Scene, more: &[&str]) -> Result<Outcome> {
     args.retain(|arg| !arg.starts_with("--listen") && !given.contains(&flag(arg)));
     args.extend(more.iter().map(|&arg| arg.to_owned()));
     // What a dead cluster left needs rights on its name.
-    args.push(format!("--consul-http-token={CONSUL_MANAGEMENT_TOKEN}"));
+    if !given.iter().any(|flag| flag == "--consul-http-token") {
+        args.push(format!("--consul-http-token={CONSUL_MANAGEMENT_TOKEN}"));
+    }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (code, out, err) = run_within(BURIAL, &args).await?;
+    let (code, out, err) = run_within(patience, &args).await?;
     Ok(Outcome { code, out, err })
 }
 

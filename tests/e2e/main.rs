@@ -24,6 +24,7 @@ mod gates;
 mod gc;
 mod gc_asks;
 mod gc_entries;
+mod gc_handover;
 mod gitops;
 mod guard;
 mod heartbeats;

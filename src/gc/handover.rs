@@ -1,0 +1,378 @@
+//! What a cluster left that was renamed: intentions, prepared queries and defaults of services become those
+//! of its new name where they stand, and an instance goes once its copy under the new name passes.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use schemars::JsonSchema;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use super::copies::{Copies, CopyHealth, id_of_copy};
+use super::dead::{self, Estate, Outcome};
+use super::entries::DoomedEntry;
+use super::findings::DEAD;
+use super::remark::Remarker;
+use super::remove::Remover;
+use super::{Doomed, sure};
+use crate::consul::{Client, Consistency, Fence};
+use crate::model::epoch::{self, Epoch};
+use crate::model::key::Key;
+use crate::model::ledger;
+use crate::model::names::{ClusterName, InstanceId, QueryName};
+use crate::model::owner::Owner;
+use crate::plan::entries::Change;
+
+/// How long copies may take to pass.
+const PATIENCE: Duration = Duration::from_mins(2);
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Something on no node that gets another owner where it stands.
+#[derive(Clone, Debug)]
+pub struct Handed {
+    /// The key that is written.
+    pub key: Key,
+    /// What of it is the cluster's, and whose.
+    pub parts: Vec<(Key, Owner)>,
+    /// The `ModifyIndex` of the entry in the ledger, of a query.
+    pub(super) ledger: Option<u64>,
+}
+
+/// How much was handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct HandedOver {
+    /// Sources of intentions.
+    pub intentions: usize,
+    /// Prepared queries.
+    pub queries: usize,
+    /// Defaults of services.
+    pub defaults: usize,
+}
+
+impl HandedOver {
+    pub(super) fn add(&mut self, handed: &Handed) {
+        match &handed.key {
+            Key::Query(_) => self.queries += 1,
+            Key::Defaults(_) => self.defaults += 1,
+            _ => self.intentions += handed.parts.len(),
+        }
+    }
+}
+
+impl fmt::Display for HandedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            intentions,
+            queries,
+            defaults,
+        } = self;
+        write!(
+            f,
+            "{intentions} intentions, {queries} queries and {defaults} service-defaults"
+        )
+    }
+}
+
+/// All that a cluster left, and the name that it has now.
+#[derive(Debug)]
+pub struct HandOver {
+    /// What goes.
+    pub estate: Estate,
+    /// The name that the cluster has now.
+    pub to: ClusterName,
+    /// What becomes that one's.
+    pub handed: Vec<Handed>,
+    copies: Copies,
+}
+
+/// Reads what a cluster has in Consul, and how it is to become that of its new name.
+pub async fn find(
+    client: &Client,
+    cluster: &ClusterName,
+    to: &ClusterName,
+) -> anyhow::Result<HandOver> {
+    let (before, now) = (epoch(client, cluster).await?, epoch(client, to).await?);
+    if let Err(why) = fits((cluster, before.as_ref()), (to, now.as_ref())) {
+        bail!("--hand-to {to}: {why}");
+    }
+    let mut estate = dead::find(client, cluster).await?;
+    let prefix = ledger::prefix(to);
+    let noted = client.kv_list(&prefix, Consistency::Consistent);
+    let noted = sure(noted.await).with_context(|| format!("cannot list {prefix} in Consul"))?;
+    let is_noted = |name: &QueryName| {
+        let key = ledger::key(to, name);
+        noted.iter().any(|pair| *pair.key == *key)
+    };
+    let handed = split(&mut estate, to, is_noted);
+    let copies = Copies::read(client, to, &estate.instances).await;
+    let copies = copies.with_context(|| format!("cannot read the health of {to}'s instances"))?;
+    Ok(HandOver {
+        estate,
+        to: to.clone(),
+        handed,
+        copies,
+    })
+}
+
+async fn epoch(client: &Client, cluster: &ClusterName) -> anyhow::Result<Option<Epoch>> {
+    let key = epoch::key(cluster);
+    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
+        .with_context(|| format!("cannot read {key} in Consul"))?;
+    let epoch = there.map(|pair| serde_json::from_slice(&pair.value));
+    epoch
+        .transpose()
+        .with_context(|| format!("{key} in Consul holds no epoch that can be read"))
+}
+
+/// Whether both names are of one Kubernetes cluster, as far as is known: another one claims nothing of what
+/// it is given, and removes it.
+fn fits(
+    (cluster, before): (&ClusterName, Option<&Epoch>),
+    (to, now): (&ClusterName, Option<&Epoch>),
+) -> Result<(), String> {
+    let Some(now) = now else {
+        return Err(format!(
+            "no Lictor has run as {to} in this Consul: is the name right? Start it with --cluster {to} \
+             before"
+        ));
+    };
+    let Some(before) = before.filter(|before| !before.uid.is_empty()) else {
+        return Ok(());
+    };
+    if (&before.uid, &before.scope) == (&now.uid, &now.scope) {
+        return Ok(());
+    }
+    Err(format!(
+        "{cluster} ran for {}, and {to} runs for {}: it would remove what it does not know; run {to} for \
+         the same, or leave --hand-to out, to remove what {cluster} left",
+        ran_for(before),
+        ran_for(now)
+    ))
+}
+
+fn ran_for(epoch: &Epoch) -> String {
+    let uid = &epoch.uid;
+    match epoch.scope.as_slice() {
+        [] => format!("all namespaces of the Kubernetes cluster {uid}"),
+        scope => format!("the namespaces {} ({uid})", scope.join(", ")),
+    }
+}
+
+/// Takes what is handed over out of what goes. Of a query only its entry in the ledger may be left: that
+/// goes.
+fn split(
+    estate: &mut Estate,
+    to: &ClusterName,
+    is_noted: impl Fn(&QueryName) -> bool,
+) -> Vec<Handed> {
+    let mut handed = Vec::new();
+    for doomed in std::mem::take(&mut estate.entries) {
+        match &doomed.key {
+            Key::Query(name) if is_noted(name) => {
+                let at = ledger::key(to, name);
+                let why = format!("{to} has an entry {at} already: remove the wrong one by hand");
+                estate.kept.push((doomed.key.to_string(), why));
+            }
+            _ if doomed.gone.is_empty() => estate.entries.push(doomed),
+            _ => handed.push(Handed::from(doomed)),
+        }
+    }
+    handed
+}
+
+impl From<DoomedEntry> for Handed {
+    fn from(doomed: DoomedEntry) -> Self {
+        let ledger = doomed.changes.iter().find_map(|change| match change {
+            Change::DeleteLedger(index) => Some(*index),
+            _ => None,
+        });
+        Self {
+            key: doomed.key,
+            parts: doomed.gone,
+            ledger,
+        }
+    }
+}
+
+impl HandOver {
+    /// The copy of an instance, and how it stood when all was read.
+    #[must_use]
+    pub fn copy_of(&self, doomed: &Doomed) -> Option<(InstanceId, CopyHealth)> {
+        self.stands(doomed, &self.copies)
+    }
+
+    fn stands(&self, doomed: &Doomed, copies: &Copies) -> Option<(InstanceId, CopyHealth)> {
+        let id = id_of_copy(&doomed.key.id, &self.estate.cluster, &self.to)?;
+        let health = copies.of(&doomed.service, &id);
+        Some((id, health))
+    }
+
+    /// How much is handed over.
+    #[must_use]
+    pub fn count(&self) -> HandedOver {
+        let mut count = HandedOver::default();
+        for handed in &self.handed {
+            count.add(handed);
+        }
+        count
+    }
+
+    /// Hands over what was shown, first what is on no node, then removes what goes: instances as their copies
+    /// pass, nodes that are empty, keys, the epoch last. Tells what became of it also where it fails half-way;
+    /// what is left can be handed over by another call.
+    pub async fn carry_out(
+        &self,
+        client: &Client,
+        epoch: u64,
+        say: impl Fn(&str),
+    ) -> (HandedOver, Outcome, anyhow::Result<()>) {
+        let key = epoch::key(&self.estate.cluster);
+        let fence = Fence {
+            key: &key,
+            index: epoch,
+        };
+        let why = format!("its copy of the cluster {} passes", self.to);
+        let mut remover = Remover::new(client, fence, DEAD);
+        let mut remarker = Remarker::new(client, fence, &self.estate.cluster, &self.to);
+        let done = async {
+            for handed in &self.handed {
+                remarker.hand(handed).await?;
+            }
+            remover.stayed.append(&mut remarker.stayed);
+            remover.why = &why;
+            self.instances(client, &mut remover, say).await?;
+            remover.why = DEAD;
+            self.rest(client, &mut remover).await
+        };
+        let done = done.await;
+        remover.stayed.append(&mut remarker.stayed);
+        (remarker.handed, remover.into(), done)
+    }
+
+    /// Removes each instance once its copy passes.
+    async fn instances(
+        &self,
+        client: &Client,
+        remover: &mut Remover<'_>,
+        say: impl Fn(&str),
+    ) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let mut left = self.estate.instances.clone();
+        let mut told = false;
+        loop {
+            let copies = Copies::read(client, &self.to, &left).await;
+            let copies = copies
+                .with_context(|| format!("cannot read the health of {}'s instances", self.to))?;
+            let passes = |doomed: &Doomed| {
+                let copy = self.stands(doomed, &copies);
+                copy.is_some_and(|(_, health)| health == CopyHealth::Passing)
+            };
+            let (ready, waiting): (Vec<_>, Vec<_>) = left.into_iter().partition(passes);
+            remover.instances(&ready).await?;
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() >= PATIENCE {
+                let stays = waiting.iter().filter_map(|doomed| {
+                    let (id, health) = self.stands(doomed, &copies)?;
+                    Some(format!("{}: {}", doomed.key, health.tell(&id)))
+                });
+                remover.stayed.extend(stays);
+                return Ok(());
+            }
+            if !std::mem::replace(&mut told, true) {
+                let (count, seconds) = (waiting.len(), PATIENCE.as_secs());
+                say(&format!(
+                    "waiting for up to {seconds} s until {count} copies of {} pass ...",
+                    self.to
+                ));
+            }
+            left = waiting;
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Removes all else. The keys stay while anything does.
+    async fn rest(&self, client: &Client, remover: &mut Remover<'_>) -> anyhow::Result<()> {
+        let estate = &self.estate;
+        remover.entries(&estate.cluster, &estate.entries).await?;
+        estate.remove_nodes(client, remover).await?;
+        if remover.stayed.is_empty() {
+            return estate.remove_keys(client, remover).await;
+        }
+        let cluster = &estate.cluster;
+        let keys = format!("lictor/v1/{cluster}/: its keys go when nothing else stays");
+        remover.stayed.push(keys);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::epoch::EpochKind;
+
+    fn epoch(uid: &str, scope: &[&str]) -> Epoch {
+        Epoch {
+            holder: "pod-1".to_owned(),
+            uid: uid.to_owned(),
+            scope: scope.iter().map(|name| (*name).to_owned()).collect(),
+            kind: EpochKind::Run,
+            term: 7,
+            other: serde_json::Map::new(),
+        }
+    }
+
+    fn refused(before: Option<&Epoch>, now: Option<&Epoch>) -> Option<String> {
+        let (cluster, to) = ("old".parse().unwrap(), "new".parse().unwrap());
+        fits((&cluster, before), (&to, now)).err()
+    }
+
+    #[test]
+    fn only_what_runs_for_the_same_is_handed_anything() {
+        let one = epoch("u1", &[]);
+        assert_eq!(refused(Some(&one), Some(&epoch("u1", &[]))), None);
+        // What is known of the old one was removed, or was never there.
+        assert_eq!(refused(None, Some(&one)), None);
+        assert_eq!(refused(Some(&epoch("", &[])), Some(&one)), None);
+        let never = refused(Some(&one), None).unwrap();
+        assert!(never.contains("--cluster new"), "{never}");
+        let other = refused(Some(&one), Some(&epoch("u2", &[]))).unwrap();
+        assert!(other.contains("u1") && other.contains("u2"), "{other}");
+        let less = refused(Some(&one), Some(&epoch("u1", &["shop"]))).unwrap();
+        assert!(less.contains("the namespaces shop"), "{less}");
+    }
+
+    fn query(name: &str, gone: bool) -> DoomedEntry {
+        let key = Key::Query(QueryName::new(name));
+        let owner = Owner::prepared_query(&"shop".into(), &name.into());
+        let mut changes = vec![Change::DeleteLedger(9)];
+        if gone {
+            changes.insert(0, Change::DeleteQuery("1".into(), 7));
+        }
+        DoomedEntry {
+            gone: gone.then(|| (key.clone(), owner)).into_iter().collect(),
+            key,
+            changes,
+        }
+    }
+
+    #[test]
+    fn of_a_query_the_entry_in_the_ledger_is_handed_over_where_the_new_name_has_none() {
+        let mut estate = Estate::empty(&"old".parse().unwrap());
+        let all = [query("one", true), query("left", false), query("two", true)];
+        estate.entries = all.into();
+        let two = QueryName::new("two");
+        let handed = split(&mut estate, &"new".parse().unwrap(), |name| *name == two);
+        assert_eq!(handed.len(), 1);
+        assert_eq!(handed[0].key.to_string(), "query/one");
+        assert_eq!(handed[0].ledger, Some(9));
+        assert_eq!(estate.entries.len(), 1);
+        assert_eq!(estate.entries[0].key.to_string(), "query/left");
+        let (kept, why) = &estate.kept[0];
+        assert_eq!(kept, "query/two");
+        assert!(why.contains("lictor/v1/new/query/two"), "{why}");
+    }
+}

@@ -1,0 +1,390 @@
+//! Giving what is on no node another owner where it stands: it is there all the while.
+
+use anyhow::{Context as _, bail};
+use tokio::time::sleep;
+
+use super::handover::{Handed, HandedOver};
+use super::remove::{ATTEMPTS, PAUSE, replaced};
+use super::sure;
+use crate::consul::wire::{ConfigEntry, KvPair, ServiceDefaults, ServiceIntentions};
+use crate::consul::{
+    Client, Consistency, ConsulError, ErrorClass, Fence, Txn, TxnFailure, TxnOp, TxnOutcome,
+};
+use crate::model::key::Key;
+use crate::model::ledger;
+use crate::model::marks;
+use crate::model::names::{ClusterName, QueryName};
+use crate::model::text::{Pairs, Text};
+use crate::observed::entries::{Holder, ObservedDefaults, ObservedIntentions};
+use crate::plan::entries::Change;
+use crate::sync::apply::ReadError;
+use crate::sync::carry::{Carried, carry_out};
+use crate::sync::pass::Pass;
+
+/// The target of the lines that tell what was handed over: nothing is removed, so that they are not among
+/// those of the audit log.
+pub const HANDED: &str = "handover";
+
+/// Makes things of one cluster those of another, behind a fence.
+pub(super) struct Remarker<'a> {
+    client: &'a Client,
+    fence: Fence<'a>,
+    from: &'a ClusterName,
+    to: &'a ClusterName,
+    /// How much was handed over.
+    pub(super) handed: HandedOver,
+    /// What was not handed over, and why.
+    pub(super) stayed: Vec<String>,
+}
+
+/// What became of one thing.
+enum Fate {
+    Handed,
+    /// There is nothing any more that could be.
+    Gone,
+    Stayed(String),
+}
+
+/// What a config entry needs, as it stands.
+#[derive(Debug, PartialEq)]
+enum Need {
+    Write(Box<Change>),
+    /// It is the other cluster's already.
+    Nothing,
+    /// It is not there.
+    Gone,
+    /// It is not the cluster's any more.
+    Another(Text),
+}
+
+impl<'a> Remarker<'a> {
+    pub(super) fn new(
+        client: &'a Client,
+        fence: Fence<'a>,
+        from: &'a ClusterName,
+        to: &'a ClusterName,
+    ) -> Self {
+        Self {
+            client,
+            fence,
+            from,
+            to,
+            handed: HandedOver::default(),
+            stayed: Vec::new(),
+        }
+    }
+
+    /// Hands one thing over, or says why it stays. Fails where another process took the epoch.
+    pub(super) async fn hand(&mut self, handed: &Handed) -> anyhow::Result<()> {
+        let key = &handed.key;
+        let fate = match key {
+            Key::Query(name) => self.query(name, handed.ledger).await,
+            key => self.entry(key).await,
+        };
+        match fate.with_context(|| format!("cannot hand over {key}"))? {
+            Fate::Handed => {
+                let (from, to) = (self.from, self.to);
+                tracing::info!(target: HANDED, %key, %from, %to, "handed over");
+                self.handed.add(handed);
+            }
+            Fate::Gone => {}
+            Fate::Stayed(why) => self.stayed.push(format!("{key}: {why}")),
+        }
+        Ok(())
+    }
+
+    /// Puts the mark of the other cluster into a config entry, by compare-and-set.
+    async fn entry(&self, key: &Key) -> anyhow::Result<Fate> {
+        let pass = Pass::of(self.fence);
+        let mut lost: Option<anyhow::Error> = None;
+        for _ in 0..ATTEMPTS {
+            let change = match self.need(key).await {
+                Ok(Need::Write(change)) => change,
+                Ok(Need::Nothing) => return Ok(Fate::Handed),
+                Ok(Need::Gone) => return Ok(Fate::Gone),
+                Ok(Need::Another(holder)) => {
+                    return Ok(Fate::Stayed(format!(
+                        "it changed meanwhile: {holder} has it"
+                    )));
+                }
+                Err(error) => {
+                    lost = Some(error.into());
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            match carry_out(self.client, self.to, &pass, key, &change).await {
+                Ok(Carried::Done(..) | Carried::Unseen(_)) => return Ok(Fate::Handed),
+                // Somebody else wrote it: as it stands now it is marked all the same.
+                Ok(Carried::Outdated) => {}
+                Ok(Carried::Fenced { what, .. }) => return Err(replaced(&what)),
+                Ok(Carried::Denied(what) | Carried::NoEpoch(what)) => {
+                    return Err(self.denied(&what));
+                }
+                Err(error) if error.class().may_be_applied() => {
+                    lost = Some(error.into());
+                    sleep(PAUSE).await;
+                }
+                Err(error) => return self.failed(error),
+            }
+        }
+        match lost {
+            Some(lost) => Err(lost.context("Consul does not say whether it is done")),
+            None => Ok(Fate::Stayed(
+                "somebody else writes it all the time".to_owned(),
+            )),
+        }
+    }
+
+    async fn need(&self, key: &Key) -> Result<Need, ReadError> {
+        let consistency = Consistency::Consistent;
+        match key {
+            Key::Intentions(destination) => {
+                let entry = self.client.config_entry(destination.as_ref(), consistency);
+                let entry = sure(entry.await)?;
+                Ok(of_intentions(entry, self.from, self.to))
+            }
+            Key::Defaults(service) => {
+                let entry = self.client.config_entry(service.as_ref(), consistency);
+                let entry = sure(entry.await)?;
+                Ok(of_defaults(entry, self.from, self.to))
+            }
+            _ => Ok(Need::Gone),
+        }
+    }
+
+    /// Moves the entry of a query from one ledger to the other, as one; the query is not touched.
+    async fn query(&self, name: &QueryName, shown: Option<u64>) -> anyhow::Result<Fate> {
+        let (old, new) = (ledger::key(self.from, name), ledger::key(self.to, name));
+        let mut moved: Option<KvPair> = None;
+        let mut lost: Option<anyhow::Error> = None;
+        for _ in 0..ATTEMPTS {
+            let there = async { Ok((self.pair(&old).await?, self.pair(&new).await?)) };
+            let there: Result<_, ReadError> = there.await;
+            let (noted, taken) = match there {
+                Ok(there) => there,
+                Err(error) => {
+                    lost = Some(error.into());
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let pair = match (noted, taken) {
+                (None, Some(taken)) if is_value(moved.as_ref(), &taken) => return Ok(Fate::Handed),
+                (None, _) => return Ok(Fate::Gone),
+                (Some(_), Some(_)) => {
+                    let why = format!("there is a key {new} already: remove the wrong one by hand");
+                    return Ok(Fate::Stayed(why));
+                }
+                (Some(pair), None) if Some(pair.modify_index) != shown => {
+                    return Ok(Fate::Stayed(
+                        "its entry in the ledger changed meanwhile".to_owned(),
+                    ));
+                }
+                (Some(pair), None) => pair,
+            };
+            let mut txn = Txn::new();
+            txn.push(&TxnOp::KvDeleteCas {
+                key: &old,
+                index: pair.modify_index,
+            })?;
+            txn.push(&TxnOp::KvCas {
+                key: &new,
+                value: &pair.value,
+                index: 0,
+            })?;
+            match self.client.apply_fenced(self.fence, &txn).await {
+                Ok(TxnOutcome::Applied(_)) => return Ok(Fate::Handed),
+                Ok(TxnOutcome::Fenced { what, .. }) => return Err(replaced(&what)),
+                Ok(TxnOutcome::RolledBack(errors)) => {
+                    let mut errors = errors.iter();
+                    // What is stale is read again.
+                    if let Some(error) = errors.find(|it| it.reason != TxnFailure::StaleIndex) {
+                        return Err(self.denied(&error.what));
+                    }
+                }
+                Err(error) if error.class().may_be_applied() => {
+                    lost = Some(error.into());
+                    sleep(PAUSE).await;
+                }
+                Err(error) => return self.failed(error),
+            }
+            moved = Some(pair);
+        }
+        match lost {
+            Some(lost) => Err(lost.context("Consul does not say whether it is done")),
+            None => Ok(Fate::Stayed(
+                "somebody else writes its entry all the time".to_owned(),
+            )),
+        }
+    }
+
+    async fn pair(&self, key: &str) -> Result<Option<KvPair>, ReadError> {
+        sure(self.client.kv_get(key, Consistency::Consistent).await)
+    }
+
+    fn denied(&self, what: &str) -> anyhow::Error {
+        let (from, to) = (self.from, self.to);
+        anyhow::anyhow!(
+            "Consul refuses it: {what}; the token needs what lictor acl-policy prints for {from} and for {to}"
+        )
+    }
+
+    fn failed(&self, error: ConsulError) -> anyhow::Result<Fate> {
+        match error.class() {
+            ErrorClass::AccessDenied => Err(self.denied(error.text())),
+            ErrorClass::Refused => {
+                let why = format!("Consul refuses it: {}", error.text());
+                Ok(Fate::Stayed(why))
+            }
+            _ => bail!(error),
+        }
+    }
+}
+
+fn is_value(moved: Option<&KvPair>, taken: &KvPair) -> bool {
+    moved.is_some_and(|moved| moved.value == taken.value)
+}
+
+fn of_intentions(entry: Option<ServiceIntentions>, from: &ClusterName, to: &ClusterName) -> Need {
+    let Some(entry) = entry else {
+        return Need::Gone;
+    };
+    let holder = |cluster| ObservedIntentions::of(cluster, entry.clone()).holder;
+    need(holder(from), holder(to), || {
+        let meta = remarked(&entry.meta, from, to);
+        let index = entry.modify_index();
+        Change::PutIntentions(
+            ServiceIntentions {
+                meta,
+                ..entry.clone()
+            },
+            index,
+        )
+    })
+}
+
+fn of_defaults(entry: Option<ServiceDefaults>, from: &ClusterName, to: &ClusterName) -> Need {
+    let Some(entry) = entry else {
+        return Need::Gone;
+    };
+    let holder = |cluster| {
+        let there = ObservedDefaults::of(cluster, entry.clone());
+        there.map_or(Holder::Nobody, |(_, there)| there.holder)
+    };
+    need(holder(from), holder(to), || {
+        let meta = remarked(&entry.meta, from, to);
+        let index = entry.modify_index();
+        Change::PutDefaults(
+            ServiceDefaults {
+                meta,
+                ..entry.clone()
+            },
+            index,
+        )
+    })
+}
+
+/// What is needed of an entry that is so by the one cluster, and so by the other.
+fn need(by_from: Holder, by_to: Holder, change: impl FnOnce() -> Change) -> Need {
+    match (by_from, by_to) {
+        (Holder::Ours, _) => Need::Write(Box::new(change())),
+        (_, Holder::Ours) => Need::Nothing,
+        (Holder::Another(holder) | Holder::Incomplete(holder), _) => Need::Another(holder),
+        (Holder::Nobody, _) => Need::Another("nobody, by its marks,".into()),
+    }
+}
+
+/// Meta with the name of one cluster in the place of the other's. All else stays.
+fn remarked(meta: &Pairs, from: &ClusterName, to: &ClusterName) -> Pairs {
+    let is_mark = |key: &Text, value: &Text| **key == *marks::CLUSTER && **value == *from.as_ref();
+    let pair = |(key, value): (&Text, &Text)| {
+        let value = if is_mark(key, value) {
+            to.as_ref().into()
+        } else {
+            value.clone()
+        };
+        (key.clone(), value)
+    };
+    meta.iter().map(pair).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn names() -> (ClusterName, ClusterName) {
+        ("old".parse().unwrap(), "new".parse().unwrap())
+    }
+
+    fn intentions(cluster: &str) -> ServiceIntentions {
+        let entry = json!({
+            "Kind": "service-intentions", "Name": "Payment", "ModifyIndex": 7, "CreateIndex": 3,
+            "Sources": [
+                {"Name": "web", "Action": "allow", "Type": "consul", "NewField": 1},
+                {"Name": "hand", "Action": "deny", "Type": "consul"},
+            ],
+            "JWT": {"Providers": [{"Name": "idp"}]}, "Unknown": {"a": 1},
+            "Meta": {
+                "external-source": "kubernetes", "lictor-cluster": cluster, "lictor-jwt": "shop/old",
+                "lictor-src-0": "shop/old=web", "lictor-later": "old", "team": "old",
+            },
+        });
+        serde_json::from_value(entry).unwrap()
+    }
+
+    #[test]
+    fn only_the_clusters_name_differs_afterwards() {
+        let (old, new) = names();
+        let need = of_intentions(Some(intentions("old")), &old, &new);
+        assert_eq!(
+            need,
+            Need::Write(Box::new(Change::PutIntentions(intentions("new"), 7)))
+        );
+        let defaults = |cluster: &str| -> ServiceDefaults {
+            let entry = json!({
+                "Kind": "service-defaults", "Name": "payment", "Protocol": "http", "ModifyIndex": 8,
+                "MaxInboundConnections": 9, "Meta": {
+                    "external-source": "kubernetes", "lictor-cluster": cluster,
+                    "lictor-owner": "ServiceRegistration/shop/old", "lictor-later": "old",
+                },
+            });
+            serde_json::from_value(entry).unwrap()
+        };
+        let need = of_defaults(Some(defaults("old")), &old, &new);
+        assert_eq!(
+            need,
+            Need::Write(Box::new(Change::PutDefaults(defaults("new"), 8)))
+        );
+        assert_eq!(
+            of_defaults(Some(defaults("new")), &old, &new),
+            Need::Nothing
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_clusters_is_not_marked() {
+        let (old, new) = names();
+        assert_eq!(of_intentions(None, &old, &new), Need::Gone);
+        let done = of_intentions(Some(intentions("new")), &old, &new);
+        assert_eq!(done, Need::Nothing);
+        let is_anothers =
+            |entry| matches!(of_intentions(Some(entry), &old, &new), Need::Another(_));
+        assert!(is_anothers(intentions("other")));
+        let mut bare = intentions("old");
+        bare.meta = Pairs::default();
+        assert!(is_anothers(bare));
+        // Which sources are whose is not known any more.
+        let mut spoilt = intentions("old");
+        let marks = spoilt
+            .meta
+            .iter()
+            .filter(|(key, _)| key.starts_with("lictor-c"));
+        spoilt.meta = marks
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        assert!(is_anothers(spoilt));
+    }
+}
