@@ -499,16 +499,16 @@ async fn what_a_deletion_would_take_is_shown_before_it_is_done() -> Result<()> {
         gone.items()?,
         [instance("web-1"), format!("delete query/{query}")]
     );
-    let none = plan(
+    let unknown = plan(
         &scene,
         &[&JSON[..], &["--without=namespace/nowhere"]].concat(),
     )
     .await?;
-    assert_eq!(none.code, Some(1));
+    assert_eq!(unknown.code, Some(1));
     ensure!(
-        none.err.contains("Namespace/nowhere: there is none"),
+        unknown.err.contains("Namespace/nowhere: there is unknown"),
         "{}",
-        none.err
+        unknown.err
     );
     assert_eq!(scene.dump().await?, before, "a plan deletes nothing");
 
