@@ -506,7 +506,7 @@ async fn what_a_deletion_would_take_is_shown_before_it_is_done() -> Result<()> {
     .await?;
     assert_eq!(unknown.code, Some(1));
     ensure!(
-        unknown.err.contains("Namespace/nowhere: there is unknown"),
+        unknown.err.contains("Namespace/nowhere: there is none"),
         "{}",
         unknown.err
     );
