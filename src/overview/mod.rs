@@ -103,7 +103,7 @@ pub struct Instance {
     /// The worst of its checks and its node's; none where it is not in Consul.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<&'static str>,
-    /// The object that it is of.
+    /// The object that asks for it: the pod by its annotations, or the `ServiceRegistration` that selects it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// What is the matter with it.
@@ -319,17 +319,13 @@ fn instance(
     let health = observed.instance(key).map(ObservedInstance::health)?;
     let node = observed.node(&key.node);
     let health = node.map_or(health, |node| node.health().max(health));
-    let owner = held.pod.map_or_else(
-        || held.owner.to_string(),
-        |pod| format!("Pod/{}/{pod}", held.owner.namespace),
-    );
     let text = key.to_string();
     let instance = Instance {
         matters: take(&text),
         key: text,
         address: Some(format!("{}:{}", held.address, held.port)),
         health: Some(health.as_str()),
-        owner: Some(owner),
+        owner: Some(held.owner.to_string()),
     };
     Some((held.service.to_owned(), instance, health))
 }

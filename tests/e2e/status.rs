@@ -44,6 +44,13 @@ async fn it_tells_by_service_what_is_there_how_it_is_and_what_is_the_matter() ->
     let spec = json!({"destination": {"name": payment},
                       "sources": [{"name": "web", "action": "allow"}]});
     scene.create(Kind::Intention, "shop", spec).await?;
+    let chosen = scene.pod("db-0").label("app", "db");
+    chosen.create_ready(&scene.client).await?;
+    let spec = json!({"service": "db", "selector": {"matchLabels": {"app": "db"}}});
+    scene
+        .create(Kind::ServiceRegistration, "base", spec)
+        .await?;
+    scene.status("db", "db-0", "passing").await?;
     scene.status("web", "web-0", "passing").await?;
     scene.status("web", "web-1", "critical").await?;
     scene.sources_are(&payment, &["web allow"]).await?;
@@ -56,6 +63,12 @@ async fn it_tells_by_service_what_is_there_how_it_is_and_what_is_the_matter() ->
     ensure!(
         web["owners"] == json!([format!("Pod/{}/*", scene.namespace)]),
         "{web:#}"
+    );
+    let base = json!(format!("ServiceRegistration/{}/base", scene.namespace));
+    let db = service(&seen, "db")?;
+    ensure!(
+        db["owners"] == json!([base]) && db["instances"][0]["owner"] == base,
+        "{db:#}"
     );
     let api = service(&seen, "api")?;
     ensure!(api["tally"]["rejected"] == 1, "{api:#}");
