@@ -48,6 +48,13 @@ impl ErrorClass {
         }
     }
 
+    /// Whether what ended so may go well when it is tried again a little later, once what was to be changed was
+    /// read again.
+    #[must_use]
+    pub const fn may_pass(self) -> bool {
+        self.may_be_applied() || matches!(self, Self::Unreachable | Self::SlowDown | Self::NoLeader)
+    }
+
     /// Whether a write that ended so may have been applied all the same.
     #[must_use]
     pub const fn may_be_applied(self) -> bool {

@@ -15,12 +15,13 @@ use crate::consul::wire::KvPair;
 use crate::consul::{Client, Consistency, Fence};
 use crate::desired::index::{Index, Touched};
 use crate::model::epoch::{self, Epoch, EpochKind};
+use crate::model::key::Key;
 use crate::model::kind::Kind;
 use crate::model::ledger;
 use crate::model::marks::{self, Standing};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Pairs;
-use crate::observed::entries::{definition, hash};
+use crate::observed::entries::{Holder, definition, hash};
 use crate::observed::mirror::Mirror;
 
 /// How long a process of the cluster may take to show that it lives. Any that runs takes its epoch back
@@ -50,6 +51,8 @@ pub struct Estate {
     /// Its keys in Consul's KV, with their `ModifyIndex`, without those that go with a query, or stay
     /// with one.
     pub keys: Vec<(String, u64)>,
+    /// Config entries that have its mark, and nothing else of it by now.
+    pub(super) marked: Vec<Key>,
     of_queries: BTreeSet<String>,
 }
 
@@ -72,6 +75,12 @@ async fn keys(client: &Client, cluster: &ClusterName) -> anyhow::Result<Vec<KvPa
     let prefix = format!("lictor/v1/{cluster}/");
     let keys = client.kv_list(&prefix, Consistency::Consistent);
     sure(keys.await).context("cannot list the keys of the cluster in Consul")
+}
+
+/// Whether the mark names the cluster.
+fn is_of(cluster: &ClusterName, meta: &Pairs) -> bool {
+    let mark = meta.get(marks::CLUSTER);
+    mark.is_some_and(|mark| **mark == *cluster.as_ref())
 }
 
 /// Why a node stays, if it does. That its name is one of the cluster's does not make it the cluster's.
@@ -182,6 +191,7 @@ impl Estate {
             kept: Vec::new(),
             foreign: 0,
             keys: Vec::new(),
+            marked: Vec::new(),
             of_queries: BTreeSet::new(),
         }
     }
@@ -227,13 +237,16 @@ impl Estate {
                      both by hand"
                 }
                 None if there.renamed.is_some() => {
-                    "what has the id that the cluster's ledger says has another name and definition"
+                    "what has the id that the cluster's ledger says has another name and definition: mend or \
+                     remove it, and its entry in the ledger"
                 }
                 Some(query) if !there.says(query) && !ledger.id.is_empty() => {
-                    "the cluster's ledger says another id: it was changed by another hand"
+                    "the cluster's ledger says another id: it was changed by another hand: remove it if it is not \
+                     needed, and its entry in the ledger"
                 }
                 Some(query) if hash(&definition(query)) != ledger.hash => {
-                    "it is not as the cluster's ledger says: it was changed by another hand"
+                    "it is not as the cluster's ledger says: it was changed by another hand: remove it if it is \
+                     not needed, and its entry in the ledger"
                 }
                 _ => continue,
             };
@@ -241,15 +254,43 @@ impl Estate {
             self.of_queries.insert(ledger::key(&self.cluster, name));
             self.kept.push((format!("query/{name}"), why.to_owned()));
         }
+        let marked = self.add_marked(mirror);
         let mut nothing = Index::new(self.cluster.clone(), GlobSet::empty());
         for kind in Kind::ALL {
             nothing.begin_list(kind);
             nothing.end_list(kind, &mut Touched::default());
         }
         self.entries = entries::doomed(&nothing, mirror, &kept);
+        let goes: BTreeSet<&Key> = self.entries.iter().map(|doomed| &doomed.key).collect();
+        self.marked = marked;
+        self.marked.retain(|key| !goes.contains(key));
         let ledgers = self.entries.iter();
         let ledgers = ledgers.filter_map(|doomed| doomed.ledger(&self.cluster));
         self.of_queries.extend(ledgers);
+    }
+
+    /// The config entries that have all of the cluster's marks; those that lost some stay.
+    fn add_marked(&mut self, mirror: &Mirror) -> Vec<Key> {
+        let intentions = mirror.intentions.iter().map(|(destination, there)| {
+            let key = Key::Intentions(destination.clone());
+            (key, &there.holder, &there.meta)
+        });
+        let defaults = mirror.defaults.iter().map(|(service, there)| {
+            let key = Key::Defaults(service.clone());
+            (key, &there.holder, &there.entry.meta)
+        });
+        let mut marked = Vec::new();
+        for (key, holder, meta) in intentions.chain(defaults) {
+            match holder {
+                Holder::Ours => marked.push(key),
+                Holder::Incomplete(_) if is_of(&self.cluster, meta) => {
+                    let why = "it lost some of the cluster's marks: take the rest out of its Meta, or remove it";
+                    self.kept.push((key.to_string(), why.to_owned()));
+                }
+                _ => {}
+            }
+        }
+        marked
     }
 
     /// How much goes.
@@ -357,6 +398,9 @@ impl From<Remover<'_>> for Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::names::Destination;
+    use crate::observed::entries::ObservedIntentions;
+    use crate::observed::table::Knowledge;
 
     #[test]
     fn only_time_in_which_consul_answered_counts() {
@@ -372,6 +416,41 @@ mod tests {
         assert_eq!(quiet.answered(at(60)), Duration::from_secs(1));
         // No failure was seen, but neither was anything else.
         assert_eq!(quiet.answered(at(120)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_has_the_mark_and_nothing_else_of_the_cluster_is_known() {
+        let cluster: ClusterName = "a".parse().unwrap();
+        let mut mirror = Mirror::new(cluster.clone());
+        let of = |name: &str, meta: serde_json::Value| {
+            let entry = serde_json::json!({"Kind": "service-intentions", "Name": name, "ModifyIndex": 4,
+                "Sources": [{"Name": "another", "Action": "deny"}], "Meta": meta});
+            let there = ObservedIntentions::of(&cluster, serde_json::from_value(entry).unwrap());
+            (Destination::new(name), there)
+        };
+        let source = "shop/one=web";
+        let rows = [
+            of(
+                "whole",
+                serde_json::json!({"external-source": "kubernetes", "lictor-cluster": "a", "lictor-src-0": source}),
+            ),
+            of(
+                "part",
+                serde_json::json!({"lictor-cluster": "a", "lictor-src-0": source}),
+            ),
+            of(
+                "others",
+                serde_json::json!({"external-source": "kubernetes", "lictor-cluster": "b"}),
+            ),
+        ];
+        let ticket = mirror.intentions.start_read();
+        let intentions = &mut mirror.intentions;
+        intentions.finish_read(&ticket, rows.into(), Knowledge::Whole, |_| false);
+        let mut estate = Estate::of(&cluster, &mirror);
+        estate.add_entries(&mut mirror);
+        assert_eq!(estate.marked, [Key::Intentions(Destination::new("whole"))]);
+        let kept: Vec<&str> = estate.kept.iter().map(|(key, _)| &**key).collect();
+        assert_eq!(kept, ["service-intentions/part"]);
     }
 
     #[test]

@@ -35,7 +35,6 @@ pub struct Findings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hand_to: Option<String>,
     /// What would become that one's where it stands.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub handed: Vec<Row>,
     /// What would go: exactly this, and nothing that is found later.
     pub goes: Vec<Row>,
@@ -157,9 +156,15 @@ impl Findings {
             }
         }
         self.hand_to = Some(handover.to.to_string());
-        let parts = handover.handed.iter().flat_map(|handed| &handed.parts);
         let why = format!("becomes {}'s where it stands", handover.to);
-        self.handed.extend(parts.map(|part| of_owner(part, &why)));
+        for handed in &handover.handed {
+            let parts = handed.parts.iter();
+            self.handed.extend(parts.map(|part| of_owner(part, &why)));
+            if handed.parts.is_empty() {
+                let key = &handed.key;
+                self.handed.push(bare(key.kind(), key.to_string(), &why));
+            }
+        }
     }
 
     fn add(

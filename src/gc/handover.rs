@@ -9,11 +9,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
+use super::ask;
 use super::copies::{Copies, CopyHealth, id_of_copy};
 use super::dead::{self, Estate, Outcome};
 use super::entries::DoomedEntry;
 use super::findings::DEAD;
-use super::remark::Remarker;
+use super::remark::{Remarker, noted_twice};
 use super::remove::Remover;
 use super::{Doomed, sure};
 use crate::consul::{Client, Consistency, Fence};
@@ -56,7 +57,8 @@ impl HandedOver {
         match &handed.key {
             Key::Query(_) => self.queries += 1,
             Key::Defaults(_) => self.defaults += 1,
-            _ => self.intentions += handed.parts.len(),
+            // One that has only the mark is one all the same.
+            _ => self.intentions += handed.parts.len().max(1),
         }
     }
 }
@@ -93,10 +95,6 @@ pub async fn find(
     cluster: &ClusterName,
     to: &ClusterName,
 ) -> anyhow::Result<HandOver> {
-    let (before, now) = (epoch(client, cluster).await?, epoch(client, to).await?);
-    if let Err(why) = fits((cluster, before.as_ref()), (to, now.as_ref())) {
-        bail!("--hand-to {to}: {why}");
-    }
     let mut estate = dead::find(client, cluster).await?;
     let prefix = ledger::prefix(to);
     let noted = client.kv_list(&prefix, Consistency::Consistent);
@@ -108,12 +106,16 @@ pub async fn find(
     let handed = split(&mut estate, to, is_noted);
     let copies = Copies::read(client, to, &estate.instances).await;
     let copies = copies.with_context(|| format!("cannot read the health of {to}'s instances"))?;
-    Ok(HandOver {
+    let handover = HandOver {
         estate,
         to: to.clone(),
         handed,
         copies,
-    })
+    };
+    if !handover.handed.is_empty() || !handover.estate.instances.is_empty() {
+        handover.verify_names(client).await?;
+    }
+    Ok(handover)
 }
 
 async fn epoch(client: &Client, cluster: &ClusterName) -> anyhow::Result<Option<Epoch>> {
@@ -139,7 +141,11 @@ fn fits(
         ));
     };
     let Some(before) = before.filter(|before| !before.uid.is_empty()) else {
-        return Ok(());
+        return Err(format!(
+            "for which Kubernetes cluster {cluster} ran is not known, since its epoch in Consul is lost: {to} \
+             would remove what it does not know. Start lictor once with --cluster {cluster}, or leave --hand-to \
+             out, to remove what {cluster} left"
+        ));
     };
     if (&before.uid, &before.scope) == (&now.uid, &now.scope) {
         return Ok(());
@@ -167,12 +173,13 @@ fn split(
     to: &ClusterName,
     is_noted: impl Fn(&QueryName) -> bool,
 ) -> Vec<Handed> {
-    let mut handed = Vec::new();
+    let marked = std::mem::take(&mut estate.marked).into_iter();
+    let mut handed: Vec<Handed> = marked.map(Handed::bare).collect();
     for doomed in std::mem::take(&mut estate.entries) {
         match &doomed.key {
-            Key::Query(name) if is_noted(name) => {
-                let at = ledger::key(to, name);
-                let why = format!("{to} has an entry {at} already: remove the wrong one by hand");
+            Key::Query(name) if !doomed.gone.is_empty() && is_noted(name) => {
+                let old = ledger::key(&estate.cluster, name);
+                let why = noted_twice(&old, &ledger::key(to, name));
                 estate.kept.push((doomed.key.to_string(), why));
             }
             _ if doomed.gone.is_empty() => estate.entries.push(doomed),
@@ -196,7 +203,50 @@ impl From<DoomedEntry> for Handed {
     }
 }
 
+impl Handed {
+    /// A config entry with the cluster's mark and nothing else of it.
+    fn bare(key: Key) -> Self {
+        Self {
+            key,
+            parts: Vec::new(),
+            ledger: None,
+        }
+    }
+}
+
 impl HandOver {
+    /// Makes sure that both names are of one Kubernetes cluster.
+    async fn verify_names(&self, client: &Client) -> anyhow::Result<()> {
+        let (cluster, to) = (&self.estate.cluster, &self.to);
+        let (before, now) = (epoch(client, cluster).await?, epoch(client, to).await?);
+        if let Err(why) = fits((cluster, before.as_ref()), (to, now.as_ref())) {
+            bail!("--hand-to {to}: {why}");
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the new name is kept true by somebody: of one that does not run, copies pass for ever.
+    ///
+    /// # Errors
+    ///
+    /// Nobody answers, or nobody can be asked.
+    pub async fn verify_runs(&self, client: &Client) -> anyhow::Result<()> {
+        let to = &self.to;
+        let answer = ask::show(client, to, None).await.with_context(|| {
+            format!(
+                "the Lictor of {to} cannot be asked whether it runs; the token needs what lictor acl-policy prints \
+                 for {} and for {to}",
+                self.estate.cluster
+            )
+        })?;
+        answer.map(drop).with_context(|| {
+            format!(
+                "no Lictor of {to} answers: start it with --cluster {to}, wait until its ServiceRegistrations are \
+                 Ready, and try again"
+            )
+        })
+    }
+
     /// The copy of an instance, and how it stood when all was read.
     #[must_use]
     pub fn copy_of(&self, doomed: &Doomed) -> Option<(InstanceId, CopyHealth)> {
@@ -237,6 +287,9 @@ impl HandOver {
         let mut remover = Remover::new(client, fence, DEAD);
         let mut remarker = Remarker::new(client, fence, &self.estate.cluster, &self.to);
         let done = async {
+            // A minute and a question lie between.
+            self.verify_names(client).await?;
+            self.verify_runs(client).await?;
             for handed in &self.handed {
                 remarker.hand(handed).await?;
             }
@@ -262,9 +315,22 @@ impl HandOver {
         let mut left = self.estate.instances.clone();
         let mut told = false;
         loop {
-            let copies = Copies::read(client, &self.to, &left).await;
-            let copies = copies
-                .with_context(|| format!("cannot read the health of {}'s instances", self.to))?;
+            let looked = Instant::now();
+            let copies = match Copies::read(client, &self.to, &left).await {
+                Ok(copies) => copies,
+                Err(error) if began.elapsed() < PATIENCE => {
+                    say(&format!(
+                        "the health of the copies cannot be read: {error:#}"
+                    ));
+                    sleep(LOOK.max(looked.elapsed())).await;
+                    continue;
+                }
+                Err(error) => {
+                    let what = format!("cannot read the health of {}'s instances", self.to);
+                    return Err(anyhow::Error::from(error).context(what));
+                }
+            };
+            let took = looked.elapsed();
             let passes = |doomed: &Doomed| {
                 let copy = self.stands(doomed, &copies);
                 copy.is_some_and(|(_, health)| health == CopyHealth::Passing)
@@ -290,7 +356,8 @@ impl HandOver {
                 ));
             }
             left = waiting;
-            sleep(LOOK).await;
+            // No more than half of the time Consul is asked.
+            sleep(LOOK.max(took)).await;
         }
     }
 
@@ -334,9 +401,11 @@ mod tests {
     fn only_what_runs_for_the_same_is_handed_anything() {
         let one = epoch("u1", &[]);
         assert_eq!(refused(Some(&one), Some(&epoch("u1", &[]))), None);
-        // What is known of the old one was removed, or was never there.
-        assert_eq!(refused(None, Some(&one)), None);
-        assert_eq!(refused(Some(&epoch("", &[])), Some(&one)), None);
+        // What was known of the old one was removed, or was never there.
+        for unknown in [None, Some(&epoch("", &[]))] {
+            let unknown = refused(unknown, Some(&one)).unwrap();
+            assert!(unknown.contains("--cluster old"), "{unknown}");
+        }
         let never = refused(Some(&one), None).unwrap();
         assert!(never.contains("--cluster new"), "{never}");
         let other = refused(Some(&one), Some(&epoch("u2", &[]))).unwrap();
@@ -364,8 +433,10 @@ mod tests {
         let mut estate = Estate::empty(&"old".parse().unwrap());
         let all = [query("one", true), query("left", false), query("two", true)];
         estate.entries = all.into();
-        let two = QueryName::new("two");
-        let handed = split(&mut estate, &"new".parse().unwrap(), |name| *name == two);
+        let noted = ["two", "left"].map(QueryName::new);
+        let handed = split(&mut estate, &"new".parse().unwrap(), |name| {
+            noted.contains(name)
+        });
         assert_eq!(handed.len(), 1);
         assert_eq!(handed[0].key.to_string(), "query/one");
         assert_eq!(handed[0].ledger, Some(9));

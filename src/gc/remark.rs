@@ -108,7 +108,7 @@ impl<'a> Remarker<'a> {
                     )));
                 }
                 Err(error) => {
-                    lost = Some(error.into());
+                    lost = Some(self.unread(error)?);
                     sleep(PAUSE).await;
                     continue;
                 }
@@ -118,10 +118,12 @@ impl<'a> Remarker<'a> {
                 // Somebody else wrote it: as it stands now it is marked all the same.
                 Ok(Carried::Outdated) => {}
                 Ok(Carried::Fenced { what, .. }) => return Err(replaced(&what)),
-                Ok(Carried::Denied(what) | Carried::NoEpoch(what)) => {
-                    return Err(self.denied(&what));
+                Ok(Carried::Denied(what)) => return Err(self.denied(&what)),
+                Ok(Carried::NoEpoch(what)) => {
+                    lost = Some(anyhow::anyhow!("the epoch cannot be read: {what}"));
+                    sleep(PAUSE).await;
                 }
-                Err(error) if error.class().may_be_applied() => {
+                Err(error) if error.class().may_pass() => {
                     lost = Some(error.into());
                     sleep(PAUSE).await;
                 }
@@ -156,7 +158,7 @@ impl<'a> Remarker<'a> {
     /// Moves the entry of a query from one ledger to the other, as one; the query is not touched.
     async fn query(&self, name: &QueryName, shown: Option<u64>) -> anyhow::Result<Fate> {
         let (old, new) = (ledger::key(self.from, name), ledger::key(self.to, name));
-        let mut moved: Option<KvPair> = None;
+        let mut moved = false;
         let mut lost: Option<anyhow::Error> = None;
         for _ in 0..ATTEMPTS {
             let there = async { Ok((self.pair(&old).await?, self.pair(&new).await?)) };
@@ -164,16 +166,17 @@ impl<'a> Remarker<'a> {
             let (noted, taken) = match there {
                 Ok(there) => there,
                 Err(error) => {
-                    lost = Some(error.into());
+                    lost = Some(self.unread(error)?);
                     sleep(PAUSE).await;
                     continue;
                 }
             };
             let pair = match (noted, taken) {
-                (None, Some(taken)) if is_value(moved.as_ref(), &taken) => return Ok(Fate::Handed),
+                // By this very call: both were seen before, and the new owner may have written it since.
+                (None, Some(_)) if moved => return Ok(Fate::Handed),
                 (None, _) => return Ok(Fate::Gone),
                 (Some(_), Some(_)) => {
-                    let why = format!("there is a key {new} already: remove the wrong one by hand");
+                    let why = noted_twice(&old, &new);
                     return Ok(Fate::Stayed(why));
                 }
                 (Some(pair), None) if Some(pair.modify_index) != shown => {
@@ -203,13 +206,13 @@ impl<'a> Remarker<'a> {
                         return Err(self.denied(&error.what));
                     }
                 }
-                Err(error) if error.class().may_be_applied() => {
+                Err(error) if error.class().may_pass() => {
                     lost = Some(error.into());
                     sleep(PAUSE).await;
                 }
                 Err(error) => return self.failed(error),
             }
-            moved = Some(pair);
+            moved = true;
         }
         match lost {
             Some(lost) => Err(lost.context("Consul does not say whether it is done")),
@@ -221,6 +224,16 @@ impl<'a> Remarker<'a> {
 
     async fn pair(&self, key: &str) -> Result<Option<KvPair>, ReadError> {
         sure(self.client.kv_get(key, Consistency::Consistent).await)
+    }
+
+    /// What a read that failed says, where another one may not.
+    fn unread(&self, error: ReadError) -> anyhow::Result<anyhow::Error> {
+        match error {
+            ReadError::Failed(error) if error.class() == ErrorClass::AccessDenied => {
+                Err(self.denied(error.text()))
+            }
+            error => Ok(error.into()),
+        }
     }
 
     fn denied(&self, what: &str) -> anyhow::Error {
@@ -242,8 +255,12 @@ impl<'a> Remarker<'a> {
     }
 }
 
-fn is_value(moved: Option<&KvPair>, taken: &KvPair) -> bool {
-    moved.is_some_and(|moved| moved.value == taken.value)
+/// Why a query stays of which both clusters have an entry in their ledgers.
+pub(super) fn noted_twice(old: &str, new: &str) -> String {
+    format!(
+        "there is an entry {new}, too: where the PreparedQuery is Ready under the new name, remove {old} by \
+         hand, else {new}"
+    )
 }
 
 fn of_intentions(entry: Option<ServiceIntentions>, from: &ClusterName, to: &ClusterName) -> Need {

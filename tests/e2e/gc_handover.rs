@@ -383,45 +383,43 @@ async fn what_another_hand_or_the_new_name_has_is_not_handed_over() -> Result<()
     let (old, new) = (&renamed.old, &renamed.new);
     renamed.settle().await?.stop().await?;
     let lictor = renamed.start_new().await?;
+    // Of one that does not run, nobody keeps the copies true.
     lictor.stop().await?;
-    // As if both had noted it.
+    let alone = renamed.hand_over(&["--yes"]).await?;
+    assert_eq!(alone.code, Some(1), "{}", alone.out);
+    assert!(alone.err.contains("answers: start it"), "{}", alone.err);
+    let again = format!("--cluster={new}");
+    let lictor = scene.lictor_with(&[&again]).await?;
+    // One that may not ask the new one is refused before anything is done.
+    let token = format!("--consul-http-token={}", scene.token_for(old).await?);
+    let denied = renamed.hand_over(&["--yes", &token]).await?;
+    assert_eq!(denied.code, Some(1), "{}", denied.out);
+    let asked = format!("lictor/v1/{new}/gc");
+    for text in [&*asked, "acl-policy prints", "lacks permission"] {
+        assert!(denied.err.contains(text), "{text} is not in {}", denied.err);
+    }
     let noted = renamed.ledger(old).await?.context("not noted")?;
+    lictor.stop().await?;
+
+    // As if both had noted it: then it is the new one's already.
     let path = format!("/v1/kv/lictor/v1/{new}/query/{}", renamed.nearest);
     scene.consul.put(&path, &noted).await?;
+    let query = renamed.query().await?;
     // Another hand took the entry by then.
     let mut entry = renamed.entry("service-defaults").await?;
     entry["Meta"] = json!({"external-source": "nomad"});
     scene.consul.put("/v1/config", &entry).await?;
-    let handed = renamed.hand_over(&["--yes"]).await?;
-    assert_eq!(handed.code, Some(1), "{}", handed.out);
-    let out = squeezed(&handed.out);
-    let key = format!("query/{}", renamed.nearest);
-    let kept = format!("= {key} stays: {new} has an entry lictor/v1/{new}/query/");
-    assert!(out.contains(&kept), "{out}");
-    assert!(out.contains(&format!("stayed: {key}: ")), "{out}");
-    let counts = format!("handed over to {new}: 2 intentions, 0 queries and 0 service-defaults");
-    assert!(out.contains(&counts), "{out}");
-    assert_eq!(renamed.ledger(old).await?, Some(noted));
-    let now = renamed.entry("service-defaults").await?;
-    assert_eq!(now["Meta"], json!({"external-source": "nomad"}));
-
-    scene.consul.delete(&path).await?;
-    // A run that ends half-way, for want of a right on what is the new name's, is gone on with.
-    let token = format!("--consul-http-token={}", scene.token_for(old).await?);
-    let denied = renamed.hand_over(&["--yes", &token]).await?;
-    assert_eq!(denied.code, Some(1), "{}", denied.out);
-    for text in [
-        &path["/v1/kv/".len()..],
-        "acl-policy prints",
-        "lacks permission",
-    ] {
-        assert!(denied.err.contains(text), "{text} is not in {}", denied.err);
-    }
-    assert!(renamed.ledger(old).await?.is_some());
-    assert!(!renamed.query().await?.is_null());
+    let lictor = scene.lictor_with(&[&again]).await?;
     let handed = renamed.hand_over(&["--yes"]).await?;
     assert_eq!(handed.code, Some(0), "{}{}", handed.out, handed.err);
+    let counts = format!("handed over to {new}: 2 intentions, 0 queries and 0 service-defaults");
+    assert!(handed.out.contains(&counts), "{}", handed.out);
+    assert_eq!(renamed.query().await?["ID"], query["ID"]);
+    assert!(renamed.ledger(new).await?.is_some());
+    let now = renamed.entry("service-defaults").await?;
+    assert_eq!(now["Meta"], json!({"external-source": "nomad"}));
     renamed.old_is_gone().await?;
+    lictor.stop().await?;
     Ok(())
 }
 

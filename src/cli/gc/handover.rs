@@ -9,7 +9,8 @@ use crate::gc::{dead, handover};
 use crate::model::names::ClusterName;
 
 /// What to do where something stayed.
-const REMEDY: &str = "look at why, and try again; without --hand-to all that is left is removed";
+const REMEDY: &str = "look at why, and try again; instances whose copies never come go without --hand-to, and so do \
+                      intentions and queries that could not be handed over";
 
 /// Shows what a cluster left that was renamed, and hands it over to its new name.
 pub(super) async fn hand_over(
@@ -32,6 +33,7 @@ pub(super) async fn hand_over(
     if !desk.agrees("Do both?").await? {
         return desk.end(&findings);
     }
+    handover.verify_runs(consul).await?;
     let epoch = dead::take_epoch(consul, old, app::holder(), complain).await?;
     let (handed, outcome, done) = handover.carry_out(consul, epoch, complain).await;
     let deed = Deed {
