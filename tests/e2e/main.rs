@@ -45,6 +45,7 @@ mod preflight;
 mod process;
 mod queries;
 mod registrations;
+mod releases;
 mod restart;
 mod settings;
 mod status;
