@@ -339,9 +339,9 @@ pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// The CRD with a status for objects that have none yet, and without what serves no reader of it: `nullable` (the derive macro sets it on every optional
-/// field, but an absent field has one form here, and a `null` is told to the user), titles, and the
-/// line breaks of doc comments.
+/// The CRD with a status for objects that have none yet, and without what serves no reader of it: `nullable`
+/// (the derive macro sets it on every optional field, but an absent field has one form here, and a `null` is
+/// told to the user), titles, and the line breaks of doc comments.
 pub(super) fn polished(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         if let Some(schema) = version

@@ -94,6 +94,20 @@ fn stays(cluster: &ClusterName, meta: &Pairs, others: usize) -> Option<String> {
     }
 }
 
+/// The epoch of a cluster as Consul has it, with its `ModifyIndex`.
+pub(super) async fn epoch_of(
+    client: &Client,
+    cluster: &ClusterName,
+) -> anyhow::Result<Option<(Epoch, u64)>> {
+    let key = epoch::key(cluster);
+    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
+        .with_context(|| format!("cannot read {key} in Consul"))?;
+    let Some(pair) = there else { return Ok(None) };
+    let epoch = serde_json::from_slice(&pair.value)
+        .with_context(|| format!("{key} in Consul holds no epoch that can be read"))?;
+    Ok(Some((epoch, pair.modify_index)))
+}
+
 /// Takes the epoch of the cluster and waits whether one of its processes takes it back.
 pub async fn take_epoch(
     client: &Client,
@@ -102,13 +116,10 @@ pub async fn take_epoch(
     say: impl Fn(&str),
 ) -> anyhow::Result<u64> {
     let key = epoch::key(cluster);
-    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
-        .with_context(|| format!("cannot read {key} in Consul"))?;
-    let before: Option<Epoch> = there
-        .as_ref()
-        .map(|pair| serde_json::from_slice(&pair.value))
-        .transpose()
-        .with_context(|| format!("{key} in Consul holds no epoch that can be read"))?;
+    let (before, at) = match epoch_of(client, cluster).await? {
+        Some((before, at)) => (Some(before), at),
+        None => (None, 0),
+    };
     let ours = match before {
         Some(before) => Epoch {
             holder,
@@ -125,7 +136,6 @@ pub async fn take_epoch(
             other: serde_json::Map::new(),
         },
     };
-    let at = there.map_or(0, |pair| pair.modify_index);
     let index = crate::sync::claim::write(client, &key, &ours, at).await?;
     let seconds = PATIENCE.as_secs();
     say(&format!(
@@ -306,8 +316,8 @@ impl Estate {
         count
     }
 
-    /// Removes what was shown of it: instances, what is on no node, then the nodes that are empty by then, then the keys, the
-    /// epoch last. Tells what went and what stayed also where it fails half-way.
+    /// Removes what was shown of it: instances, what is on no node, then the nodes that are empty by then, then
+    /// the keys, the epoch last. Tells what went and what stayed also where it fails half-way.
     pub async fn remove(&self, client: &Client, epoch: u64) -> (Outcome, anyhow::Result<()>) {
         let key = epoch::key(&self.cluster);
         let fence = Fence {

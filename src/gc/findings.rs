@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::entries::DoomedEntry;
-use super::handover::{HandOver, HandedOver};
+use super::handed::HandedOver;
+use super::handover::HandOver;
 use super::remove::Removed;
 use super::{Doomed, dead::Estate, offline};
 use crate::model::gc::HeldEntry;

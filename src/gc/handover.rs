@@ -1,19 +1,16 @@
 //! What a cluster left that was renamed: intentions, prepared queries and defaults of services become those
 //! of its new name where they stand, and an instance goes once its copy under the new name passes.
 
-use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use schemars::JsonSchema;
-use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::ask;
 use super::copies::{Copies, CopyHealth, id_of_copy};
 use super::dead::{self, Estate, Outcome};
-use super::entries::DoomedEntry;
 use super::findings::DEAD;
+use super::handed::{Handed, HandedOver};
 use super::remark::{Remarker, noted_twice};
 use super::remove::Remover;
 use super::{Doomed, sure};
@@ -22,60 +19,11 @@ use crate::model::epoch::{self, Epoch};
 use crate::model::key::Key;
 use crate::model::ledger;
 use crate::model::names::{ClusterName, InstanceId, QueryName};
-use crate::model::owner::Owner;
-use crate::plan::entries::Change;
 
 /// How long copies may take to pass.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// How often they are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Something on no node that gets another owner where it stands.
-#[derive(Clone, Debug)]
-pub struct Handed {
-    /// The key that is written.
-    pub key: Key,
-    /// What of it is the cluster's, and whose.
-    pub parts: Vec<(Key, Owner)>,
-    /// The `ModifyIndex` of the entry in the ledger, of a query.
-    pub(super) ledger: Option<u64>,
-}
-
-/// How much was handed over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct HandedOver {
-    /// Sources of intentions.
-    pub intentions: usize,
-    /// Prepared queries.
-    pub queries: usize,
-    /// Defaults of services.
-    pub defaults: usize,
-}
-
-impl HandedOver {
-    pub(super) fn add(&mut self, handed: &Handed) {
-        match &handed.key {
-            Key::Query(_) => self.queries += 1,
-            Key::Defaults(_) => self.defaults += 1,
-            // One that has only the mark is one all the same.
-            _ => self.intentions += handed.parts.len().max(1),
-        }
-    }
-}
-
-impl fmt::Display for HandedOver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            intentions,
-            queries,
-            defaults,
-        } = self;
-        write!(
-            f,
-            "{intentions} intentions, {queries} queries and {defaults} service-defaults"
-        )
-    }
-}
 
 /// All that a cluster left, and the name that it has now.
 #[derive(Debug)]
@@ -116,16 +64,6 @@ pub async fn find(
         handover.verify_names(client).await?;
     }
     Ok(handover)
-}
-
-async fn epoch(client: &Client, cluster: &ClusterName) -> anyhow::Result<Option<Epoch>> {
-    let key = epoch::key(cluster);
-    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
-        .with_context(|| format!("cannot read {key} in Consul"))?;
-    let epoch = there.map(|pair| serde_json::from_slice(&pair.value));
-    epoch
-        .transpose()
-        .with_context(|| format!("{key} in Consul holds no epoch that can be read"))
 }
 
 /// Whether both names are of one Kubernetes cluster, as far as is known: another one claims nothing of what
@@ -189,36 +127,14 @@ fn split(
     handed
 }
 
-impl From<DoomedEntry> for Handed {
-    fn from(doomed: DoomedEntry) -> Self {
-        let ledger = doomed.changes.iter().find_map(|change| match change {
-            Change::DeleteLedger(index) => Some(*index),
-            _ => None,
-        });
-        Self {
-            key: doomed.key,
-            parts: doomed.gone,
-            ledger,
-        }
-    }
-}
-
-impl Handed {
-    /// A config entry with the cluster's mark and nothing else of it.
-    fn bare(key: Key) -> Self {
-        Self {
-            key,
-            parts: Vec::new(),
-            ledger: None,
-        }
-    }
-}
-
 impl HandOver {
     /// Makes sure that both names are of one Kubernetes cluster.
     async fn verify_names(&self, client: &Client) -> anyhow::Result<()> {
         let (cluster, to) = (&self.estate.cluster, &self.to);
-        let (before, now) = (epoch(client, cluster).await?, epoch(client, to).await?);
+        let before = dead::epoch_of(client, cluster)
+            .await?
+            .map(|(epoch, _)| epoch);
+        let now = dead::epoch_of(client, to).await?.map(|(epoch, _)| epoch);
         if let Err(why) = fits((cluster, before.as_ref()), (to, now.as_ref())) {
             bail!("--hand-to {to}: {why}");
         }
@@ -379,7 +295,10 @@ impl HandOver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gc::entries::DoomedEntry;
     use crate::model::epoch::EpochKind;
+    use crate::model::owner::Owner;
+    use crate::plan::entries::Change;
 
     fn epoch(uid: &str, scope: &[&str]) -> Epoch {
         Epoch {

@@ -6,6 +6,7 @@ pub mod copies;
 pub mod dead;
 pub mod entries;
 pub mod findings;
+pub mod handed;
 pub mod handover;
 pub mod offline;
 pub mod remark;

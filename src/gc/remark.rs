@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use tokio::time::sleep;
 
-use super::handover::{Handed, HandedOver};
+use super::handed::{Handed, HandedOver};
 use super::remove::{ATTEMPTS, PAUSE, replaced};
 use super::sure;
 use crate::consul::wire::{ConfigEntry, KvPair, ServiceDefaults, ServiceIntentions};

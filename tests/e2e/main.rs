@@ -12,6 +12,7 @@
     reason = "tests"
 )]
 
+mod beside;
 mod chart;
 mod checks;
 mod critical;
