@@ -139,14 +139,11 @@ impl Leases {
         read_at.is_some_and(|read_at| read_at >= since)
     }
 
-    /// A list begins.
+    /// A list begins. Until it is there what was known counts, and so does why nothing is: a failure that comes
+    /// again is told once.
     pub fn listing(&mut self, namespace: &str, at: Instant) {
         if let Some(scope) = self.0.get_mut(namespace) {
             scope.listed = Some((at, BTreeSet::new()));
-            // What was known until now, that there are none too, is good for as long as the watch was.
-            if scope.view != View::Complete && scope.leases.is_empty() {
-                scope.view = View::Listing;
-            }
         }
     }
 
@@ -395,6 +392,19 @@ mod tests {
         let at = bench.at(201);
         bench.leases.listed("shop", at);
         assert!(bench.is_fresh(230, false));
+    }
+
+    #[test]
+    fn what_is_denied_is_denied_until_a_list_is_there() {
+        let mut leases = Leases::default();
+        let at = Instant::now();
+        leases.look_at(&[&"shop".into()].into());
+        leases.listing("shop", at);
+        leases.broken("shop", &"403".into(), true);
+        leases.listing("shop", at);
+        assert_eq!(leases.denied("shop"), Some(&"403".into()));
+        leases.listed("shop", at);
+        assert_eq!(leases.denied("shop"), None);
     }
 
     #[test]

@@ -220,6 +220,8 @@ async fn without_the_right_to_watch_leases_what_passes_goes_on_passing() -> Resu
     renewed_for_long(&lictor).await?;
     oracle.verdict().await?;
     assert_eq!(session_count(&scene, 1).await?, before);
+    // Lists that are tried again meanwhile take nothing of it back.
+    scene.registration("web", denied).await?;
 
     // With the right, it is as ever.
     lictor.stop().await?;
