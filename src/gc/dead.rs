@@ -23,6 +23,7 @@ use crate::model::names::{ClusterName, NodeName};
 use crate::model::text::Pairs;
 use crate::observed::entries::{Holder, definition, hash};
 use crate::observed::mirror::Mirror;
+use crate::sync::{claim, fence};
 
 /// How long a process of the cluster may take to show that it lives. Any that runs takes its epoch back
 /// at once, if it reaches Consul.
@@ -77,12 +78,6 @@ async fn keys(client: &Client, cluster: &ClusterName) -> anyhow::Result<Vec<KvPa
     sure(keys.await).context("cannot list the keys of the cluster in Consul")
 }
 
-/// Whether the mark names the cluster.
-fn is_of(cluster: &ClusterName, meta: &Pairs) -> bool {
-    let mark = meta.get(marks::CLUSTER);
-    mark.is_some_and(|mark| **mark == *cluster.as_ref())
-}
-
 /// Why a node stays, if it does. That its name is one of the cluster's does not make it the cluster's.
 fn stays(cluster: &ClusterName, meta: &Pairs, others: usize) -> Option<String> {
     match meta.get(marks::CLUSTER) {
@@ -94,18 +89,14 @@ fn stays(cluster: &ClusterName, meta: &Pairs, others: usize) -> Option<String> {
     }
 }
 
-/// The epoch of a cluster as Consul has it, with its `ModifyIndex`.
+/// The epoch of a cluster as Consul has it.
 pub(super) async fn epoch_of(
     client: &Client,
     cluster: &ClusterName,
-) -> anyhow::Result<Option<(Epoch, u64)>> {
+) -> anyhow::Result<Option<fence::Standing>> {
     let key = epoch::key(cluster);
-    let there = sure(client.kv_get(&key, Consistency::Consistent).await)
-        .with_context(|| format!("cannot read {key} in Consul"))?;
-    let Some(pair) = there else { return Ok(None) };
-    let epoch = serde_json::from_slice(&pair.value)
-        .with_context(|| format!("{key} in Consul holds no epoch that can be read"))?;
-    Ok(Some((epoch, pair.modify_index)))
+    let there = claim::read(client, &key).await;
+    there.with_context(|| format!("cannot read {key} in Consul"))
 }
 
 /// Takes the epoch of the cluster and waits whether one of its processes takes it back.
@@ -116,12 +107,10 @@ pub async fn take_epoch(
     say: impl Fn(&str),
 ) -> anyhow::Result<u64> {
     let key = epoch::key(cluster);
-    let (before, at) = match epoch_of(client, cluster).await? {
-        Some((before, at)) => (Some(before), at),
-        None => (None, 0),
-    };
-    let ours = match before {
-        Some(before) => Epoch {
+    let there = epoch_of(client, cluster).await?;
+    let at = there.as_ref().map_or(0, |there| there.index);
+    let ours = match there {
+        Some(fence::Standing { epoch: before, .. }) => Epoch {
             holder,
             kind: EpochKind::Gc,
             term: before.term.wrapping_add(1),
@@ -136,7 +125,7 @@ pub async fn take_epoch(
             other: serde_json::Map::new(),
         },
     };
-    let index = crate::sync::claim::write(client, &key, &ours, at).await?;
+    let index = claim::write(client, &key, &ours, at).await?;
     let seconds = PATIENCE.as_secs();
     say(&format!(
         "waiting for {seconds} s whether a process of {cluster} still runs ..."
@@ -293,7 +282,8 @@ impl Estate {
         for (key, holder, meta) in intentions.chain(defaults) {
             match holder {
                 Holder::Ours => marked.push(key),
-                Holder::Incomplete(_) if is_of(&self.cluster, meta) => {
+                // Of another cluster's it would be `Another`.
+                Holder::Incomplete(_) if meta.get(marks::CLUSTER).is_some() => {
                     let why = "it lost some of the cluster's marks: take the rest out of its Meta, or remove it";
                     self.kept.push((key.to_string(), why.to_owned()));
                 }

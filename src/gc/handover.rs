@@ -131,10 +131,11 @@ impl HandOver {
     /// Makes sure that both names are of one Kubernetes cluster.
     async fn verify_names(&self, client: &Client) -> anyhow::Result<()> {
         let (cluster, to) = (&self.estate.cluster, &self.to);
-        let before = dead::epoch_of(client, cluster)
-            .await?
-            .map(|(epoch, _)| epoch);
-        let now = dead::epoch_of(client, to).await?.map(|(epoch, _)| epoch);
+        let epoch = async |name: &ClusterName| -> anyhow::Result<Option<Epoch>> {
+            let there = dead::epoch_of(client, name).await?;
+            Ok(there.map(|there| there.epoch))
+        };
+        let (before, now) = (epoch(cluster).await?, epoch(to).await?);
         if let Err(why) = fits((cluster, before.as_ref()), (to, now.as_ref())) {
             bail!("--hand-to {to}: {why}");
         }
@@ -296,20 +297,9 @@ impl HandOver {
 mod tests {
     use super::*;
     use crate::gc::entries::DoomedEntry;
-    use crate::model::epoch::EpochKind;
+    use crate::model::epoch::fixtures::epoch;
     use crate::model::owner::Owner;
     use crate::plan::entries::Change;
-
-    fn epoch(uid: &str, scope: &[&str]) -> Epoch {
-        Epoch {
-            holder: "pod-1".to_owned(),
-            uid: uid.to_owned(),
-            scope: scope.iter().map(|name| (*name).to_owned()).collect(),
-            kind: EpochKind::Run,
-            term: 7,
-            other: serde_json::Map::new(),
-        }
-    }
 
     fn refused(before: Option<&Epoch>, now: Option<&Epoch>) -> Option<String> {
         let (cluster, to) = ("old".parse().unwrap(), "new".parse().unwrap());

@@ -45,6 +45,15 @@ enum Fate {
     Stayed(String),
 }
 
+/// What an attempt came to.
+enum Attempt {
+    Ended(Fate),
+    /// Somebody else was faster: it is read again.
+    Outdated,
+    /// Consul did not say, and may the next time.
+    Unsure(anyhow::Error),
+}
+
 /// What a config entry needs, as it stands.
 #[derive(Debug, PartialEq)]
 enum Need {
@@ -96,46 +105,30 @@ impl<'a> Remarker<'a> {
     /// Puts the mark of the other cluster into a config entry, by compare-and-set.
     async fn entry(&self, key: &Key) -> anyhow::Result<Fate> {
         let pass = Pass::of(self.fence);
-        let mut lost: Option<anyhow::Error> = None;
-        for _ in 0..ATTEMPTS {
+        let attempt = async || {
             let change = match self.need(key).await {
                 Ok(Need::Write(change)) => change,
-                Ok(Need::Nothing) => return Ok(Fate::Handed),
-                Ok(Need::Gone) => return Ok(Fate::Gone),
+                Ok(Need::Nothing) => return Ok(Attempt::Ended(Fate::Handed)),
+                Ok(Need::Gone) => return Ok(Attempt::Ended(Fate::Gone)),
                 Ok(Need::Another(holder)) => {
-                    return Ok(Fate::Stayed(format!(
-                        "it changed meanwhile: {holder} has it"
-                    )));
+                    let why = format!("it changed meanwhile: {holder} has it");
+                    return Ok(Attempt::Ended(Fate::Stayed(why)));
                 }
-                Err(error) => {
-                    lost = Some(self.unread(error)?);
-                    sleep(PAUSE).await;
-                    continue;
-                }
+                Err(error) => return self.unread(error),
             };
             match carry_out(self.client, self.to, &pass, key, &change).await {
-                Ok(Carried::Done(..) | Carried::Unseen(_)) => return Ok(Fate::Handed),
-                // Somebody else wrote it: as it stands now it is marked all the same.
-                Ok(Carried::Outdated) => {}
-                Ok(Carried::Fenced { what, .. }) => return Err(replaced(&what)),
-                Ok(Carried::Denied(what)) => return Err(self.denied(&what)),
+                Ok(Carried::Done(..) | Carried::Unseen(_)) => Ok(Attempt::Ended(Fate::Handed)),
+                Ok(Carried::Outdated) => Ok(Attempt::Outdated),
+                Ok(Carried::Fenced { what, .. }) => Err(replaced(&what)),
+                Ok(Carried::Denied(what)) => Err(self.denied(&what)),
                 Ok(Carried::NoEpoch(what)) => {
-                    lost = Some(anyhow::anyhow!("the epoch cannot be read: {what}"));
-                    sleep(PAUSE).await;
+                    let unread = anyhow::anyhow!("the epoch cannot be read: {what}");
+                    Ok(Attempt::Unsure(unread))
                 }
-                Err(error) if error.class().may_pass() => {
-                    lost = Some(error.into());
-                    sleep(PAUSE).await;
-                }
-                Err(error) => return self.failed(error),
+                Err(error) => self.failed(error),
             }
-        }
-        match lost {
-            Some(lost) => Err(lost.context("Consul does not say whether it is done")),
-            None => Ok(Fate::Stayed(
-                "somebody else writes it all the time".to_owned(),
-            )),
-        }
+        };
+        persist(attempt, "somebody else writes it all the time").await
     }
 
     async fn need(&self, key: &Key) -> Result<Need, ReadError> {
@@ -158,67 +151,48 @@ impl<'a> Remarker<'a> {
     /// Moves the entry of a query from one ledger to the other, as one; the query is not touched.
     async fn query(&self, name: &QueryName, shown: Option<u64>) -> anyhow::Result<Fate> {
         let (old, new) = (ledger::key(self.from, name), ledger::key(self.to, name));
-        let mut moved = false;
-        let mut lost: Option<anyhow::Error> = None;
-        for _ in 0..ATTEMPTS {
+        let mut was_sent = false;
+        let attempt = async || {
             let there = async { Ok((self.pair(&old).await?, self.pair(&new).await?)) };
-            let there: Result<_, ReadError> = there.await;
-            let (noted, taken) = match there {
-                Ok(there) => there,
-                Err(error) => {
-                    lost = Some(self.unread(error)?);
-                    sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            let pair = match (noted, taken) {
+            let fate = match there.await {
                 // By this very call: both were seen before, and the new owner may have written it since.
-                (None, Some(_)) if moved => return Ok(Fate::Handed),
-                (None, _) => return Ok(Fate::Gone),
-                (Some(_), Some(_)) => {
-                    let why = noted_twice(&old, &new);
-                    return Ok(Fate::Stayed(why));
+                Ok((None, Some(_))) if was_sent => Fate::Handed,
+                Ok((None, _)) => Fate::Gone,
+                Ok((Some(_), Some(_))) => Fate::Stayed(noted_twice(&old, &new)),
+                Ok((Some(pair), None)) if Some(pair.modify_index) == shown => {
+                    was_sent = true;
+                    return self.move_entry(&pair, (&old, &new)).await;
                 }
-                (Some(pair), None) if Some(pair.modify_index) != shown => {
-                    return Ok(Fate::Stayed(
-                        "its entry in the ledger changed meanwhile".to_owned(),
-                    ));
+                Ok((Some(_), None)) => {
+                    Fate::Stayed("its entry in the ledger changed meanwhile".to_owned())
                 }
-                (Some(pair), None) => pair,
+                Err(error) => return self.unread(error),
             };
-            let mut txn = Txn::new();
-            txn.push(&TxnOp::KvDeleteCas {
-                key: &old,
-                index: pair.modify_index,
-            })?;
-            txn.push(&TxnOp::KvCas {
-                key: &new,
-                value: &pair.value,
-                index: 0,
-            })?;
-            match self.client.apply_fenced(self.fence, &txn).await {
-                Ok(TxnOutcome::Applied(_)) => return Ok(Fate::Handed),
-                Ok(TxnOutcome::Fenced { what, .. }) => return Err(replaced(&what)),
-                Ok(TxnOutcome::RolledBack(errors)) => {
-                    let mut errors = errors.iter();
-                    // What is stale is read again.
-                    if let Some(error) = errors.find(|it| it.reason != TxnFailure::StaleIndex) {
-                        return Err(self.denied(&error.what));
-                    }
-                }
-                Err(error) if error.class().may_pass() => {
-                    lost = Some(error.into());
-                    sleep(PAUSE).await;
-                }
-                Err(error) => return self.failed(error),
+            Ok(Attempt::Ended(fate))
+        };
+        persist(attempt, "somebody else writes its entry all the time").await
+    }
+
+    async fn move_entry(&self, pair: &KvPair, (old, new): (&str, &str)) -> anyhow::Result<Attempt> {
+        let mut txn = Txn::new();
+        txn.push(&TxnOp::KvDeleteCas {
+            key: old,
+            index: pair.modify_index,
+        })?;
+        txn.push(&TxnOp::KvCas {
+            key: new,
+            value: &pair.value,
+            index: 0,
+        })?;
+        match self.client.apply_fenced(self.fence, &txn).await {
+            Ok(TxnOutcome::Applied(_)) => Ok(Attempt::Ended(Fate::Handed)),
+            Ok(TxnOutcome::Fenced { what, .. }) => Err(replaced(&what)),
+            Ok(TxnOutcome::RolledBack(errors)) => {
+                let mut errors = errors.iter();
+                let refused = errors.find(|it| it.reason != TxnFailure::StaleIndex);
+                refused.map_or(Ok(Attempt::Outdated), |error| Err(self.denied(&error.what)))
             }
-            moved = true;
-        }
-        match lost {
-            Some(lost) => Err(lost.context("Consul does not say whether it is done")),
-            None => Ok(Fate::Stayed(
-                "somebody else writes its entry all the time".to_owned(),
-            )),
+            Err(error) => self.failed(error),
         }
     }
 
@@ -226,13 +200,13 @@ impl<'a> Remarker<'a> {
         sure(self.client.kv_get(key, Consistency::Consistent).await)
     }
 
-    /// What a read that failed says, where another one may not.
-    fn unread(&self, error: ReadError) -> anyhow::Result<anyhow::Error> {
+    /// A read failed.
+    fn unread(&self, error: ReadError) -> anyhow::Result<Attempt> {
         match error {
             ReadError::Failed(error) if error.class() == ErrorClass::AccessDenied => {
                 Err(self.denied(error.text()))
             }
-            error => Ok(error.into()),
+            error => Ok(Attempt::Unsure(error.into())),
         }
     }
 
@@ -243,15 +217,40 @@ impl<'a> Remarker<'a> {
         )
     }
 
-    fn failed(&self, error: ConsulError) -> anyhow::Result<Fate> {
+    /// A write failed.
+    fn failed(&self, error: ConsulError) -> anyhow::Result<Attempt> {
         match error.class() {
             ErrorClass::AccessDenied => Err(self.denied(error.text())),
             ErrorClass::Refused => {
                 let why = format!("Consul refuses it: {}", error.text());
-                Ok(Fate::Stayed(why))
+                Ok(Attempt::Ended(Fate::Stayed(why)))
             }
+            class if class.may_pass() => Ok(Attempt::Unsure(error.into())),
             _ => bail!(error),
         }
+    }
+}
+
+/// Tries until it is known what became of a thing, a bounded number of times; `contested` says why it stays
+/// where others were faster each time.
+async fn persist(
+    mut attempt: impl AsyncFnMut() -> anyhow::Result<Attempt>,
+    contested: &str,
+) -> anyhow::Result<Fate> {
+    let mut lost: Option<anyhow::Error> = None;
+    for _ in 0..ATTEMPTS {
+        match attempt().await? {
+            Attempt::Ended(fate) => return Ok(fate),
+            Attempt::Outdated => {}
+            Attempt::Unsure(error) => {
+                lost = Some(error);
+                sleep(PAUSE).await;
+            }
+        }
+    }
+    match lost {
+        Some(lost) => Err(lost.context("Consul does not say whether it is done")),
+        None => Ok(Fate::Stayed(contested.to_owned())),
     }
 }
 
@@ -267,45 +266,33 @@ fn of_intentions(entry: Option<ServiceIntentions>, from: &ClusterName, to: &Clus
     let Some(entry) = entry else {
         return Need::Gone;
     };
-    let holder = |cluster| ObservedIntentions::of(cluster, entry.clone()).holder;
-    need(holder(from), holder(to), || {
-        let meta = remarked(&entry.meta, from, to);
-        let index = entry.modify_index();
-        Change::PutIntentions(
-            ServiceIntentions {
-                meta,
-                ..entry.clone()
-            },
-            index,
-        )
-    })
+    let holders = [from, to].map(|name| ObservedIntentions::of(name, entry.clone()).holder);
+    let (meta, index) = (remarked(&entry.meta, from, to), entry.modify_index());
+    need(
+        holders,
+        Change::PutIntentions(ServiceIntentions { meta, ..entry }, index),
+    )
 }
 
 fn of_defaults(entry: Option<ServiceDefaults>, from: &ClusterName, to: &ClusterName) -> Need {
     let Some(entry) = entry else {
         return Need::Gone;
     };
-    let holder = |cluster| {
-        let there = ObservedDefaults::of(cluster, entry.clone());
+    let holders = [from, to].map(|name| {
+        let there = ObservedDefaults::of(name, entry.clone());
         there.map_or(Holder::Nobody, |(_, there)| there.holder)
-    };
-    need(holder(from), holder(to), || {
-        let meta = remarked(&entry.meta, from, to);
-        let index = entry.modify_index();
-        Change::PutDefaults(
-            ServiceDefaults {
-                meta,
-                ..entry.clone()
-            },
-            index,
-        )
-    })
+    });
+    let (meta, index) = (remarked(&entry.meta, from, to), entry.modify_index());
+    need(
+        holders,
+        Change::PutDefaults(ServiceDefaults { meta, ..entry }, index),
+    )
 }
 
 /// What is needed of an entry that is so by the one cluster, and so by the other.
-fn need(by_from: Holder, by_to: Holder, change: impl FnOnce() -> Change) -> Need {
+fn need([by_from, by_to]: [Holder; 2], change: Change) -> Need {
     match (by_from, by_to) {
-        (Holder::Ours, _) => Need::Write(Box::new(change())),
+        (Holder::Ours, _) => Need::Write(Box::new(change)),
         (_, Holder::Ours) => Need::Nothing,
         (Holder::Another(holder) | Holder::Incomplete(holder), _) => Need::Another(holder),
         (Holder::Nobody, _) => Need::Another("nobody, by its marks,".into()),

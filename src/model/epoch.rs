@@ -106,10 +106,11 @@ impl Epoch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod fixtures {
     use super::*;
 
-    fn epoch(uid: &str, scope: &[&str]) -> Epoch {
+    /// That of a process that ran for this Kubernetes cluster and these namespaces.
+    pub(crate) fn epoch(uid: &str, scope: &[&str]) -> Epoch {
         Epoch {
             holder: "pod-1".to_owned(),
             uid: uid.to_owned(),
@@ -119,6 +120,12 @@ mod tests {
             other: serde_json::Map::new(),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::epoch;
+    use super::*;
 
     fn succeeded(before: &Epoch, uid: &str, take_over: Option<&str>) -> Result<u64, String> {
         let cluster = "a".parse().unwrap();

@@ -135,11 +135,16 @@ impl Preview {
 
     /// Of this, only what another plan did not show. Returns how much that one showed, too.
     pub fn leave_out(&mut self, before: &Self) -> usize {
+        let mut shown = BTreeMap::<&str, Vec<&Item>>::new();
+        for item in &before.items {
+            shown.entry(&item.key).or_default().push(item);
+        }
+        let is_shown = |item: &Item| {
+            let of_key = shown.get(&*item.key);
+            of_key.is_some_and(|items| items.contains(&item))
+        };
         let all = std::mem::take(self);
-        let (known, news): (Vec<Item>, Vec<Item>) = all
-            .items
-            .into_iter()
-            .partition(|item| before.items.contains(item));
+        let (known, news): (Vec<Item>, Vec<Item>) = all.items.into_iter().partition(is_shown);
         *self = Self::new(all.cluster, news);
         self.notes = all.notes;
         known.len()

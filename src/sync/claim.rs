@@ -271,7 +271,7 @@ pub async fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::epoch::EpochKind;
+    use crate::model::epoch::fixtures;
 
     #[test]
     fn a_leadership_that_lapsed_is_no_consul_that_lost_what_it_held() {
@@ -285,11 +285,7 @@ mod tests {
         let there = |index, holder: &str| Standing {
             epoch: Epoch {
                 holder: holder.to_owned(),
-                uid: "uid".to_owned(),
-                scope: Vec::new(),
-                kind: EpochKind::Run,
-                term: 4,
-                other: serde_json::Map::new(),
+                ..fixtures::epoch("uid", &[])
             },
             index,
         };

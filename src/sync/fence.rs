@@ -317,15 +317,14 @@ impl Default for Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::epoch::fixtures;
 
     fn epoch(holder: &str, kind: EpochKind) -> Epoch {
         Epoch {
             holder: holder.to_owned(),
-            uid: "uid".to_owned(),
-            scope: Vec::new(),
             kind,
             term: 4,
-            other: serde_json::Map::new(),
+            ..fixtures::epoch("uid", &[])
         }
     }
 

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Index, RegistrationRow, Touched};
+use super::{Index, Touched};
 use crate::desired::parsed::Parsed;
-use crate::desired::table::ObjectName;
 use crate::model::kind::Kind;
 use crate::model::names::is_object_name;
 use crate::model::owner::{Owner, OwnerKind};
@@ -33,31 +32,21 @@ impl FromStr for TakenOut {
 
     /// Kinds are understood as kubectl understands them: in any case, and by their short names.
     fn from_str(text: &str) -> Result<Self, NotTakenOut> {
-        let parts: Vec<&str> = text.split('/').collect();
-        let (kind, names) = parts.split_first().ok_or(NotTakenOut)?;
-        if !names.iter().all(|name| is_object_name(name)) {
-            return Err(NotTakenOut);
-        }
-        let kind = match (&*kind.to_ascii_lowercase(), names) {
-            ("namespace" | "namespaces" | "ns", [name]) => {
-                return Ok(Self::Namespace((*name).into()));
+        let (kind, names) = text.split_once('/').ok_or(NotTakenOut)?;
+        let kind = match &*kind.to_ascii_lowercase() {
+            "namespace" | "namespaces" | "ns" if is_object_name(names) => {
+                return Ok(Self::Namespace(names.into()));
             }
-            ("pod" | "pods" | "po", _) => OwnerKind::Pod,
-            ("serviceregistration" | "serviceregistrations" | "sreg", _) => {
+            "pod" | "pods" | "po" => OwnerKind::Pod,
+            "serviceregistration" | "serviceregistrations" | "sreg" => {
                 OwnerKind::ServiceRegistration
             }
-            ("intention" | "intentions" | "intent", _) => OwnerKind::Intention,
-            ("preparedquery" | "preparedqueries" | "pq", _) => OwnerKind::PreparedQuery,
+            "intention" | "intentions" | "intent" => OwnerKind::Intention,
+            "preparedquery" | "preparedqueries" | "pq" => OwnerKind::PreparedQuery,
             _ => return Err(NotTakenOut),
         };
-        let [namespace, name] = names else {
-            return Err(NotTakenOut);
-        };
-        Ok(Self::Object(Owner {
-            kind,
-            namespace: (*namespace).into(),
-            name: (*name).into(),
-        }))
+        let owner = Owner::parse(&format!("{}/{names}", kind.as_str()));
+        owner.map(Self::Object).ok_or(NotTakenOut)
     }
 }
 
@@ -95,7 +84,7 @@ impl Index {
         let pods = self.pods.in_namespace(name);
         let pods = pods.map(|row| Owner::pod(name, &row.facts.name));
         let registrations = self.registrations.in_namespace(name);
-        let registrations = registrations.map(|row: &RegistrationRow| row.registration.owner());
+        let registrations = registrations.map(|row| row.registration.owner());
         let intentions = self.entries.intentions.in_namespace(name);
         let queries = self.entries.queries.in_namespace(name);
         let objects: Vec<Owner> = pods
@@ -114,36 +103,19 @@ impl Index {
     }
 
     fn take_out_object(&mut self, owner: &Owner, touched: &mut Touched) -> bool {
-        let Owner {
-            kind,
-            namespace,
-            name,
-        } = owner;
-        let key: ObjectName = (namespace.clone(), name.clone());
+        let is_there = self.uid(owner).is_some();
+        let (namespace, name) = (&owner.namespace, &owner.name);
         // Without their CRDs nobody can tell a deletion from the end of a CRD.
         let by_itself = self.watches.namespaces().is_empty();
-        match kind {
-            OwnerKind::Pod => {
-                let is_there = self.pods.get(&key).is_some();
-                self.remove_pod(namespace, name, touched);
-                is_there
-            }
+        match owner.kind {
+            OwnerKind::Pod => self.remove_pod(namespace, name, touched),
             OwnerKind::ServiceRegistration => {
-                let is_there = self.registrations.get(&key).is_some();
                 self.remove_registration(namespace, name, by_itself, touched);
-                is_there
             }
-            OwnerKind::Intention => {
-                let is_there = self.entries.intentions.get(&key).is_some();
-                self.remove_intention(namespace, name, by_itself, touched);
-                is_there
-            }
-            OwnerKind::PreparedQuery => {
-                let is_there = self.entries.queries.get(&key).is_some();
-                self.remove_query(namespace, name, by_itself, touched);
-                is_there
-            }
+            OwnerKind::Intention => self.remove_intention(namespace, name, by_itself, touched),
+            OwnerKind::PreparedQuery => self.remove_query(namespace, name, by_itself, touched),
         }
+        is_there
     }
 }
 
