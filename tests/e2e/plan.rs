@@ -89,6 +89,18 @@ pub(crate) async fn reading(scene: &Scene, command: &str, more: &[&str]) -> Resu
 
 pub(crate) const JSON: [&str; 2] = ["--output=json", "--detailed-exitcode"];
 
+/// Consul is as it should be.
+pub(crate) async fn nothing_to_do(scene: &Scene) -> Result<()> {
+    let settled = plan(scene, &JSON).await?;
+    assert_eq!(
+        (settled.code, settled.items()?),
+        (Some(0), Vec::new()),
+        "{}",
+        settled.err
+    );
+    Ok(())
+}
+
 pub(crate) fn written(scene: &Scene, name: &str, text: &str) -> Result<PathBuf> {
     let file = scene.bed.dir().join(format!("{}-{name}", scene.cluster));
     fs::write(&file, text)?;
@@ -154,13 +166,7 @@ async fn it_shows_what_run_then_does_and_writes_nothing() -> Result<()> {
     scene.sources_are(&payment, &["web allow"]).await?;
     scene.query_is(&query, |found| !found.is_null()).await?;
     lictor.idle().await?;
-    let settled = plan(&scene, &JSON).await?;
-    assert_eq!(
-        (settled.code, settled.items()?),
-        (Some(0), Vec::new()),
-        "{}",
-        settled.err
-    );
+    nothing_to_do(&scene).await?;
     lictor.stop().await?;
 
     // Each sort of change, while nobody writes.

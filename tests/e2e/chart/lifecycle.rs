@@ -5,23 +5,20 @@ use lictor_testbed::{Bed, BedOptions};
 use serde_json::{Value, json};
 
 use super::CHART;
-use crate::support::until;
+use crate::support::{RELEASE, until};
 
-const NAMESPACE: &str = "lictor-system";
 const KINDS: &str = "deployments,replicasets,pods,poddisruptionbudgets,networkpolicies,roles,rolebindings,\
                      clusterroles,clusterrolebindings,serviceaccounts,services,configmaps,\
                      validatingadmissionpolicies,validatingadmissionpolicybindings";
 
 /// A bed in which the chart is not installed.
-struct Release {
+struct Empty {
     bed: Bed,
 }
 
-impl Release {
+impl Empty {
     async fn helm(&self, args: &[&str]) -> Result<String> {
-        let mut all = args.to_vec();
-        all.extend(["--namespace", NAMESPACE]);
-        self.bed.helm(&all).await
+        super::helm(&self.bed, args).await
     }
 
     async fn upgrade(&self, set: &str) -> Result<()> {
@@ -31,7 +28,7 @@ impl Release {
     }
 
     async fn get(&self, what: &[&str]) -> Result<Value> {
-        let mut args = vec!["get", "--namespace", NAMESPACE, "--output=json"];
+        let mut args = vec!["get", "--namespace", RELEASE, "--output=json"];
         args.extend(what);
         Ok(serde_json::from_str(&self.bed.kubectl(&args).await?)?)
     }
@@ -57,7 +54,7 @@ impl Release {
             let pods = pods.iter().filter_map(|name| name.strip_prefix("Pod/"));
             let pods: Vec<&str> = pods.filter(|name| !name.ends_with("-check")).collect();
             for pod in &pods {
-                let patch = ["patch", "pod", pod, "--namespace", NAMESPACE, &ready];
+                let patch = ["patch", "pod", pod, "--namespace", RELEASE, &ready];
                 let mut patch = patch.to_vec();
                 patch.extend(["--subresource=status", "--type=merge"]);
                 self.bed.kubectl(&patch).await?;
@@ -122,11 +119,11 @@ async fn a_release_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
         ..BedOptions::default()
     })
     .await?;
-    let release = Release { bed };
+    let release = Empty { bed };
     let bed = &release.bed;
     let namespace = json!({
         "apiVersion": "v1", "kind": "Namespace", "metadata": {
-            "name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+            "name": RELEASE, "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
         },
     });
     bed.kubectl_apply(&namespace.to_string()).await?;
@@ -197,14 +194,14 @@ async fn a_release_is_installed_upgraded_rolled_back_and_uninstalled() -> Result
     release.helm(&["uninstall", "other"]).await?;
     what_teams_have_is_there(&release).await?;
 
-    bed.kubectl(&["delete", "namespace", NAMESPACE, "--timeout=30s"])
+    bed.kubectl(&["delete", "namespace", RELEASE, "--timeout=30s"])
         .await?;
     one_file_is_a_full_install(&release).await?;
     what_teams_have_is_there(&release).await
 }
 
 /// `helm test` runs a pod, and is told how it ended.
-async fn the_test_is_told(release: &Release) -> Result<()> {
+async fn the_test_is_told(release: &Empty) -> Result<()> {
     for (phase, passes) in [("Failed", false), ("Succeeded", true)] {
         let test = release.helm(&["test", "lictor", "--timeout=30s"]);
         let status = json!({"status": {"phase": phase}}).to_string();
@@ -214,7 +211,7 @@ async fn the_test_is_told(release: &Release) -> Result<()> {
             let pending = pod["status"]["phase"] == "Pending"
                 && pod["metadata"]["deletionTimestamp"].is_null();
             ensure!(pending, "{}", pod["status"]);
-            let args = ["patch", "pod", "lictor-check", "--namespace", NAMESPACE];
+            let args = ["patch", "pod", "lictor-check", "--namespace", RELEASE];
             let mut args = args.to_vec();
             args.extend(["--subresource=status", "--type=merge", "--patch", &status]);
             release.bed.kubectl(&args).await
@@ -228,7 +225,7 @@ async fn the_test_is_told(release: &Release) -> Result<()> {
 
 /// Kubernetes' own roles have what the chart gives them, and nobody but an administrator may write
 /// policies.
-async fn people_may_what_their_role_says(release: &Release) -> Result<()> {
+async fn people_may_what_their_role_says(release: &Empty) -> Result<()> {
     for role in ["view", "edit", "admin"] {
         let clusterrole = format!("--clusterrole={role}");
         let user = format!("--user={role}");
@@ -280,7 +277,7 @@ async fn people_may_what_their_role_says(release: &Release) -> Result<()> {
 }
 
 /// The API server's own check of types finds nothing to warn of.
-async fn the_admission_policy_is_understood(release: &Release) -> Result<()> {
+async fn the_admission_policy_is_understood(release: &Empty) -> Result<()> {
     until("the policy to be checked", async || {
         let policy = release
             .get(&["validatingadmissionpolicy", "lictor"])
@@ -295,7 +292,7 @@ async fn the_admission_policy_is_understood(release: &Release) -> Result<()> {
     .await
 }
 
-async fn what_teams_have_is_there(release: &Release) -> Result<()> {
+async fn what_teams_have_is_there(release: &Empty) -> Result<()> {
     let registration = release
         .get(&["serviceregistration", "web", "--namespace=shop"])
         .await?;
@@ -305,7 +302,7 @@ async fn what_teams_have_is_there(release: &Release) -> Result<()> {
 }
 
 /// `kubectl apply` of `deploy/install.yaml`, once it knows the cluster's name.
-async fn one_file_is_a_full_install(release: &Release) -> Result<()> {
+async fn one_file_is_a_full_install(release: &Empty) -> Result<()> {
     let install = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/install.yaml");
     let install = std::fs::read_to_string(install)?.replace("SET-ME", "one");
     release.bed.kubectl_apply(&install).await?;

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use lictor::k8s::{LeaseName, rights::needed};
+use lictor_testbed::Bed;
 use serde_json::{Value, json};
 
 use crate::faults::three;
@@ -41,6 +42,25 @@ async fn container(scene: &Scene, values: &Value, kind: &str) -> Result<Value> {
     let found = found.with_context(|| format!("no {kind} is rendered"))?;
     let pod = found.pointer("/spec/template").unwrap_or(found);
     Ok(pod["spec"]["containers"][0].clone())
+}
+
+/// Helm, in the namespace of the release.
+async fn helm(bed: &Bed, args: &[&str]) -> Result<String> {
+    bed.helm(&[args, &["--namespace", RELEASE]].concat()).await
+}
+
+/// The container of the pods that the Deployment makes as it is now.
+async fn container_there(bed: &Bed) -> Result<Value> {
+    let get = [
+        "get",
+        "deployment",
+        "lictor",
+        "--namespace",
+        RELEASE,
+        "--output=json",
+    ];
+    let deployment: Value = serde_json::from_str(&bed.kubectl(&get).await?)?;
+    Ok(deployment["spec"]["template"]["spec"]["containers"][0].clone())
 }
 
 fn text(value: &Value) -> String {

@@ -12,7 +12,7 @@ use lictor_testbed::{
 };
 use serde_json::{Value, json};
 
-use super::{Place, Started};
+use super::{Place, Started, container_there};
 use crate::support::{Lictor, RELEASE, acl_policy, condition, until};
 
 pub struct Release {
@@ -54,9 +54,7 @@ impl Release {
     }
 
     pub async fn helm(&self, args: &[&str]) -> Result<String> {
-        let mut all = args.to_vec();
-        all.extend(["--namespace", RELEASE]);
-        self.bed.helm(&all).await
+        super::helm(&self.bed, args).await
     }
 
     /// What `kubectl get` shows.
@@ -67,9 +65,7 @@ impl Release {
 
     /// A pod of its Deployment as that is now.
     pub async fn run(&self, pod: &str) -> Result<Lictor> {
-        let deployment = ["deployment", "lictor", "--namespace", RELEASE];
-        let deployment = self.json(&deployment).await?;
-        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        let container = container_there(&self.bed).await?;
         let account = self.bed.service_account_kubeconfig(RELEASE, "lictor");
         let kubeconfig = account.await?;
         let place = Place {
@@ -78,7 +74,7 @@ impl Release {
             token: Some(&self.token),
             pod: pod.to_owned(),
         };
-        let Started { args, env } = place.started(container)?;
+        let Started { args, env } = place.started(&container)?;
         let log = self.bed.dir().join(format!("{pod}.log"));
         let mut lictor = Lictor::start(&log, &args, &env).await?;
         lictor.ready().await?;
@@ -107,7 +103,9 @@ impl Release {
             // For a moment after a change of their CRD objects are not served.
             let objects = ["sreg,intent,pq", "--namespace", namespace];
             let objects = self.json(&objects).await?;
-            for object in objects["items"].as_array().context("no list")? {
+            let objects = objects["items"].as_array().context("no list")?;
+            ensure!(!objects.is_empty(), "there is none");
+            for object in objects {
                 let status = &object["status"];
                 let current = status["observedGeneration"] == object["metadata"]["generation"];
                 let ready = condition(status, "Ready").0 == "True";

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::time::sleep;
 
-use super::{Place, Started};
+use super::{Place, Started, container_there};
 use crate::support::{Lictor, RELEASE, run_in, until};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -96,12 +96,13 @@ impl Reader {
                 }
                 let ip = pod.status.as_ref().and_then(|it| it.pod_ip.as_ref());
                 if ip.is_none() {
-                    number += 1;
                     // A pod may go at any time.
                     let _ = bind(&client, &pod).await;
                     let handle = TestPod::of(&pod).node("node-a");
-                    let handle = handle.ip(&format!("10.8.77.{number}"));
-                    let _ = handle.running_ready(&client).await;
+                    let handle = handle.ip(&format!("10.8.77.{}", number + 1));
+                    if handle.running_ready(&client).await.is_ok() {
+                        number += 1;
+                    }
                 }
             }
             sleep(Duration::from_millis(50)).await;
@@ -110,16 +111,7 @@ impl Reader {
 
     /// The Deployment's process, once `lictor check` said with its environment that all is well.
     async fn lictor(&self) -> Result<Lictor> {
-        let get = [
-            "get",
-            "deployment",
-            "lictor",
-            "--namespace",
-            RELEASE,
-            "--output=json",
-        ];
-        let deployment: Value = serde_json::from_str(&self.bed.kubectl(&get).await?)?;
-        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        let container = container_there(&self.bed).await?;
         let account = self.bed.service_account_kubeconfig(RELEASE, "lictor");
         let place = Place {
             folder: self.bed.dir(),
@@ -127,7 +119,7 @@ impl Reader {
             token: None,
             pod: "lictor-0".to_owned(),
         };
-        let Started { args, mut env } = place.started(container)?;
+        let Started { args, mut env } = place.started(&container)?;
         // Nobody resolves the name that Consul's Service has.
         for (name, value) in &mut env {
             if name == "CONSUL_HTTP_ADDR" && value.contains("consul-server.consul.svc") {
@@ -177,8 +169,13 @@ impl Reader {
         ensure!(dig.starts_with("dig "), "{dig}");
         let seen: Value = serde_json::from_str(&self.types(curl).await?)?;
         assert_eq!(seen.as_array().map(Vec::len), Some(1), "{seen:#}");
-        let events = self.types(events).await?;
-        ensure!(events.contains("Registered"), "{events}");
+        // It is sent after the write.
+        until("the Event", async || {
+            let events = self.types(events).await?;
+            ensure!(events.contains("Registered"), "{events}");
+            Ok(())
+        })
+        .await?;
         let [first] = blocks(START, "The first ServiceRegistration")?[..] else {
             bail!("other commands than there were")
         };
