@@ -169,6 +169,16 @@ impl Renamed {
         }
     }
 
+    /// Whether all instances of the old name are there.
+    async fn old_instances_stand(&self) -> Result<()> {
+        for (service, name) in self.instances() {
+            let id = self.id(&self.old, name);
+            let found = self.scene.find_id(service, &id).await?;
+            ensure!(found.is_some(), "{id} is gone");
+        }
+        Ok(())
+    }
+
     /// Whether nothing carries the old name any more.
     async fn old_is_gone(&self) -> Result<()> {
         let keys = format!("/v1/kv/lictor/v1/{}/?keys&consistent", self.old);
@@ -325,10 +335,7 @@ async fn an_instance_stays_until_its_copy_passes_and_another_run_goes_on() -> Re
         assert!(first.out.contains(&line), "{line} is not in {}", first.out);
     }
     assert!(first.err.contains("without --hand-to"), "{}", first.err);
-    for (service, name) in renamed.instances() {
-        let id = renamed.id(old, name);
-        assert!(scene.find_id(service, &id).await?.is_some(), "{id}");
-    }
+    renamed.old_instances_stand().await?;
     // What is on no node was handed over all the same.
     let entry = renamed.entry("service-intentions").await?;
     assert_eq!(entry["Meta"]["lictor-cluster"], json!(renamed.new));
@@ -366,10 +373,7 @@ async fn of_a_cluster_that_lives_nothing_is_handed_over() -> Result<()> {
     assert!(refused.err.contains("lives"), "{}", refused.err);
     assert_eq!(renamed.entry("service-intentions").await?, entry);
     assert!(renamed.ledger(old).await?.is_some());
-    for (service, name) in renamed.instances() {
-        let id = renamed.id(old, name);
-        assert!(scene.find_id(service, &id).await?.is_some(), "{id}");
-    }
+    renamed.old_instances_stand().await?;
     assert_eq!(lives.http("/readyz").await?.0, 200);
     lives.stop().await?;
     lictor.stop().await?;
